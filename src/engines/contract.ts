@@ -1,0 +1,93 @@
+/**
+ * EngineAdapter (R5): what Millrace knows of one kind of engine, as pure functions. `encode` runs on a pool thread,
+ * `openStream` on a socket thread; neither does I/O. All I/O of a socket thread is in EngineClient (client.ts).
+ * Every adapter runs test/contract/engine-adapter.
+ */
+import type { AnswerMode } from '../messages/records.js';
+import type { TokenRequest } from '../messages/token-request.js';
+
+/** What probing a worker taught us; becomes its WorkerView. */
+export interface WorkerCapabilities {
+  readonly engine: string;
+  readonly version: string | null;
+  readonly models: readonly { readonly id: string; readonly contextLength: number | null }[];
+  readonly blockSize: number | null;
+  readonly totalBlocks: number | null;
+  readonly returnsTokenIds: boolean;
+}
+
+/** Load that an engine reports of itself; null: the metric is absent, which is not 0. */
+export interface EngineLoad {
+  readonly running: number | null;
+  readonly waiting: number | null;
+  /** Share of the KV cache in use, 0 to 1. */
+  readonly kvUsage: number | null;
+  readonly prefixCacheQueries: number | null;
+  readonly prefixCacheHits: number | null;
+}
+
+/** GET of a small answer under a deadline; given to `probe` so that adapters do no I/O of their own. */
+export type Fetcher = (path: string) => Promise<{ status: number; body: string }>;
+
+export interface EncodeInput {
+  readonly request: TokenRequest;
+  readonly mode: AnswerMode;
+  /** Model id as the worker knows it. */
+  readonly workerModel: string;
+  /** Prompt ids, present in token mode. */
+  readonly promptIds: Uint32Array | null;
+  /** Resolved `max_tokens`; null leaves it to the engine. */
+  readonly maxTokens: number | null;
+  /** Tokenizer's end-of-sequence ids (token mode). */
+  readonly eosIds: Uint32Array;
+  /** Request id for the engine's logs. */
+  readonly requestId: string;
+}
+
+export interface EncodedCall {
+  readonly method: string;
+  readonly path: string;
+  readonly head: readonly (readonly [string, string])[];
+  readonly body: Uint8Array;
+  /** Usage was asked for although the client did not ask. */
+  readonly usageInjected: boolean;
+}
+
+/**
+ * Frames found by one push. Valid until the next push on any stream of this thread: copy what must live longer.
+ * Rows as in frame-descriptor.ts, starting at word SCAN_HEADER_WORDS.
+ */
+export interface FrameBatch {
+  readonly bytes: Uint8Array;
+  readonly count: number;
+  readonly table: Int32Array;
+  readonly ids: Uint32Array;
+}
+
+export type StreamFault = 'frameTooLong' | 'malformed' | 'truncated';
+
+/** Decoder of one answer. Pure: bytes in, batches out. */
+export interface EngineStream {
+  /**
+   * Feeds received bytes. `onBatch` is called once or more, in order, with at least one frame each.
+   * Returns a fault when the stream broke the protocol; nothing may be pushed after that.
+   */
+  push(bytes: Uint8Array, onBatch: (batch: FrameBatch) => void): StreamFault | null;
+  /** The engine ended its answer: 'truncated' when a frame was open or the end marker never came. */
+  end(): StreamFault | null;
+}
+
+export interface EngineAdapter {
+  readonly engine: string;
+  /** Learns what the worker can do. Throws WorkerError with a message for operators. */
+  probe(get: Fetcher): Promise<WorkerCapabilities>;
+  /** Path of the health route. */
+  readonly healthPath: string;
+  /** Path of the metrics route and its parser. */
+  readonly metricsPath: string;
+  parseMetrics(text: string): EngineLoad;
+  /** Builds the call for a request. Runs on a pool thread. */
+  encode(input: EncodeInput): EncodedCall;
+  /** Decoder for a streamed answer. */
+  openStream(limits: { firstFrameBytesMax: number; frameBytesMax: number }): EngineStream;
+}

@@ -1,0 +1,79 @@
+/**
+ * Every limit and deadline of Millrace: its unit, the range it may be set to, its default and what it guards.
+ * `config.ts` validates against this table and `--help` prints it; nothing else holds a magic bound.
+ */
+
+export interface Limit {
+  readonly unit: 'bytes' | 'count' | 'ms' | 'tokens';
+  readonly min: number;
+  readonly max: number;
+  readonly default: number;
+  readonly guards: string;
+}
+
+const KIB = 1024;
+const MIB = 1024 * KIB;
+const GIB = 1024 * MIB;
+const HOUR_MS = 3_600_000;
+
+const limit = (unit: Limit['unit'], min: number, max: number, value: number, guards: string): Limit => ({
+  unit,
+  min,
+  max,
+  default: value,
+  guards,
+});
+
+export const LIMITS = {
+  bodyBytesMax: limit('bytes', KIB, 256 * MIB, 4 * MIB, 'one request body (413 above)'),
+  headerBytesMax: limit('bytes', KIB, 64 * KIB, 16 * KIB, 'the request line and headers (431 above)'),
+  jsonDepthMax: limit('count', 4, 512, 64, 'nesting of a request body'),
+  messagesMax: limit('count', 1, 1_000_000, 10_000, 'messages of a chat request'),
+  choicesMax: limit('count', 1, 128, 128, '`n`, the choices of a request'),
+  stopStringsMax: limit('count', 1, 64, 16, 'strings in `stop`'),
+  stopStringBytesMax: limit('bytes', 1, 4 * KIB, 256, 'one stop string'),
+  requestsMax: limit('count', 1, 1_000_000, 4096, 'requests in flight (529 above)'),
+  retainedBytesMax: limit('bytes', MIB, 64 * GIB, 512 * MIB, 'bodies and ids kept for requests in flight'),
+  ringBytes: limit('bytes', 64 * KIB, 256 * MIB, MIB, 'one ring between a socket and a pool thread'),
+  ringQueueBytesMax: limit('bytes', MIB, GIB, 64 * MIB, 'messages waiting for room in one ring (529 above)'),
+  ledgerEntries: limit('count', 64, 1_048_576, 16_384, 'reservations at one time'),
+  workersMax: limit('count', 1, 4096, 1024, 'worker slots'),
+  streamBufferBytesMax: limit('bytes', 4 * KIB, 64 * MIB, 256 * KIB, 'unsent bytes of one client stream'),
+  sseFirstFrameBytesMax: limit('bytes', KIB, 64 * MIB, 4 * MIB, 'first frame of an engine stream'),
+  sseFrameBytesMax: limit('bytes', KIB, 64 * MIB, 256 * KIB, 'later frames of an engine stream'),
+  unaryAnswerBytesMax: limit('bytes', KIB, GIB, 64 * MIB, 'an engine answer that is passed on whole'),
+  headerDeadlineMs: limit('ms', 100, HOUR_MS, 10_000, 'arrival of the request headers'),
+  bodyDeadlineMs: limit('ms', 100, HOUR_MS, 60_000, 'arrival of the request body (408)'),
+  firstTokenDeadlineMs: limit('ms', 10, HOUR_MS, 120_000, 'the first engine event (504)'),
+  betweenTokensDeadlineMs: limit('ms', 10, HOUR_MS, 60_000, 'silence of a running engine stream (504)'),
+  totalDeadlineMs: limit('ms', 10, 24 * HOUR_MS, 1_800_000, 'a whole request (504)'),
+  slowClientDeadlineMs: limit('ms', 100, HOUR_MS, 15_000, 'a client that does not read'),
+  keepAliveMs: limit(
+    'ms',
+    1000,
+    HOUR_MS,
+    10_000,
+    'silence on a client stream before a comment frame is sent',
+  ),
+  connectDeadlineMs: limit('ms', 10, HOUR_MS, 2_000, 'a connection to a worker'),
+  probeDeadlineMs: limit('ms', 10, HOUR_MS, 5_000, 'one probe or metrics scrape of a worker'),
+  probePeriodMs: limit('ms', 50, HOUR_MS, 2_000, 'time between health probes of a worker'),
+  scrapePeriodMs: limit('ms', 50, HOUR_MS, 1_000, 'time between metrics scrapes of a worker'),
+  drainDeadlineMs: limit('ms', 0, HOUR_MS, 30_000, 'open requests after SIGTERM'),
+  askDeadlineMs: limit('ms', 100, HOUR_MS, 30_000, 'an answer from the pool'),
+  attemptsMax: limit('count', 1, 16, 3, 'asks of one request: the first one and its retries'),
+  poolHeapBytesMax: limit('bytes', 64 * MIB, 64 * GIB, GIB, 'JavaScript heap of one pool thread'),
+  poolRestartsMax: limit('count', 1, 100, 5, 'restarts of a pool thread in 10 s before its slot is off'),
+} as const satisfies Record<string, Limit>;
+
+export type LimitName = keyof typeof LIMITS;
+/** One number per limit, in the limit's unit. */
+export type Limits = Readonly<Record<LimitName, number>>;
+
+/** The defaults of every limit, as one frozen object. */
+export const DEFAULT_LIMITS: Limits = Object.freeze(
+  Object.fromEntries(Object.entries(LIMITS).map(([name, entry]) => [name, entry.default])) as Record<
+    LimitName,
+    number
+  >,
+);

@@ -1,0 +1,20 @@
+/** Delta: a piece of an answer, in the terms of the engine and of `generate()`; HTTP formats are made from it. */
+
+export type FinishReason = 'stop' | 'length' | 'tool_calls' | 'content_filter';
+
+/** Token counts of a request, summed over its choices. */
+export interface Usage {
+  readonly promptTokens: number;
+  readonly completionTokens: number;
+  /** Prompt tokens that the engine took from its prefix cache; null when it does not say. */
+  readonly cachedTokens: number | null;
+}
+
+export interface Delta {
+  /** Choice that this piece belongs to, 0-based. */
+  readonly index: number;
+  readonly ids?: readonly number[];
+  readonly text?: string;
+  readonly finish?: FinishReason;
+  readonly usage?: Usage;
+}

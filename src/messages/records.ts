@@ -1,0 +1,155 @@
+/**
+ * The records that cross between a socket thread and a pool thread, and their version. ASK and DONE go to the pool,
+ * PLAN and REJECT come back, WORLD tells a pool thread which workers and models exist. `record-codec.ts` gives each
+ * its bytes. A record is a value: the reader owns its copy.
+ */
+import type { ErrorCode } from '../errors.js';
+import type { Api, Stop } from './token-request.js';
+
+/** Raised when any record changes its bytes; both sides of a ring run the same build, so a mismatch is a bug. */
+export const RECORD_VERSION = 1;
+
+/** The kind of a ring record; part of the ring's record header. */
+export const RECORD_KIND = { ask: 1, plan: 2, reject: 3, done: 4, world: 5, close: 6 } as const;
+export type RecordKind = (typeof RECORD_KIND)[keyof typeof RECORD_KIND];
+
+/** Why an ASK is sent: the metric `millrace_asks_total{reason}`. */
+export const ASK_REASONS = ['first', 'pool_lost', 'worker_failed', 'adoption_failed'] as const;
+export type AskReason = (typeof ASK_REASONS)[number];
+
+export interface Ask {
+  /** Names the request on its socket thread; never reused while the request lives. */
+  readonly request: number;
+  /** 0 for the first ASK, one more for each later one: answers to older attempts are dropped. */
+  readonly attempt: number;
+  readonly api: Api;
+  readonly reason: AskReason;
+  /** Wall-clock milliseconds at which the whole request ends. */
+  readonly deadlineWallMs: number;
+  /** Slots that must not be chosen again. */
+  readonly excludedSlots: readonly number[];
+  /** Request headers that planning may look at, lower-case names. */
+  readonly headers: readonly (readonly [string, string])[];
+  /** The request body exactly as it came. */
+  readonly body: Uint8Array;
+}
+
+/** token: ids in, ids out, Millrace makes the text. relay: the engine's frames pass through. */
+export type AnswerMode = 'token' | 'relay';
+
+/** One HTTP call to one worker. */
+export interface PlanStep {
+  readonly stage: 'generate';
+  /** Step whose answer must come first, or null: starts at once. */
+  readonly after: number | null;
+  /** What becomes of the answer. */
+  readonly answer: 'stream';
+  readonly slot: number;
+  readonly generation: number;
+  /** Ledger reservation that the socket thread adopts with the PLAN; see router/ledger.ts. */
+  readonly reservation: number;
+  readonly method: string;
+  readonly path: string;
+  readonly head: readonly (readonly [string, string])[];
+  readonly body: Uint8Array;
+}
+
+export interface PlanCall {
+  /** Added to the engine's choice index. */
+  readonly choiceBase: number;
+  /** Prompt token ids in token mode; empty in relay mode. */
+  readonly promptIds: Uint32Array;
+  readonly steps: readonly PlanStep[];
+}
+
+export interface Plan {
+  readonly request: number;
+  readonly attempt: number;
+  /** Number of the decision on its pool thread, for logs and debugging. */
+  readonly decision: number;
+  readonly mode: AnswerMode;
+  readonly api: Api;
+  /** The client asked for a stream. */
+  readonly stream: boolean;
+  /** Model name that the answer reports. */
+  readonly model: string;
+  readonly choices: number;
+  /** Exact in token mode; an estimate (bytes ÷ 4) in relay mode. */
+  readonly promptTokens: number;
+  readonly includeUsage: boolean;
+  readonly continuousUsage: boolean;
+  /** We asked the engine for usage and the client did not: usage frames are taken out of a relayed stream. */
+  readonly usageInjected: boolean;
+  readonly skipSpecialTokens: boolean;
+  readonly stop: Stop;
+  /** Ids that end a choice without being shown; empty in relay mode. */
+  readonly eosIds: Uint32Array;
+  /** Name of the tokenizer whose table makes text of ids; '' in relay mode. */
+  readonly tokenizer: string;
+  readonly calls: readonly PlanCall[];
+}
+
+export interface Reject {
+  readonly request: number;
+  readonly attempt: number;
+  readonly code: ErrorCode;
+  readonly message: string;
+  readonly param: string | null;
+  /** 0: none. */
+  readonly retryAfterMs: number;
+}
+
+/** How a request ended: the `cause` of DONE and the label of `millrace_requests_ended_total`. */
+export const END_CAUSES = [
+  'completed',
+  'rejected',
+  'client_gone',
+  'slow_client',
+  'deadline',
+  'worker_failed',
+  'drained',
+  'internal',
+] as const;
+export type EndCause = (typeof END_CAUSES)[number];
+
+/** Tells the pool thread that planned it how a request ended. */
+export interface Done {
+  readonly request: number;
+  readonly promptTokens: number;
+  readonly completionTokens: number;
+  /** -1: the engine did not say. */
+  readonly cachedTokens: number;
+  readonly cause: EndCause;
+}
+
+/** A worker as the pool threads know it. */
+export interface WorkerView {
+  readonly slot: number;
+  readonly generation: number;
+  readonly url: string;
+  readonly engine: string;
+  /** Model ids that this worker serves, with their context length in tokens (null: it does not say). */
+  readonly models: readonly { readonly id: string; readonly contextLength: number | null }[];
+  /** Tokens per KV block and blocks in all; null when the engine does not say. */
+  readonly blockSize: number | null;
+  readonly totalBlocks: number | null;
+  /** Its answers can carry token ids, which token mode needs. */
+  readonly returnsTokenIds: boolean;
+}
+
+/** A served model as the pool threads know it. */
+export interface ModelView {
+  readonly name: string;
+  readonly aliases: readonly string[];
+  readonly policy: string;
+  /** Name of a tokenizer in preprocess/tokenizers, or null: relay mode. */
+  readonly tokenizer: string | null;
+  readonly contextLength: number | null;
+}
+
+/** All that a pool thread knows of the fleet; each WORLD replaces the one before. */
+export interface World {
+  readonly version: number;
+  readonly workers: readonly WorkerView[];
+  readonly models: readonly ModelView[];
+}

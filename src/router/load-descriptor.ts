@@ -1,0 +1,54 @@
+/**
+ * The bytes of the load table and of the reservation ledger: two shared segments of unsigned 32-bit words, every line
+ * and entry a whole number of 64-byte cache lines. `native/include/millrace/load_descriptor.h` is generated from here.
+ *
+ *     load table   line(slot) = slot × LOAD_LINE_WORDS
+ *       first cache line, written by decide / firstToken / release:
+ *         0 activePrefillTokens   1 decodeBlocks   2 requests   3 generation   4 state   5..15 –
+ *       second cache line, written by the metrics scrape:
+ *         16 running  17 waiting  18 kvUsagePpm  19 scrapedSeconds  20..31 –     (UNKNOWN = not reported)
+ *
+ *     ledger       entry(index) = index × LEDGER_ENTRY_WORDS
+ *         0 state  1 owner epoch  2 entry generation  3 slot  4 slot generation  5 prefillTokens  6 blocks  7..15 –
+ *
+ * A reservation id is (entry generation mod 2^12) × 2^20 + index, never 0: a stale id names no living entry.
+ */
+
+export const LOAD_LINE_WORDS = 32;
+export const LOAD = {
+  activePrefillTokens: 0,
+  decodeBlocks: 1,
+  requests: 2,
+  generation: 3,
+  state: 4,
+  running: 16,
+  waiting: 17,
+  kvUsagePpm: 18,
+  scrapedSeconds: 19,
+} as const;
+
+/** Value of a scraped word whose metric the engine does not report. */
+export const LOAD_UNKNOWN = 0xffff_ffff;
+
+/** State of a worker slot. Only `ready` may be chosen. */
+export const SLOT_STATE = { absent: 0, ready: 1, draining: 2, unavailable: 3 } as const;
+
+export const LEDGER_ENTRY_WORDS = 16;
+export const LEDGER = {
+  state: 0,
+  owner: 1,
+  entryGeneration: 2,
+  slot: 3,
+  slotGeneration: 4,
+  prefillTokens: 5,
+  blocks: 6,
+} as const;
+
+/**
+ * free → claimed (being written by decide) → prefill → decode → releasing → free. Every step is a compare-and-set, so
+ * firstToken and release happen once however often they are called.
+ */
+export const LEDGER_STATE = { free: 0, claimed: 1, prefill: 2, decode: 3, releasing: 4 } as const;
+
+export const RESERVATION_INDEX_BITS = 20;
+export const RESERVATION_NONE = 0;
