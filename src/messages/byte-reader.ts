@@ -3,6 +3,7 @@
  * count before anything of that size is made; whatever is wrong with the bytes is one RecordError. Numbers are
  * little-endian. The bytes may lie in shared memory: nothing here keeps them, except a `view` that says so.
  */
+import { BLOB_ALIGN } from './byte-writer.js';
 
 /** Bytes that are no such record: says which record and which field. Both sides run the same build, so it is a bug. */
 export class RecordError extends Error {
@@ -108,6 +109,7 @@ export class ByteReader {
   /** Bytes as a view of the record: valid as long as the record's own bytes are. */
   view(field: string): Uint8Array {
     const length = this.u32(field);
+    this.#take(-this.#at & (BLOB_ALIGN - 1), field);
     const start = this.#take(length, field);
     return new Uint8Array(this.#bytes.buffer, this.#bytes.byteOffset + start, length);
   }

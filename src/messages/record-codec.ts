@@ -4,7 +4,8 @@
  * bodies and prompt ids by reference; a `decode…` throws RecordError for bytes that are not exactly such a record.
  *
  *     version u8 │ fields in the order written here │ numbers little-endian │ integers beyond 32 bits as f64
- *     string: bytes u32, UTF-8 │ list: count u32, items │ blob: bytes u32, bytes │ name of a fixed set: index u8
+ *     string: bytes u32, UTF-8 │ list: count u32, items │ name of a fixed set: index u8
+ *     blob: bytes u32, zeros up to a multiple of 8 from the start of the record, bytes
  */
 import { ERROR_CODES, type ErrorCode } from '../errors.js';
 import { ByteReader } from './byte-reader.js';
@@ -96,10 +97,7 @@ export function encodePlan(plan: Plan): Uint8Array[] {
     .bool(plan.usageInjected)
     .bool(plan.skipSpecialTokens);
   writeStop(out, plan.stop);
-  out
-    .blob([bytesOf(plan.eosIds)])
-    .string(plan.tokenizer)
-    .u32(plan.calls.length);
+  out.words(plan.eosIds).string(plan.tokenizer).u32(plan.calls.length);
   for (const call of plan.calls) {
     out
       .u32(call.choiceBase)
@@ -128,7 +126,7 @@ export function decodePlan(bytes: Uint8Array): Plan {
     usageInjected: reader.bool('usageInjected'),
     skipSpecialTokens: reader.bool('skipSpecialTokens'),
     stop: readStop(reader),
-    eosIds: reader.copyWords('eosIds'),
+    eosIds: new Uint32Array(reader.words('eosIds')),
     tokenizer: reader.string('tokenizer'),
     calls: readCalls(reader),
   };
