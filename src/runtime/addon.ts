@@ -4,7 +4,7 @@
  * addon, or with `MILLRACE_NO_ADDON=1` in the environment, `loadAddon` gives null and every caller takes its TypeScript
  * twin; `addonStatus` says why. Build and packaging are in `install.cjs`.
  */
-import { readFileSync } from 'node:fs';
+import { existsSync, readFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { fileURLToPath } from 'node:url';
 
@@ -117,11 +117,12 @@ function load(): Loaded {
     status: { loaded: false, reason, path: null },
   });
   if (process.env.MILLRACE_NO_ADDON === '1') return without('disabled by MILLRACE_NO_ADDON=1');
+  if (!existsSync(ADDON_PATH)) return without(buildFailure());
   let addon: Addon;
   try {
     addon = createRequire(import.meta.url)(ADDON_PATH) as Addon;
   } catch (error) {
-    return without(buildFailure() ?? firstLine(error));
+    return without(error instanceof Error ? error.message : String(error));
   }
   if (addon.abi !== ADDON_ABI) {
     return without(
@@ -131,18 +132,13 @@ function load(): Loaded {
   return { addon, status: { loaded: true, reason: 'loaded', path: ADDON_PATH } };
 }
 
-/** The reason that install.cjs left behind when it could not build; null when it left none. */
-function buildFailure(): string | null {
-  let text: string;
+/** The reason that install.cjs left behind when it could not build. */
+function buildFailure(): string {
+  const unknown = 'the addon is not built: run "npm run build:addon"';
   try {
-    text = readFileSync(BUILD_STATUS_PATH, 'utf8');
+    const status = JSON.parse(readFileSync(BUILD_STATUS_PATH, 'utf8')) as { built: boolean; reason: string };
+    return status.built ? unknown : status.reason;
   } catch {
-    return 'the addon is not built: run "npm run build:addon"';
+    return unknown;
   }
-  const status = JSON.parse(text) as { built: boolean; reason: string };
-  return status.built ? null : status.reason;
-}
-
-function firstLine(error: unknown): string {
-  return String(error instanceof Error ? error.message : error).split('\n', 1)[0] ?? '';
 }
