@@ -41,7 +41,7 @@ function readSample(line: string): Sample | null {
       if (match === null) return null;
       labels.set(
         match[1]!,
-        match[2]!.replace(/\\[\\"n]/g, escape => ESCAPES[escape]!),
+        match[2]!.replace(/\\[\\"n]/g, pair => ESCAPES[pair]!),
       );
       at = LABEL.lastIndex;
       closed = match[3] === '}';
