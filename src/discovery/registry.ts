@@ -179,7 +179,7 @@ export class WorkerRegistry {
       entry.worker = { ...entry.worker, facts: kept };
       this.#onChange({ kind: 'facts', worker: entry.worker });
     }
-    this.#updateState(entry);
+    if (entry.healthy) this.#updateState(entry);
     return true;
   }
 

@@ -196,8 +196,10 @@ class Watch {
     this.#up = true;
     this.#failures = 0;
     this.#lastReason = '';
-    if (!sink.setFacts(slot, generation, facts) || !sink.setHealthy(slot, generation, true))
-      return this.stop();
+    if (!sink.setFacts(slot, generation, facts) || !sink.setHealthy(slot, generation, true)) {
+      this.stop();
+      return;
+    }
     log.info(this.#everUp ? 'worker is back' : 'worker is ready', {
       ...this.#name(),
       version: facts.version,
