@@ -1,0 +1,144 @@
+/**
+ * The one place that loads the C++ addon (R2–R6 use it through the `Addon` interface below). Each thread that loads it
+ * gets its own instance: handles are integers that mean something only on the thread that attached. Without a built
+ * addon, or with `MILLRACE_NO_ADDON=1` in the environment, `loadAddon` gives null and every caller takes its TypeScript
+ * twin; `addonStatus` says why. Build and packaging are in `install.cjs`.
+ */
+import { existsSync, readFileSync } from 'node:fs';
+import { createRequire } from 'node:module';
+import { fileURLToPath } from 'node:url';
+
+/**
+ * Version of the border between this file and the addon. A change to a signature below, or to the meaning of a
+ * descriptor word, raises it; an addon that was built for another number is not used.
+ */
+export const ADDON_ABI = 1;
+
+/**
+ * The addon's functions. All are synchronous and safe on any JS thread. Every argument is checked: a wrong type throws
+ * TypeError, a wrong value or a too small array RangeError, both naming the argument. "u32" is an integer in
+ * [0, 2^32). A 64-bit value is passed as its low and its high 32-bit word.
+ */
+export interface Addon {
+  /** Equals ADDON_ABI. */
+  readonly abi: number;
+
+  /**
+   * Hashes the complete blocks of a prompt (reference: Dynamo's scheme, see router/hashing/block-hasher.ts).
+   * Writes block and sequence hashes as (low, high) words: block `i` at words 2i and 2i+1 of each output.
+   * Returns the number of complete blocks. The outputs need 2 words per block each and must not overlap `ids`.
+   */
+  hashBlocks(
+    ids: Uint32Array,
+    blockSize: number,
+    blockSeedLow: number,
+    blockSeedHigh: number,
+    chainSeedLow: number,
+    chainSeedHigh: number,
+    blockHashesOut: Uint32Array,
+    sequenceHashesOut: Uint32Array,
+  ): number;
+
+  /**
+   * Binds the output of a frame scanner: `table` of at least FRAME_TABLE_WORDS and `ids` of at least FRAME_IDS_MAX
+   * words, both over a SharedArrayBuffer (which cannot be detached under the addon). Returns a handle (> 0).
+   */
+  attachFrames(table: Int32Array, ids: Uint32Array): number;
+
+  /** Scans bytes [from, to) and fills the table and ids of the handle, as engines/frame-scanner.ts documents. */
+  scanFrames(handle: number, bytes: Uint8Array, from: number, to: number): void;
+
+  /**
+   * Binds the load table and the reservation ledger (router/load-descriptor.ts), both over a SharedArrayBuffer and a
+   * whole number of lines or entries long. Returns a handle (> 0).
+   */
+  attachLoad(table: Uint32Array, ledger: Uint32Array): number;
+
+  /**
+   * Reserves load in one uninterruptible call. Checks the slot's generation; claims the first free entry found from
+   * `firstEntry + cursor % entryCount` on, wrapping inside [firstEntry, firstEntry + entryCount); raises the entry's
+   * generation by 1 (by 2 where its low 12 bits would be 0, so that no id is 0); writes slot, slot generation,
+   * prefill tokens, blocks and owner; adds the tokens, the blocks and 1 request to the slot's line; sets state
+   * `prefill`. All words are touched with sequentially consistent atomics.
+   *
+   * Returns the reservation id (> 0); 0 when no entry is free; -1 when the slot's generation is not `slotGeneration`.
+   * With 0 and -1 the load line is as it was, and no entry is held.
+   */
+  reserve(
+    handle: number,
+    firstEntry: number,
+    entryCount: number,
+    cursor: number,
+    slot: number,
+    slotGeneration: number,
+    prefillTokens: number,
+    blocks: number,
+    ownerEpoch: number,
+  ): number;
+
+  /** Releases a handle of this thread, of either kind. At most 255 handles can be held per thread. */
+  detach(handle: number): void;
+}
+
+/** Whether this thread has the addon, and if not, why. */
+export interface AddonStatus {
+  readonly loaded: boolean;
+  /** 'loaded', or the reason in words for an operator. */
+  readonly reason: string;
+  /** The loaded file; null when there is none. */
+  readonly path: string | null;
+}
+
+const ADDON_PATH = fileURLToPath(new URL('../../build/Release/millrace.node', import.meta.url));
+const BUILD_STATUS_PATH = fileURLToPath(new URL('../../build/addon-status.json', import.meta.url));
+
+interface Loaded {
+  readonly addon: Addon | null;
+  readonly status: AddonStatus;
+}
+
+let current: Loaded | null = null;
+
+/** The addon of this thread, or null. The first call loads it; the answer does not change after that. */
+export function loadAddon(): Addon | null {
+  current ??= load();
+  return current.addon;
+}
+
+/** Says whether `loadAddon` has an addon on this thread, and why not. For `doctor`, the banner and logs. */
+export function addonStatus(): AddonStatus {
+  current ??= load();
+  return current.status;
+}
+
+function load(): Loaded {
+  const without = (reason: string): Loaded => ({
+    addon: null,
+    status: { loaded: false, reason, path: null },
+  });
+  if (process.env.MILLRACE_NO_ADDON === '1') return without('disabled by MILLRACE_NO_ADDON=1');
+  if (!existsSync(ADDON_PATH)) return without(buildFailure());
+  let addon: Addon;
+  try {
+    addon = createRequire(import.meta.url)(ADDON_PATH) as Addon;
+  } catch (error) {
+    return without(error instanceof Error ? error.message : String(error));
+  }
+  if (addon.abi !== ADDON_ABI) {
+    return without(
+      `the addon was built for ABI ${addon.abi}, this code needs ${ADDON_ABI}: run "npm run build:addon"`,
+    );
+  }
+  return { addon, status: { loaded: true, reason: 'loaded', path: ADDON_PATH } };
+}
+
+/** The reason that install.cjs left behind when it could not build. */
+function buildFailure(): string {
+  const unknown = 'the addon is not built: run "npm run build:addon"';
+  try {
+    const status = JSON.parse(readFileSync(BUILD_STATUS_PATH, 'utf8')) as { built: boolean; reason: string };
+    return status.built ? unknown : status.reason;
+  } catch {
+    return unknown;
+  }
+}
