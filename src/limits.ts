@@ -57,6 +57,8 @@ export const LIMITS = {
   ),
   connectDeadlineMs: limit('ms', 10, HOUR_MS, 2_000, 'a connection to a worker'),
   probeDeadlineMs: limit('ms', 10, HOUR_MS, 5_000, 'one probe or metrics scrape of a worker'),
+  probeBytesMax: limit('bytes', KIB, 64 * MIB, 8 * MIB, 'the answer to one probe or metrics scrape'),
+  probeFailuresMax: limit('count', 1, 100, 3, 'failed health probes in a row before a worker is unavailable'),
   probePeriodMs: limit('ms', 50, HOUR_MS, 2_000, 'time between health probes of a worker'),
   scrapePeriodMs: limit('ms', 50, HOUR_MS, 1_000, 'time between metrics scrapes of a worker'),
   drainDeadlineMs: limit('ms', 0, HOUR_MS, 30_000, 'open requests after SIGTERM'),
