@@ -66,6 +66,8 @@ export const LIMITS = {
   attemptsMax: limit('count', 1, 16, 3, 'asks of one request: the first one and its retries'),
   poolHeapBytesMax: limit('bytes', 64 * MIB, 64 * GIB, GIB, 'JavaScript heap of one pool thread'),
   poolRestartsMax: limit('count', 1, 100, 5, 'restarts of a pool thread in 10 s before its slot is off'),
+  jsonKeysMax: limit('count', 16, 1_000_000, 1000, 'keys of one object in a request body'),
+  stopTokenIdsMax: limit('count', 1, 4096, 256, 'ids in `stop_token_ids` and in `stop` together'),
 } as const satisfies Record<string, Limit>;
 
 export type LimitName = keyof typeof LIMITS;
