@@ -59,7 +59,7 @@ export function createAnswerVocabulary(tokenizer: Tokenizer): AnswerVocabulary {
   return { ids, eosId, textOf, escapedTextOf };
 }
 
-function wholeText(decoder: TextDecoder, bytes: Uint8Array | undefined): string | null {
+function wholeText(decoder: InstanceType<typeof TextDecoder>, bytes: Uint8Array | undefined): string | null {
   if (bytes === undefined || bytes.length > 32) return null;
   try {
     return decoder.decode(bytes);

@@ -80,6 +80,11 @@ export class EngineCore<Owner> {
     return this.pool.active / this.pool.capacity;
   }
 
+  /** Whether a request can ever run: its prompt and all it may generate are within `maxModelLen`. */
+  fits(promptTokens: number, maxTokens: number): boolean {
+    return promptTokens > 0 && maxTokens > 0 && promptTokens + maxTokens <= this.settings.maxModelLen;
+  }
+
   /** Queues one choice; it may run from the next pass on. */
   add(request: SequenceRequest<Owner>, nowMs: number): EngineSequence<Owner> {
     const sequence = new EngineSequence(request, this.#source.eosId, nowMs);
@@ -161,12 +166,12 @@ export class EngineCore<Owner> {
 
   /** Steps 4 and 5: the head of the queue while it fits; one that must wait holds up those behind it. */
   #admitWaiting(budgetMax: number): number {
-    const { blockSize, maxModelLen, maxNumSeqs } = this.settings;
+    const { blockSize, maxNumSeqs } = this.settings;
     let budget = budgetMax;
     while (this.#waiting.length > 0 && this.#running.length < maxNumSeqs && budget > 0) {
       const sequence = this.#waiting[0]!;
       const { prompt, maxTokens } = sequence.request;
-      if (prompt.length + maxTokens > maxModelLen) {
+      if (!this.fits(prompt.length, maxTokens)) {
         this.#waiting.shift();
         this.#end(sequence, 'rejected');
         this.#result.rejected.push(sequence);

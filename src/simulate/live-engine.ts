@@ -3,6 +3,7 @@
  * pass ends. Waits for moments, not for spans, so late timers and the scheduler's own CPU time do not add up. Clock
  * and yield come in from outside. Owned by the thread that runs the mock engine.
  */
+import assert from 'node:assert';
 import type { Clock, Timer } from '../runtime/clock.js';
 import type { EngineCore, PassResult } from './engine-core.js';
 import type { EngineSequence, SequenceRequest } from './sequence.js';
@@ -11,8 +12,6 @@ import type { EngineSequence, SequenceRequest } from './sequence.js';
 export interface SequenceOwner {
   /** `sequence` has a new `lastToken`, and has ended if it has a `finish`. */
   onToken(sequence: EngineSequence<SequenceOwner>): void;
-  /** `sequence` can never fit and has ended. */
-  onRejected(sequence: EngineSequence<SequenceOwner>): void;
   /** The pass told all it had to tell. Called once per sequence of the owner: only the first call finds anything. */
   flush(): void;
 }
@@ -48,8 +47,9 @@ export class LiveEngine {
     this.#defer = options.defer;
   }
 
-  /** Queues one choice. Its first token comes in a later turn of the event loop at the earliest. */
+  /** Queues one choice, which must fit the engine. Its first token comes in a later turn of the event loop. */
   submit(request: SequenceRequest<SequenceOwner>): EngineSequence<SequenceOwner> {
+    assert(this.core.fits(request.prompt.length, request.maxTokens));
     const nowMs = this.#clock.nowMs();
     const sequence = this.core.add(request, nowMs);
     if (!this.#scheduled && !this.#closed) {
@@ -98,8 +98,6 @@ export class LiveEngine {
   #deliver(pass: PassResult<SequenceOwner>): void {
     // An owner that ends one sequence may abort others of the same pass: those have nothing to say any more.
     for (const sequence of pass.emitted) if (sequence.state !== 'aborted') sequence.owner.onToken(sequence);
-    for (const sequence of pass.rejected) sequence.owner.onRejected(sequence);
     for (const sequence of pass.emitted) sequence.owner.flush();
-    for (const sequence of pass.rejected) sequence.owner.flush();
   }
 }
