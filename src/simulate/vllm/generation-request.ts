@@ -40,6 +40,7 @@ export interface ServedModel {
 }
 
 const PROMPTS_MAX = 256;
+const TOKENS_MAX = 2_147_483_647;
 /** Default of the completions route; the chat route fills the context instead. */
 const COMPLETION_TOKENS = 16;
 
@@ -52,7 +53,8 @@ export function checkModel(body: Body, model: ServedModel): void {
 /** Reads a body. Throws VllmError that names the field and what is allowed. */
 export function readGenerationRequest(api: Api, body: Body, model: ServedModel): GenerationRequest {
   checkModel(body, model);
-  const prompts = api === 'chat' ? [chatPrompt(body, model.tokenizer)] : completionPrompts(body, model.tokenizer);
+  const prompts =
+    api === 'chat' ? [chatPrompt(body, model.tokenizer)] : completionPrompts(body, model.tokenizer);
   const asked = maxTokensOf(api, body);
   const stream = booleanOf(body, 'stream', false);
   const streamOptions = objectOf(body.stream_options ?? {}, 'stream_options');
@@ -79,7 +81,11 @@ export function readGenerationRequest(api: Api, body: Body, model: ServedModel):
 export function chatPrompt(body: Body, tokenizer: Tokenizer): Uint32Array {
   const list = body.messages;
   if (!Array.isArray(list) || list.length === 0 || list.length > LIMITS.messagesMax.max)
-    throw new VllmError(400, `messages must be a list of 1 to ${LIMITS.messagesMax.max} messages`, 'messages');
+    throw new VllmError(
+      400,
+      `messages must be a list of 1 to ${LIMITS.messagesMax.max} messages`,
+      'messages',
+    );
   return renderChat(tokenizer, list.map(readMessage));
 }
 
@@ -95,7 +101,8 @@ function readMessage(value: unknown, at: number): ChatMessage {
 
 function contentText(content: unknown, field: string): string {
   if (typeof content === 'string') return content;
-  if (!Array.isArray(content)) throw new VllmError(400, `${field} must be a string or a list of parts`, field);
+  if (!Array.isArray(content))
+    throw new VllmError(400, `${field} must be a string or a list of parts`, field);
   return content
     .map((value: unknown, at) => {
       const part = objectOf(value, `${field}[${at}]`);
@@ -116,7 +123,8 @@ function completionPrompts(body: Body, tokenizer: Tokenizer): Uint32Array[] {
     throw new VllmError(400, `prompt must have at most ${PROMPTS_MAX} prompts`, 'prompt');
   return prompt.map((one: unknown, at) => {
     const field = `prompt[${at}]`;
-    const ids = typeof one === 'string' ? textPrompt(one, tokenizer) : idsOf(one, field, tokenizer.vocabularySize);
+    const ids =
+      typeof one === 'string' ? textPrompt(one, tokenizer) : idsOf(one, field, tokenizer.vocabularySize);
     if (ids.length === 0) throw new VllmError(400, `${field} must not be empty`, 'prompt');
     return ids;
   });
@@ -128,9 +136,9 @@ function textPrompt(text: string, tokenizer: Tokenizer): Uint32Array {
 }
 
 function maxTokensOf(api: Api, body: Body): number | null {
-  const max = LIMITS.bodyBytesMax.max;
-  if (api === 'completions') return integerOf(body, 'max_tokens', 1, max, COMPLETION_TOKENS);
-  return integerOf(body, 'max_completion_tokens', 1, max, integerOf(body, 'max_tokens', 1, max, null));
+  if (api === 'completions') return integerOf(body, 'max_tokens', 1, TOKENS_MAX, COMPLETION_TOKENS);
+  const older = integerOf(body, 'max_tokens', 1, TOKENS_MAX, null);
+  return integerOf(body, 'max_completion_tokens', 1, TOKENS_MAX, older);
 }
 
 function tokensLeft(promptTokens: number, asked: number | null, maxModelLen: number): number {
