@@ -238,6 +238,7 @@ export function decodeReject(bytes: Uint8Array): Reject {
 export function encodeDone(done: Done): Uint8Array[] {
   return begin()
     .integer(done.request)
+    .string(done.model)
     .integer(done.promptTokens)
     .integer(done.completionTokens)
     .integer(done.cachedTokens, -1)
@@ -250,6 +251,7 @@ export function decodeDone(bytes: Uint8Array): Done {
   const reader = open('DONE', bytes);
   const done: Done = {
     request: reader.integer('request'),
+    model: reader.string('model'),
     promptTokens: reader.integer('promptTokens'),
     completionTokens: reader.integer('completionTokens'),
     cachedTokens: reader.integer('cachedTokens', -1),

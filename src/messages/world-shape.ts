@@ -68,7 +68,6 @@ function readModel(value: unknown, field: string): ModelView {
   const model = fieldsOf(value, field);
   return {
     name: text(model.name, `${field}.name`),
-    aliases: listOf(model.aliases, `${field}.aliases`, text),
     policy: text(model.policy, `${field}.policy`),
     tokenizer: model.tokenizer === null ? null : text(model.tokenizer, `${field}.tokenizer`),
     contextLength: amountOrNull(model.contextLength, `${field}.contextLength`),

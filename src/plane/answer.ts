@@ -49,7 +49,11 @@ export function openAnswer(
   if (!plan.stream) {
     const format = createUnaryFormat({ ...identity, choices: plan.choices });
     const tokens = new TokenAnswer(plan, table, format);
-    return withoutUnary(tokens, () => {}, usage => format.body(usage));
+    return withoutUnary(
+      tokens,
+      () => {},
+      usage => format.body(usage),
+    );
   }
   const { includeUsage, continuousUsage } = plan;
   const format = createStreamFormat({ ...identity, includeUsage, continuousUsage });
@@ -59,7 +63,8 @@ export function openAnswer(
     table,
     streamOutput(plan, format, client, () => (continuousUsage ? tokens.usage() : undefined)),
   );
-  const end = (usage: Usage): void => client.pushText((includeUsage ? format.usage(usage) : '') + format.done);
+  const end = (usage: Usage): void =>
+    client.pushText((includeUsage ? format.usage(usage) : '') + format.done);
   return withoutUnary(tokens, end, () => assert.fail('a streamed answer has no body'));
 }
 

@@ -83,7 +83,8 @@ export class EngineAttempt {
     if (this.#over) return;
     this.#status = status;
     this.#contentType = contentType;
-    if (status === 200 && contentType.startsWith('text/event-stream')) this.#stream = this.#options.openStream();
+    if (status === 200 && contentType.startsWith('text/event-stream'))
+      this.#stream = this.#options.openStream();
   }
 
   #onData(bytes: Uint8Array): void {
@@ -98,7 +99,11 @@ export class EngineAttempt {
     this.#bodyBytes += bytes.length;
     const bytesMax = this.#status === 200 ? this.#options.answerBytesMax : ERROR_BODY_BYTES_MAX;
     if (this.#bodyBytes > bytesMax) {
-      this.#fail('protocol', 'MILLRACE_WORKER_PROTOCOL', `the worker's answer is longer than ${bytesMax} bytes`);
+      this.#fail(
+        'protocol',
+        'MILLRACE_WORKER_PROTOCOL',
+        `the worker's answer is longer than ${bytesMax} bytes`,
+      );
     } else this.#body.push(bytes);
   }
 

@@ -8,19 +8,20 @@ import { strict as assert } from 'node:assert';
 import type { EngineAdapter } from '../engines/contract.js';
 import { InvalidRequestError, MillraceError, RejectedError } from '../errors.js';
 import type { Limits } from '../limits.js';
-import {
-  type AnswerMode,
-  type Ask,
-  type Done,
-  type ModelView,
-  type Plan,
-  type Reject,
-  type WorkerView,
-  type World,
+import type {
+  AnswerMode,
+  Ask,
+  Done,
+  ModelView,
+  Plan,
+  Reject,
+  WorkerView,
+  World,
 } from '../messages/records.js';
 import type { TokenRequest } from '../messages/token-request.js';
 import { renderChat } from '../preprocess/chat-template.js';
-import { parseRequest, resolveMaxTokens } from '../preprocess/parse-request.js';
+import { resolveMaxTokens } from '../preprocess/max-tokens.js';
+import { parseRequest } from '../preprocess/parse-request.js';
 import type { Tokenizer } from '../preprocess/tokenizers/tokenizer.js';
 import type { Decider } from '../router/decide.js';
 
@@ -171,7 +172,8 @@ export class Planning {
         : prompt.kind === 'text'
           ? tokenizer.encode(prompt.text)
           : renderChat(tokenizer, prompt.messages);
-    const outOfRange = prompt.kind === 'ids' ? prompt.ids.find(id => id >= tokenizer.vocabularySize) : undefined;
+    const outOfRange =
+      prompt.kind === 'ids' ? prompt.ids.find(id => id >= tokenizer.vocabularySize) : undefined;
     if (outOfRange !== undefined) {
       throw new InvalidRequestError(
         'MILLRACE_INVALID_REQUEST',

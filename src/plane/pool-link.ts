@@ -91,7 +91,11 @@ export class PoolLink {
       askMemory,
       planMemory,
       asks: new RingProducer(askMemory, ringer, { epoch, queueBytesMax: bytesMax }),
-      plans: new RingConsumer(planMemory, ringer, { epoch, name: `plan ring ${index}`, messageBytesMax: bytesMax }),
+      plans: new RingConsumer(planMemory, ringer, {
+        epoch,
+        name: `plan ring ${index}`,
+        messageBytesMax: bytesMax,
+      }),
       waiting: new Set(),
     };
     this.#lanes.set(index, lane);
@@ -140,7 +144,7 @@ export class PoolLink {
   done(done: Done): void {
     const lane = this.#lanes.values().next().value;
     if (lane === undefined) return;
-    lane.asks.send(RECORD_KIND.done, done.request, [encodeDone(done)]);
+    lane.asks.send(RECORD_KIND.done, done.request, encodeDone(done));
     lane.asks.publish();
   }
 
@@ -173,7 +177,7 @@ export class PoolLink {
   }
 
   #sendWorld(lane: Lane, world: World): void {
-    lane.asks.send(RECORD_KIND.world, 0, [encodeWorld(world)]);
+    lane.asks.send(RECORD_KIND.world, 0, encodeWorld(world));
     lane.asks.publish();
   }
 

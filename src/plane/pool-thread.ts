@@ -103,7 +103,7 @@ class PoolThread {
 
   #answer(answer: Plan | Reject): void {
     const isPlan = 'calls' in answer;
-    const parts = isPlan ? encodePlan(answer) : [encodeReject(answer)];
+    const parts = isPlan ? encodePlan(answer) : encodeReject(answer);
     const sent = this.#plans.send(isPlan ? RECORD_KIND.plan : RECORD_KIND.reject, answer.request, parts);
     assert(sent !== 'full', 'the PLAN queue is empty when an ASK is taken, so one answer always has room');
     this.#plans.publish();

@@ -7,8 +7,8 @@ import type { EngineStream } from '../engines/contract.js';
 import type { ErrorCode } from '../errors.js';
 import type { Limits } from '../limits.js';
 import type { Usage } from '../messages/delta.js';
-import type { Api } from '../messages/token-request.js';
 import type { Ask, EndCause, Plan, PlanStep } from '../messages/records.js';
+import type { Api } from '../messages/token-request.js';
 import type { DetokenizerTable } from '../preprocess/detokenizer.js';
 import type { Ledger } from '../router/ledger.js';
 import type { Clock } from '../runtime/clock.js';
@@ -32,7 +32,6 @@ export interface RequestObserver {
   firstToken(plan: Plan, sinceStartMs: number): void;
   /** `gapMs`: time since the batch before; null for the first one. */
   tokens(plan: Plan, count: number, gapMs: number | null): void;
-  slowClient(): void;
 }
 
 export interface RequestContext {

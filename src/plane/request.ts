@@ -73,7 +73,10 @@ export class PlaneRequest {
       (chunks, bytes) => this.#onBody(chunks, bytes),
       fault => {
         if (fault === 'tooLarge') {
-          this.fail('MILLRACE_BODY_TOO_LARGE', `the body is longer than ${bodyBytesMax} bytes (bodyBytesMax)`);
+          this.fail(
+            'MILLRACE_BODY_TOO_LARGE',
+            `the body is longer than ${bodyBytesMax} bytes (bodyBytesMax)`,
+          );
         } else if (fault === 'timeout') {
           this.fail('MILLRACE_BODY_TIMEOUT', `the body did not arrive within ${bodyDeadlineMs} ms`);
         } else this.#end('client_gone', null);
@@ -106,7 +109,8 @@ export class PlaneRequest {
   /** The pool thread that was asked died. A request that loses two of them is not asked again: it may be the cause. */
   onPoolLost(): void {
     if (this.#phase !== 'asked') return;
-    if (++this.#poolLosses > 1) this.fail('MILLRACE_POOL_LOST', 'two planning threads died over this request');
+    if (++this.#poolLosses > 1)
+      this.fail('MILLRACE_POOL_LOST', 'two planning threads died over this request');
     else this.#ask('pool_lost');
   }
 
@@ -130,7 +134,8 @@ export class PlaneRequest {
     const { limits } = this.#context;
     const inPhaseMs = nowMs - this.#phaseSinceMs;
     const blockedSinceMs = this.#client?.blockedSinceMs ?? null;
-    if (blockedSinceMs !== null && nowMs - blockedSinceMs >= limits.slowClientDeadlineMs) this.#cutSlowClient();
+    if (blockedSinceMs !== null && nowMs - blockedSinceMs >= limits.slowClientDeadlineMs)
+      this.#cutSlowClient();
     else if (nowMs >= this.#deadlineMs) {
       this.fail('MILLRACE_DEADLINE_EXCEEDED', `the request took longer than ${limits.totalDeadlineMs} ms`);
     } else if (this.#phase === 'asked' && inPhaseMs >= limits.askDeadlineMs) {
@@ -195,7 +200,6 @@ export class PlaneRequest {
       this.#onFailed('unreachable', 'MILLRACE_WORKER_UNREACHABLE', 'the worker has left');
       return;
     }
-    const plan = this.#plan!;
     this.#attempt = new EngineAttempt(
       {
         client: this.#context.client,
@@ -253,7 +257,11 @@ export class PlaneRequest {
   #onUnary(body: Buffer, contentType: string): void {
     const plan = this.#plan!;
     if (plan.mode !== 'relay' || plan.stream) {
-      this.#onFailed('protocol', 'MILLRACE_WORKER_PROTOCOL', 'the worker did not answer with an event stream');
+      this.#onFailed(
+        'protocol',
+        'MILLRACE_WORKER_PROTOCOL',
+        'the worker did not answer with an event stream',
+      );
       return;
     }
     this.#answer = openAnswer(plan, this.#context, () => this.#openClient());
@@ -320,7 +328,6 @@ export class PlaneRequest {
   }
 
   #cutSlowClient(): void {
-    this.#context.observer.slowClient();
     this.#client!.abort();
     this.#end('slow_client', 'MILLRACE_SLOW_CLIENT');
   }

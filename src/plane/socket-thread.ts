@@ -98,7 +98,11 @@ export class SocketThread implements RequestContext {
       return;
     }
     if (this.#requests.size >= this.limits.requestsMax) {
-      refuse(exchange, 'MILLRACE_OVERLOADED', `${this.limits.requestsMax} requests are in flight (requestsMax)`);
+      refuse(
+        exchange,
+        'MILLRACE_OVERLOADED',
+        `${this.limits.requestsMax} requests are in flight (requestsMax)`,
+      );
       return;
     }
     const id = this.#nextId;
@@ -114,7 +118,9 @@ export class SocketThread implements RequestContext {
     for (const [id, parked] of [...this.#parked]) {
       this.#parked.delete(id);
       if (this.ask(parked.ask, parked.body) === 'full') {
-        this.#requests.get(id)?.fail('MILLRACE_OVERLOADED', 'the planning queue is full', { retryAfterMs: 1000 });
+        this.#requests
+          .get(id)
+          ?.fail('MILLRACE_OVERLOADED', 'the planning queue is full', { retryAfterMs: 1000 });
       }
     }
   }
@@ -250,7 +256,11 @@ export class SocketThread implements RequestContext {
   }
 }
 
-function refuse(exchange: HttpExchange, code: 'MILLRACE_DRAINING' | 'MILLRACE_OVERLOADED', message: string): void {
+function refuse(
+  exchange: HttpExchange,
+  code: 'MILLRACE_DRAINING' | 'MILLRACE_OVERLOADED',
+  message: string,
+): void {
   const { status, headers, body } = errorResponse(code, message, { retryAfterMs: 1000 });
   exchange.respond(status, headers, body, true);
 }

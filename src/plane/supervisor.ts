@@ -25,8 +25,14 @@ export interface SupervisorOptions {
   readonly seed: number;
   /** Makes the rings of a new incarnation. */
   readonly attach: (index: number, epoch: number) => LinkMemory;
+  /** A new incarnation was given its rings and can be asked. */
+  readonly up: () => void;
   /** The incarnation with this epoch is gone. */
   readonly lost: (index: number, epoch: number) => void;
+  /** A dead incarnation will be replaced. */
+  readonly restarted: () => void;
+  /** A slot was switched off for good. */
+  readonly off: () => void;
 }
 
 export interface SupervisorState {
@@ -106,6 +112,7 @@ export class Supervisor {
       (error: Error) => this.#ended(index, epoch, error),
     );
     this.#tasks.add(running);
+    if (epoch > this.#options.threads) this.#options.up();
     void running.finally(() => this.#tasks.delete(running));
   }
 
@@ -125,11 +132,17 @@ export class Supervisor {
         deaths: deaths.length,
         cause: code ?? error?.message,
       });
+      this.#options.off();
       return;
     }
     const delayMs = Math.min(BACKOFF_MAX_MS, BACKOFF_FIRST_MS * 4 ** (deaths.length - 1));
-    logger.warn('pool thread died and is replaced', { thread: index, cause: code ?? error?.message, delayMs });
+    logger.warn('pool thread died and is replaced', {
+      thread: index,
+      cause: code ?? error?.message,
+      delayMs,
+    });
     this.#restarts++;
+    this.#options.restarted();
     const timer = clock.after(delayMs, () => {
       this.#timers.delete(timer);
       if (!this.#closing) this.#start(index);

@@ -4,7 +4,14 @@
  */
 import { strict as assert } from 'node:assert';
 import type { FrameBatch } from '../engines/contract.js';
-import { type EngineFinish, errorOf, explodeFrame, finishReasonOf, rowStart, usageOf } from '../engines/event-rows.js';
+import {
+  type EngineFinish,
+  errorOf,
+  explodeFrame,
+  finishReasonOf,
+  rowStart,
+  usageOf,
+} from '../engines/event-rows.js';
 import { FRAME, FRAME_FLAG } from '../engines/frame-descriptor.js';
 import type { FinishReason, Usage } from '../messages/delta.js';
 import type { Plan } from '../messages/records.js';
@@ -74,7 +81,8 @@ export class TokenAnswer {
       const flags = batch.table[rowStart(row) + FRAME.flags]!;
       if ((flags & FRAME_FLAG.error) !== 0) outcome.engineError = errorOf(batch, row);
       else if ((flags & FRAME_FLAG.malformed) !== 0) outcome.malformed = true;
-      else if ((flags & (FRAME_FLAG.done | FRAME_FLAG.comment)) === 0) this.#takeFrame(batch, row, flags, outcome);
+      else if ((flags & (FRAME_FLAG.done | FRAME_FLAG.comment)) === 0)
+        this.#takeFrame(batch, row, flags, outcome);
       if (outcome.engineError !== null || outcome.malformed) break;
     }
     outcome.tokens = this.#completionTokens - before;
