@@ -33,8 +33,7 @@ function makeSides(addon: Addon | null): Sides {
   const table = new LoadTable(createLoadMemory(SLOTS));
   const memory = createLedgerMemory(ENTRIES);
   const ledgers = EPOCHS.map(
-    (_, index) =>
-      new Ledger({ memory, loadTable: table, partition: { index, count: EPOCHS.length }, addon }),
+    (_, index) => new Ledger({ memory, loadTable: table, partition: { index, count: EPOCHS.length }, addon }),
   );
   for (let slot = 0; slot < SLOTS; slot += 1) table.install(slot, 1, SLOT_STATE.ready);
   return { table, ledgers };
