@@ -12,7 +12,7 @@ export interface StreamScanner {
   /** Filled by `scan`; layout in frame-descriptor.ts. */
   readonly table: Int32Array;
   readonly ids: Uint32Array;
-  /** Scans bytes [from, to). Offsets written, `consumed` among them, count from the start of `bytes`. */
+  /** Scans bytes [from, to). Offsets in rows count from the start of `bytes`, `consumed` from `from`. */
   scan(bytes: Uint8Array, from: number, to: number): void;
 }
 
@@ -75,7 +75,7 @@ class SseStream implements EngineStream {
     let from = 0;
     for (let full = true; full; ) {
       this.#scanner.scan(bytes, from, to);
-      from = table[SCAN_HEADER.consumed]!;
+      from += table[SCAN_HEADER.consumed]!;
       full = table[SCAN_HEADER.full] === 1;
       const fault = this.#deliver(bytes, table[SCAN_HEADER.frames]!, onBatch);
       if (fault !== null || this.#done) return fault;
