@@ -12,7 +12,7 @@ export interface StreamScanner {
   /** Filled by `scan`; layout in frame-descriptor.ts. */
   readonly table: Int32Array;
   readonly ids: Uint32Array;
-  /** Scans bytes [from, to). Offsets written, `consumed` among them, count from the start of `bytes`. */
+  /** Scans bytes [from, to). Offsets in rows count from the start of `bytes`, `consumed` from `from`. */
   scan(bytes: Uint8Array, from: number, to: number): void;
 }
 
@@ -75,7 +75,7 @@ class SseStream implements EngineStream {
     let from = 0;
     for (let full = true; full; ) {
       this.#scanner.scan(bytes, from, to);
-      from = table[SCAN_HEADER.consumed]!;
+      from += table[SCAN_HEADER.consumed]!;
       full = table[SCAN_HEADER.full] === 1;
       const fault = this.#deliver(bytes, table[SCAN_HEADER.frames]!, onBatch);
       if (fault !== null || this.#done) return fault;
@@ -143,17 +143,17 @@ class SseStream implements EngineStream {
     tail.set(bytes, this.#tailBytes);
     const from = Math.max(0, this.#tailBytes - 1);
     this.#tailBytes = size;
-    return hasLineEndPair(tail, from, size);
+    return hasLineEndPair(tail.subarray(from, size));
   }
 }
 
-/** True when two line ends may follow each other in [from, to): LF LF, LF CR or CR CR. */
-function hasLineEndPair(bytes: Uint8Array, from: number, to: number): boolean {
-  for (let at = bytes.indexOf(LF, from); at !== -1 && at < to - 1; at = bytes.indexOf(LF, at + 1)) {
+/** True when two line ends follow each other: LF LF, LF CR or CR CR. */
+function hasLineEndPair(bytes: Uint8Array): boolean {
+  for (let at = bytes.indexOf(LF); at !== -1; at = bytes.indexOf(LF, at + 1)) {
     const next = bytes[at + 1];
     if (next === LF || next === CR) return true;
   }
-  for (let at = bytes.indexOf(CR, from); at !== -1 && at < to - 1; at = bytes.indexOf(CR, at + 1)) {
+  for (let at = bytes.indexOf(CR); at !== -1; at = bytes.indexOf(CR, at + 1)) {
     if (bytes[at + 1] === CR) return true;
   }
   return false;
