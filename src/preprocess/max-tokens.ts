@@ -33,7 +33,9 @@ export function resolveMaxTokens(
       throw tooLong(param, `${limit}; the prompt has ${promptTokens}, which leaves no room for an answer`);
     }
     if (maxTokens !== null && maxTokens > room) {
-      throw tooLong('max_tokens', `${limit}; the prompt has ${promptTokens} and max_tokens is ${maxTokens}`);
+      const param =
+        (request.raw.max_completion_tokens ?? null) === null ? 'max_tokens' : 'max_completion_tokens';
+      throw tooLong(param, `${limit}; the prompt has ${promptTokens} and ${param} is ${maxTokens}`);
     }
     resolved = Math.min(wanted ?? room, room);
   }
