@@ -23,6 +23,8 @@ import { readMessages, readPrompt } from './prompt-field.js';
 
 /** Longest model name, in UTF-16 units. */
 const MODEL_UNITS_MAX = 256;
+/** Longest name of a field of the client's own that an error shows, in UTF-16 units. */
+const PARAM_UNITS_MAX = 64;
 /** A salt that an engine cannot take must not reach it: vLLM processes have died of one. */
 const CACHE_SALT = /^[\x21-\x7e]{1,128}$/;
 
@@ -170,8 +172,9 @@ function checkPassedOn(body: JsonObject): void {
   }
   for (const [name, value] of Object.entries(body)) {
     // JSON has no infinity: 1e400 would reach the engine as null, which means something else.
-    if (typeof value === 'number' && !Number.isFinite(value))
-      throw invalidField(name, 'is too large a number');
+    if (typeof value === 'number' && !Number.isFinite(value)) {
+      throw invalidField(name.slice(0, PARAM_UNITS_MAX), 'is too large a number');
+    }
   }
 }
 
