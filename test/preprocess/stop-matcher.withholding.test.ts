@@ -19,7 +19,7 @@ function randomString(random: Random, lengthMax: number, letters: string): strin
   return text;
 }
 
-/** The match that ends first where the text is armed; of several, the longest. By looking at every end of every string. */
+/** The match that ends first where the text is armed; of several, the first of the list. By looking at every end of every string. */
 function naiveMatch(
   stops: readonly string[],
   pieces: readonly Piece[],
@@ -28,8 +28,8 @@ function naiveMatch(
   const armed = pieces.flatMap(piece => Array<boolean>(piece.text.length).fill(piece.armed));
   for (let end = 1; end <= text.length; end++) {
     if (!armed[end - 1]) continue;
-    const found = stops.filter(stop => text.slice(0, end).endsWith(stop)).map(stop => stop.length);
-    if (found.length > 0) return { start: end - Math.max(...found), end };
+    const found = stops.find(stop => text.slice(0, end).endsWith(stop));
+    if (found !== undefined) return { start: end - found.length, end };
   }
   return null;
 }
@@ -107,7 +107,9 @@ t.test('named cases', async t => {
   t.same(early.push('ab', true), { text: '', matched: 'abab' });
 
   const both = new StopMatcher(['b', 'ab'], false);
-  t.same(both.push('xab', true), { text: 'x', matched: 'ab' }, 'of two that end together the longer');
+  t.same(both.push('xab', true), { text: 'xa', matched: 'b' }, 'of two that end together the first listed');
+  const turned = new StopMatcher(['ab', 'b'], false);
+  t.same(turned.push('xab', true), { text: 'x', matched: 'ab' });
 
   const none = new StopMatcher([], false);
   t.same(none.push('anything', true), { text: 'anything', matched: null });
