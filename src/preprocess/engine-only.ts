@@ -7,10 +7,10 @@ import {
   booleanField,
   checkNumber,
   describe,
+  fieldValue,
   invalidField,
   isObject,
   numberField,
-  valueOf,
 } from './field.js';
 import type { JsonObject } from './json-body.js';
 
@@ -42,7 +42,7 @@ const ENGINE_ONLY: Readonly<Record<string, Uses>> = {
   modalities: value => !(Array.isArray(value) && value.every(entry => entry === 'text')),
   audio: present,
   // Tools and reasoning: in the template and in the parsing of the answer.
-  tools: (value, body) => notEmpty(value, body) && valueOf(body, 'tool_choice') !== 'none',
+  tools: (value, body) => notEmpty(value, body) && fieldValue(body, 'tool_choice') !== 'none',
   tool_choice: value => value !== 'none',
   functions: notEmpty,
   function_call: value => value !== 'none',
@@ -72,7 +72,7 @@ const LOGPROBS = { min: 0, max: 20, integer: true };
 
 /** Checks the engine-only fields whose form every engine agrees on. */
 function checkForms(body: JsonObject, isChat: boolean, choices: number, choicesMax: number): void {
-  const logprobs = valueOf(body, 'logprobs');
+  const logprobs = fieldValue(body, 'logprobs');
   if (isChat) booleanField(body, 'logprobs');
   else if (logprobs !== undefined) checkNumber(logprobs, 'logprobs', LOGPROBS);
   if (numberField(body, 'top_logprobs', LOGPROBS) !== undefined && isChat && logprobs !== true) {
@@ -82,7 +82,7 @@ function checkForms(body: JsonObject, isChat: boolean, choices: number, choicesM
   booleanField(body, 'use_beam_search');
   numberField(body, 'best_of', { min: choices, max: choicesMax, integer: true });
   for (const name of ['tools', 'documents', 'bad_words']) {
-    const value = valueOf(body, name);
+    const value = fieldValue(body, name);
     if (value !== undefined && !Array.isArray(value)) {
       throw invalidField(name, `must be an array, got ${describe(value)}`);
     }
@@ -99,7 +99,7 @@ export function engineOnlyFields(
   checkForms(body, isChat, choices, choicesMax);
   return Object.keys(body).filter(name => {
     if (!isEngineOnlyField(name)) return false;
-    const value = valueOf(body, name);
+    const value = fieldValue(body, name);
     return value !== undefined && ENGINE_ONLY[name]!(value, body);
   });
 }

@@ -24,7 +24,7 @@ export function describe(value: unknown): string {
 }
 
 /** The value of a field; null is the same as missing. */
-export function valueOf(object: JsonObject, name: string): unknown {
+export function fieldValue(object: JsonObject, name: string): unknown {
   return Object.hasOwn(object, name) ? (object[name] ?? undefined) : undefined;
 }
 
@@ -58,20 +58,20 @@ export function checkNumber(value: unknown, param: string, range: NumberRange): 
 }
 
 export function numberField(object: JsonObject, name: string, range: NumberRange): number | undefined {
-  const value = valueOf(object, name);
+  const value = fieldValue(object, name);
   return value === undefined ? undefined : checkNumber(value, name, range);
 }
 
 /** `path` is what precedes the name in `param`, for fields of nested objects. */
 export function booleanField(object: JsonObject, name: string, path = ''): boolean | undefined {
-  const value = valueOf(object, name);
+  const value = fieldValue(object, name);
   if (value === undefined || typeof value === 'boolean') return value;
   throw invalidField(path + name, `must be true or false, got ${describe(value)}`);
 }
 
 /** Token ids in an array of at most `countMax`. */
 export function tokenIdsField(object: JsonObject, name: string, countMax: number): readonly number[] {
-  const value = valueOf(object, name);
+  const value = fieldValue(object, name);
   if (value === undefined) return [];
   if (!Array.isArray(value) || value.length > countMax) {
     const got = Array.isArray(value) ? `${value.length} of them` : describe(value);

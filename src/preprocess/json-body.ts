@@ -96,7 +96,7 @@ export function parseJsonBody(body: Uint8Array, limits: Limits): JsonObject {
   if (!ascii && !isUtf8(bytes)) throw invalidJson('body is not valid UTF-8');
   checkShape(bytes, limits);
   const hasMark = bytes[0] === 0xef && bytes[1] === 0xbb && bytes[2] === 0xbf;
-  const text = ascii ? bytes.latin1Slice() : bytes.utf8Slice(hasMark ? BYTE_ORDER_MARK_BYTES : 0);
+  const text = ascii ? bytes.toString('latin1') : bytes.toString('utf8', hasMark ? BYTE_ORDER_MARK_BYTES : 0);
   let parsed: unknown;
   try {
     parsed = JSON.parse(text);

@@ -33,7 +33,9 @@ export function resolveMaxTokens(
       throw tooLong(param, `${limit}; the prompt has ${promptTokens}, which leaves no room for an answer`);
     }
     if (maxTokens !== null && maxTokens > room) {
-      throw tooLong('max_tokens', `${limit}; the prompt has ${promptTokens} and max_tokens is ${maxTokens}`);
+      const newer = request.api === 'chat' && (request.raw.max_completion_tokens ?? null) !== null;
+      const param = newer ? 'max_completion_tokens' : 'max_tokens';
+      throw tooLong(param, `${limit}; the prompt has ${promptTokens} and ${param} is ${maxTokens}`);
     }
     resolved = Math.min(wanted ?? room, room);
   }

@@ -10,19 +10,21 @@ import {
   booleanField,
   checkNumber,
   describe,
+  fieldValue,
   INT32_MAX,
   invalidField,
   isObject,
   type NumberRange,
   numberField,
   tokenIdsField,
-  valueOf,
 } from './field.js';
 import { type JsonObject, parseJsonBody } from './json-body.js';
 import { readMessages, readPrompt } from './prompt-field.js';
 
 /** Longest model name, in UTF-16 units. */
 const MODEL_UNITS_MAX = 256;
+/** Longest name of a field of the client's own that an error shows, in UTF-16 units. */
+const PARAM_UNITS_MAX = 64;
 /** A salt that an engine cannot take must not reach it: vLLM processes have died of one. */
 const CACHE_SALT = /^[\x21-\x7e]{1,128}$/;
 
@@ -65,7 +67,7 @@ const KNOWN_FIELDS: Readonly<Record<Api, ReadonlySet<string>>> = {
 };
 
 function readModel(body: JsonObject): string {
-  const model = valueOf(body, 'model');
+  const model = fieldValue(body, 'model');
   if (typeof model === 'string' && model.length > 0 && model.length <= MODEL_UNITS_MAX) return model;
   throw invalidField('model', `is required: a string of 1 to ${MODEL_UNITS_MAX} characters`);
 }
@@ -86,7 +88,7 @@ function readSampling(body: JsonObject, limits: Limits): Sampling {
 /** Splits `stop` (a string, or an array of strings and token ids) into its strings and its ids. */
 function readStopField(body: JsonObject, limits: Limits): { strings: string[]; ids: number[] } {
   const { stopStringsMax, stopStringBytesMax, stopTokenIdsMax } = limits;
-  const value = valueOf(body, 'stop');
+  const value = fieldValue(body, 'stop');
   const strings: string[] = [];
   const ids: number[] = [];
   if (value === undefined) return { strings, ids };
@@ -138,9 +140,9 @@ function readStop(body: JsonObject, api: Api, limits: Limits): Stop {
 
 function readOutput(body: JsonObject): Output {
   const stream = booleanField(body, 'stream') ?? false;
-  const options = valueOf(body, 'stream_options') ?? {};
+  const options = fieldValue(body, 'stream_options') ?? {};
   if (!isObject(options)) throw invalidField('stream_options', `must be an object, got ${describe(options)}`);
-  if (!stream && valueOf(body, 'stream_options') !== undefined) {
+  if (!stream && fieldValue(body, 'stream_options') !== undefined) {
     throw invalidField('stream_options', 'is only allowed when stream is true');
   }
   const includeUsage = booleanField(options, 'include_usage', 'stream_options.') ?? false;
@@ -156,11 +158,11 @@ function readOutput(body: JsonObject): Output {
 
 function checkPassedOn(body: JsonObject): void {
   for (const [name, range] of Object.entries(PASSED_ON)) numberField(body, name, range);
-  const salt = valueOf(body, 'cache_salt');
+  const salt = fieldValue(body, 'cache_salt');
   if (salt !== undefined && !(typeof salt === 'string' && CACHE_SALT.test(salt))) {
     throw invalidField('cache_salt', 'must be a string of 1 to 128 visible ASCII characters');
   }
-  const bias = valueOf(body, 'logit_bias') ?? {};
+  const bias = fieldValue(body, 'logit_bias') ?? {};
   if (!isObject(bias)) throw invalidField('logit_bias', `must be an object, got ${describe(bias)}`);
   for (const [id, value] of Object.entries(bias)) {
     if (!/^\d{1,10}$/.test(id) || Number(id) > INT32_MAX) {
@@ -170,8 +172,9 @@ function checkPassedOn(body: JsonObject): void {
   }
   for (const [name, value] of Object.entries(body)) {
     // JSON has no infinity: 1e400 would reach the engine as null, which means something else.
-    if (typeof value === 'number' && !Number.isFinite(value))
-      throw invalidField(name, 'is too large a number');
+    if (typeof value === 'number' && !Number.isFinite(value)) {
+      throw invalidField(name.slice(0, PARAM_UNITS_MAX), 'is too large a number');
+    }
   }
 }
 

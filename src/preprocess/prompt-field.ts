@@ -5,7 +5,7 @@
  */
 import type { Limits } from '../limits.js';
 import type { ChatMessage, Prompt } from '../messages/token-request.js';
-import { checkNumber, describe, INT32_MAX, invalidField, isObject, valueOf } from './field.js';
+import { checkNumber, describe, fieldValue, INT32_MAX, invalidField, isObject } from './field.js';
 import type { JsonObject } from './json-body.js';
 
 /** Between the text parts of one message, as vLLM joins them. */
@@ -25,11 +25,11 @@ function joinParts(parts: readonly unknown[], param: string): { text: string; ha
   for (const [index, part] of parts.entries()) {
     const partParam = `${param}[${index}]`;
     if (!isObject(part)) throw invalidField(partParam, `must be an object, got ${describe(part)}`);
-    const type = valueOf(part, 'type');
+    const type = fieldValue(part, 'type');
     if (typeof type !== 'string') {
       throw invalidField(`${partParam}.type`, `must be a string such as "text", got ${describe(type)}`);
     }
-    const text = valueOf(part, 'text');
+    const text = fieldValue(part, 'text');
     if (type !== 'text') hasMedia = true;
     else if (typeof text === 'string') texts.push(text);
     else throw invalidField(`${partParam}.text`, `must be a string, got ${describe(text)}`);
@@ -38,7 +38,7 @@ function joinParts(parts: readonly unknown[], param: string): { text: string; ha
 }
 
 function identifierOf(message: JsonObject, name: string, param: string): string | undefined {
-  const value = valueOf(message, name);
+  const value = fieldValue(message, name);
   if (value === undefined) return undefined;
   if (typeof value === 'string' && NAME_PATTERN.test(value)) return value;
   throw invalidField(`${param}.${name}`, 'must be a string of 1 to 64 letters, digits, "_", "." or "-"');
@@ -51,9 +51,9 @@ function readMessage(message: unknown, param: string, engineOnly: string[]): Cha
   const name = identifierOf(message, 'name', param);
   const callsTools =
     role === 'assistant' &&
-    (valueOf(message, 'tool_calls') !== undefined || valueOf(message, 'function_call') !== undefined);
+    (fieldValue(message, 'tool_calls') !== undefined || fieldValue(message, 'function_call') !== undefined);
   if (callsTools) engineOnly.push(`${param}.tool_calls`);
-  const content = valueOf(message, 'content');
+  const content = fieldValue(message, 'content');
   let text = '';
   let hasMedia = false;
   if (typeof content === 'string') text = content;
@@ -68,7 +68,7 @@ function readMessage(message: unknown, param: string, engineOnly: string[]): Cha
 
 /** Reads `messages`: 1 to `messagesMax` of them. */
 export function readMessages(body: JsonObject, limits: Limits): PromptField {
-  const value = valueOf(body, 'messages');
+  const value = fieldValue(body, 'messages');
   if (!Array.isArray(value) || value.length === 0 || value.length > limits.messagesMax) {
     const got = Array.isArray(value) && value.length > 0 ? `${value.length} messages` : describe(value);
     throw invalidField('messages', `must be an array of 1 to ${limits.messagesMax} messages, got ${got}`);
@@ -80,7 +80,7 @@ export function readMessages(body: JsonObject, limits: Limits): PromptField {
 
 /** Reads `prompt`: one text or one array of token ids, not empty. */
 export function readPrompt(body: JsonObject): PromptField {
-  const value = valueOf(body, 'prompt');
+  const value = fieldValue(body, 'prompt');
   if (typeof value === 'string' && value !== '') {
     return { prompt: { kind: 'text', text: value }, engineOnly: [] };
   }

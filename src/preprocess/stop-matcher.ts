@@ -3,9 +3,8 @@
  * still become a stop string, so no part of one is ever sent, and lets it go when it turns out to be something else.
  * One instance per choice owns its state. The answer does not depend on how the text was cut into pushes.
  *
- * Which match counts: the one that ends first in the text; of several that end together, the longest (it starts first).
- * vLLM looks after each token for the first string of the list that is found; where one token completes two stops, the
- * order of its list decides, ours does not look at it.
+ * Which match counts: the one that ends first in the text, as if each character came alone; of several that end together
+ * the first in the list. So does vLLM (`check_stop_strings` of its detokenizer).
  */
 import assert from 'node:assert';
 
@@ -70,13 +69,13 @@ export class StopMatcher {
     assert(!this.#matched, 'nothing may follow a match');
     const whole = this.#held + text;
     for (let at = this.#held.length; at < whole.length; at++) {
-      const longest = this.#advanceAll(whole.charCodeAt(at));
-      if (longest === null || !armed) continue;
+      const found = this.#advanceAll(whole.charCodeAt(at));
+      if (found === null || !armed) continue;
       this.#matched = true;
       this.#held = '';
       const end = at + 1;
-      const shown = this.#includeStopString ? end : end - longest.length;
-      return { text: whole.slice(0, shown), matched: longest };
+      const shown = this.#includeStopString ? end : end - found.length;
+      return { text: whole.slice(0, shown), matched: found };
     }
     let withheld = 0;
     for (const pattern of this.#patterns) withheld = Math.max(withheld, pattern.state);
@@ -92,14 +91,12 @@ export class StopMatcher {
     return held;
   }
 
-  /** The longest stop string that ends at this unit, or null. */
+  /** Moves all patterns over one unit; the first of the list that ends here, or null. */
   #advanceAll(unit: number): string | null {
-    let longest: string | null = null;
+    let first: string | null = null;
     for (const pattern of this.#patterns) {
-      if (advance(pattern, unit) && (longest === null || pattern.text.length > longest.length)) {
-        longest = pattern.text;
-      }
+      if (advance(pattern, unit) && first === null) first = pattern.text;
     }
-    return longest;
+    return first;
   }
 }
