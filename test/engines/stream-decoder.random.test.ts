@@ -27,7 +27,8 @@ function makeFrame(random: Random): Made {
 }
 
 function cut(random: Random, bytes: Uint8Array): Uint8Array[] {
-  const longest = 1 + randomInteger(random, 2 ** (1 + randomInteger(random, 14)));
+  // Down to single bytes, but no more than some thousand pieces of a long stream.
+  const longest = 1 + (bytes.length >> 11) + randomInteger(random, 2 ** (1 + randomInteger(random, 14)));
   const pieces: Uint8Array[] = [];
   for (let at = 0; at < bytes.length; ) {
     const size = randomInteger(random, longest + 1);
