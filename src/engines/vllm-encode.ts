@@ -62,12 +62,13 @@ function encodeTokens(input: EncodeInput): EncodedCall {
     input.maxTokens !== null || request.api === 'completions',
     'a chat request in token mode has a resolved maxTokens',
   );
-  const fields = JSON.stringify(tokenFields(input));
+  // Joined by hand: JSON.stringify would need the ids as a plain array first, at twice the cost.
+  const fields = JSON.stringify(tokenFields(input)).slice(1);
   return {
     method: 'POST',
     path: COMPLETIONS_PATH,
     head: callHead(input),
-    body: joinBody(promptIds, fields),
+    body: Buffer.from(`{"prompt":[${promptIds.join(',')}],${fields}`),
     usageInjected: !request.output.includeUsage,
   };
 }
@@ -95,34 +96,6 @@ function tokenFields(input: EncodeInput): Record<string, unknown> {
   if (stop.tokenIds.length > 0) fields.stop_token_ids = stop.tokenIds;
   fields.skip_special_tokens = request.output.skipSpecialTokens;
   return fields;
-}
-
-const DIGIT_0 = 48;
-const COMMA = 44;
-const OPENING = Buffer.from('{"prompt":[');
-/** Bytes of the longest u32 and its comma. */
-const ID_BYTES_MAX = 11;
-
-/** `{"prompt":[ids],` + the fields: the ids are written as digits straight into the body, without a string between. */
-function joinBody(ids: Uint32Array, fields: string): Uint8Array {
-  const restBytes = Buffer.byteLength(fields) + 1;
-  const body = Buffer.allocUnsafe(OPENING.length + ids.length * ID_BYTES_MAX + restBytes);
-  let at = OPENING.copy(body);
-  for (let index = 0; index < ids.length; index++) {
-    let id = ids[index]!;
-    let end = at + 1;
-    for (let rest = id; rest >= 10; rest = Math.floor(rest / 10)) end++;
-    for (let digit = end - 1; digit >= at; digit--) {
-      const tens = Math.floor(id / 10);
-      body[digit] = DIGIT_0 + id - tens * 10;
-      id = tens;
-    }
-    body[end] = COMMA;
-    at = end + 1;
-  }
-  at += body.write('],', at - 1, 'latin1') - 1;
-  at += body.write(fields.slice(1), at, 'utf8');
-  return body.subarray(0, at);
 }
 
 function encodeRelay(input: EncodeInput): EncodedCall {

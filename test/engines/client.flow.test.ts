@@ -96,6 +96,21 @@ t.test('abort in mid stream: the server sees the connection close', async t => {
   t.equal(recorded.ends, 1);
 });
 
+t.test('abort while the head is awaited closes the connection too', async t => {
+  let gone = (): void => {};
+  const closed = new Promise<void>(resolve => {
+    gone = resolve;
+  });
+  const { sink, recorded } = recorder();
+  const origin = await serve(t, socket => {
+    socket.on('close', gone);
+    call.abort();
+  });
+  const call = startClient(t).send(post(origin), sink);
+  await closed;
+  t.match(recorded, { status: 0, ends: 1, fault: { kind: 'aborted' } });
+});
+
 t.test('abort before the connection exists: nothing is ever sent', async t => {
   let asked = 0;
   const origin = await serve(t, socket => {
