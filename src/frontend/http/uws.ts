@@ -95,8 +95,11 @@ class UwsExchange implements HttpExchange {
     const res = this.#res;
     res.cork(() => {
       this.#writeHead(status, headers);
-      if (this.method === 'HEAD') res.endWithoutBody(Buffer.byteLength(body), close);
-      else res.end(body, close);
+      if (this.method === 'HEAD') {
+        // Given to endWithoutBody, the length would leave the response open: it waits for the bytes that it announced.
+        res.writeHeader('content-length', String(Buffer.byteLength(body)));
+        res.endWithoutBody(undefined, close);
+      } else res.end(body, close);
     });
   }
 
