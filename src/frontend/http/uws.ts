@@ -98,7 +98,9 @@ class UwsExchange implements HttpExchange {
       if (this.method === 'HEAD') {
         // Given to endWithoutBody, the length would leave the response open: it waits for the bytes that it announced.
         res.writeHeader('content-length', String(Buffer.byteLength(body)));
-        res.endWithoutBody(undefined, close);
+        // Its own close flag needs that length; so the client is told to close, and the idle limit closes if it does not.
+        if (close) res.writeHeader('connection', 'close');
+        res.endWithoutBody();
       } else res.end(body, close);
     });
   }
