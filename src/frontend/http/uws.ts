@@ -95,8 +95,13 @@ class UwsExchange implements HttpExchange {
     const res = this.#res;
     res.cork(() => {
       this.#writeHead(status, headers);
-      if (this.method === 'HEAD') res.endWithoutBody(Buffer.byteLength(body), close);
-      else res.end(body, close);
+      if (this.method === 'HEAD') {
+        // Given to endWithoutBody, the length would leave the response open: it waits for the bytes that it announced.
+        res.writeHeader('content-length', String(Buffer.byteLength(body)));
+        // Its own close flag needs that length; so the client is told to close, and the idle limit closes if it does not.
+        if (close) res.writeHeader('connection', 'close');
+        res.endWithoutBody();
+      } else res.end(body, close);
     });
   }
 
