@@ -160,11 +160,18 @@ function tableRow({ row, mode, streams, seen }) {
   };
 }
 
+const facts = machine(); // before the load, as it holds the load average
 const bar = progress('frontend', plan.length);
 const done = [];
 for (const { row, mode, streams, measure } of plan) {
-  done.push({ row, mode, streams, seen: await measure() });
-  bar.step(`${row} ${mode}${streams ? ` ${streams}` : ''}`);
+  const name = `${row} ${mode}${streams ? ` ${streams}` : ''}`;
+  try {
+    done.push({ row, mode, streams, seen: await measure() });
+  } catch (error) {
+    process.stderr.write(`\n${name} failed: ${error instanceof Error ? error.message : error}\n`);
+    process.exit(1);
+  }
+  bar.step(name);
 }
 bar.done();
 
@@ -180,7 +187,7 @@ const settings = {
 const result = {
   bench: 'frontend',
   commit: commit(),
-  machine: machine(),
+  machine: facts,
   settings,
   results: resultsOf(done),
   errors,

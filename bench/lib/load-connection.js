@@ -58,7 +58,8 @@ export class Connection {
   /**
    * @param {{ host: string, port: number, model: string }} target
    * @param {(answer: Answer) => void} onAnswer  Exactly once per `send`.
-   * @param {(count: number) => void} onTokens  At every read that held tokens.
+   * @param {(count: number, ttftMs: number | undefined) => void} onTokens  At every read that held tokens; with the TTFT
+   *   at the first of an answer.
    */
   constructor(target, onAnswer, onTokens) {
     this.#target = target;
@@ -121,16 +122,17 @@ export class Connection {
     }
     this.#previous = previous;
     if (found > 0) {
-      if (this.#tokens === 0) this.#ttftMs = performance.now() - this.#sentAt;
+      const first = this.#tokens === 0;
+      if (first) this.#ttftMs = performance.now() - this.#sentAt;
       this.#tokens += found;
-      this.#onTokens(found);
+      this.#onTokens(found, first ? this.#ttftMs : undefined);
     }
     const room = END.length;
     const last = readBuffer.latin1Slice(Math.max(from, bytes - room), bytes);
     this.#tail = last.length === room ? last : (this.#tail + last).slice(-room);
     if (this.#tail === END) {
-      const { tokens, expected } = { tokens: this.#tokens, expected: this.#expected };
-      this.#finish(tokens === expected ? undefined : `the answer held ${tokens} of ${expected} tokens`);
+      const whole = this.#tokens === this.#expected;
+      this.#finish(whole ? undefined : `the answer held ${this.#tokens} of ${this.#expected} tokens`);
     } else if (this.#tail.endsWith('\r\n0\r\n\r\n')) {
       this.fail('the answer ended without [DONE]');
     }

@@ -9,7 +9,7 @@ const CONNECTS_PER_TURN = 50;
 const CONNECT_TURN_MS = 20;
 const RETRY_MS = 200;
 const WATCHDOG_MS = 1000;
-const STALL_TURNS_MAX = 20;
+const STALL_TURNS_MAX = 10;
 const TTFTS_MAX = 200_000;
 const ERROR_EXAMPLES_MAX = 5;
 
@@ -30,8 +30,9 @@ let ttftsMs = [];
 /** @type {Set<Connection>} */
 const connections = new Set();
 
-const countTokens = (/** @type {number} */ count) => {
+const countTokens = (/** @type {number} */ count, /** @type {number | undefined} */ ttftMs) => {
   totals.tokens += count;
+  if (ttftMs !== undefined && ttftsMs.length < TTFTS_MAX) ttftsMs.push(ttftMs);
 };
 
 /** @param {import('./load-connection.js').Answer} answer */
@@ -42,7 +43,6 @@ function countAnswer(answer) {
     return;
   }
   totals.requests += 1;
-  if (ttftsMs.length < TTFTS_MAX) ttftsMs.push(answer.ttftMs);
 }
 
 /** @param {Target} target @param {StreamClass} kind @param {number} index */

@@ -81,10 +81,10 @@ async function withRig(mode, engineFlags, use) {
     const target = plane ? targetAt(plane.listening.port) : direct;
     await untilReady(target);
     load = startLoad();
-    const result = await use({ engine, plane, target, direct, load });
-    const failure = plane?.failed() ?? engine.failed();
-    if (failure) throw new Error(failure);
-    return result;
+    return await use({ engine, plane, target, direct, load });
+  } catch (error) {
+    const cause = plane?.failed() ?? engine.failed(); // a server that died explains all that failed after it
+    throw cause === undefined ? error : new Error(cause);
   } finally {
     load?.stop();
     await plane?.stop();

@@ -61,6 +61,7 @@ export function machine() {
     memoryBytes: os.totalmem(),
     node: process.version,
     kernel: `${os.type()} ${os.release()} ${os.arch()}`,
+    loadAverage1m: os.loadavg()[0],
   };
 }
 
