@@ -37,10 +37,7 @@ t.test('threads that are terminated at any moment', needsAddon, async t => {
     };
     const thread = new Worker(new URL('./addon-thread.js', import.meta.url), { workerData });
     const failed = new Promise<never>((_, reject) => thread.once('error', reject));
-    return Promise.race([
-      failed,
-      endAfter(thread, progress, index, 1 + randomInteger(random, 400)),
-    ]);
+    return Promise.race([failed, endAfter(thread, progress, index, 1 + randomInteger(random, 400))]);
   });
   await Promise.all(exits);
 
