@@ -94,6 +94,7 @@ const reject = fc.record({
 });
 const done = fc.record({
   request: whole,
+  model: text,
   promptTokens: whole,
   completionTokens: whole,
   cachedTokens: fc.oneof(fc.constant(-1), whole),
