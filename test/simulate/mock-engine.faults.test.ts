@@ -47,8 +47,8 @@ t.test('armed faults, one by one', async t => {
   const stalled = await post(url, COMPLETIONS, { ...ask, stream: true }, leave.signal);
   const reader = stalled.body!.getReader();
   let text = '';
-  while (faults.fired.stall === 0 || text.split('\n\n').length < 3)
-    text += new TextDecoder().decode((await reader.read()).value);
+  while (text.split('\n\n').length < 3) text += new TextDecoder().decode((await reader.read()).value);
+  while (faults.fired.stall === 0) await new Promise(resolve => setImmediate(resolve));
   t.equal(text.split('\n\n').length, 3, 'two frames and then nothing');
   t.equal(counters.running, 1);
   leave.abort();
