@@ -1,10 +1,12 @@
 /** Plain HTTP client for tests of the mock engine's surface: whole answers, parsed SSE frames and broken streams. */
 
+// biome-ignore lint/suspicious/noExplicitAny: bodies and frames are read as the JSON of another program
+export type Json = any;
+
 /** A parsed SSE answer: `frames` are the JSON of each `data:` line before the end marker. */
 export interface SseAnswer {
   status: number;
-  // biome-ignore lint/suspicious/noExplicitAny: frames are read as the JSON of another program
-  frames: any[];
+  frames: Json[];
   done: boolean;
   /** The connection broke before the answer ended. */
   broken: boolean;
@@ -19,12 +21,11 @@ export function post(url: string, path: string, body: unknown, signal?: AbortSig
   return fetch(url + path, signal === undefined ? init : { ...init, signal });
 }
 
-// biome-ignore lint/suspicious/noExplicitAny: bodies are read as the JSON of another program
 export async function postJson(
   url: string,
   path: string,
   body: unknown,
-): Promise<{ status: number; json: any }> {
+): Promise<{ status: number; json: Json }> {
   const response = await post(url, path, body);
   return { status: response.status, json: await response.json() };
 }
