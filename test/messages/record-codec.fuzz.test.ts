@@ -15,7 +15,7 @@ import {
 import { randomInteger, seededRandom } from '#millrace/runtime/random.js';
 
 const SEED = Number(process.env.SEED ?? Date.now() % 2 ** 31);
-const RUNS = process.env.MILLRACE_TEST_LONG === '1' ? 20_000 : 400;
+const RUNS = process.env.MILLRACE_TEST_LONG === '1' ? 20_000 : 200;
 t.comment(`seed ${SEED}`);
 
 const u32 = fc.integer({ min: 0, max: 0xffff_ffff });
