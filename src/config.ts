@@ -85,7 +85,9 @@ function readFile(file: NonNullable<ConfigSources['file']>): Record<string, unkn
   try {
     document = parseYaml(file.text, { maxAliasCount: 100 });
   } catch (cause) {
-    throw new ConfigError(`${file.name} is not valid YAML: ${(cause as Error).message}`, { cause });
+    // The lines after the first show the place in the file, which may hold what does not belong in a log.
+    const [said] = (cause as Error).message.split(/:?\n/, 1);
+    throw new ConfigError(`${file.name} is not valid YAML: ${said}`, { cause });
   }
   if (document === null || document === undefined) return {};
   if (typeof document !== 'object' || Array.isArray(document)) {
