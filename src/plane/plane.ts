@@ -3,7 +3,7 @@
  * supervisor, watches the workers, opens the HTTP server and closes everything in order. It touches nothing of the
  * host process: no signals, no exit, no environment.
  */
-
+import { strict as assert } from 'node:assert';
 import type { Config } from '../config.js';
 import { WorkerRegistry } from '../discovery/registry.js';
 import { EngineClient } from '../engines/client.js';
@@ -51,6 +51,11 @@ export interface PlaneStatus {
   readonly poolThreads: number;
 }
 
+/** Every worker that the configuration names, once. */
+function namedWorkers(config: Config): ReadonlySet<string> {
+  return new Set([...config.workers, ...Object.values(config.models).flatMap(model => model.workers)]);
+}
+
 export class Plane {
   readonly #options: PlaneOptions;
   readonly #loadTable: LoadTable;
@@ -71,6 +76,9 @@ export class Plane {
   /** Starts a plane that serves nothing yet; `listen` opens its server. Throws ConfigError. */
   static async start(options: PlaneOptions): Promise<Plane> {
     const { config } = options;
+    const { workersMax } = config.limits;
+    if (namedWorkers(config).size > workersMax)
+      throw new ConfigError(`more than ${workersMax} workers; raise the limit workersMax`);
     const names = [config.tokenizer, ...Object.values(config.models).map(model => model.tokenizer)];
     const tables = new Map<string, DetokenizerTable>();
     for (const name of names) {
@@ -140,12 +148,7 @@ export class Plane {
       },
       restarted: () => this.#metrics.poolThreadRestarted(),
     });
-    for (const url of new Set([
-      ...config.workers,
-      ...Object.values(config.models).flatMap(model => model.workers),
-    ])) {
-      this.#addWorker(url);
-    }
+    for (const url of namedWorkers(config)) this.#addWorker(url);
   }
 
   /** Opens the HTTP server. Rejects with ConfigError when the address is taken. */
@@ -218,11 +221,9 @@ export class Plane {
   }
 
   #addWorker(url: string): void {
-    const { workersMax } = this.#options.config.limits;
     const worker = this.#registry.add({ url, engine: VLLM });
-    if (worker === 'full')
-      throw new ConfigError(`more than ${workersMax} workers; raise the limit workersMax`);
-    if (worker !== 'duplicate') this.#monitor.watch(worker);
+    assert(worker !== 'full' && worker !== 'duplicate', 'start checked the workers');
+    this.#monitor.watch(worker);
   }
 
   #reportFailure(slot: number, generation: number, failure: AttemptFailure): void {
