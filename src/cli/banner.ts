@@ -11,6 +11,9 @@ export interface BannerFacts {
   readonly areMocks: boolean;
 }
 
+/** `text` as one word of a POSIX shell. */
+const shellWord = (text: string): string => `'${text.replaceAll("'", "'\\''")}'`;
+
 const row = (label: string, text: string): string => `  ${label.padEnd(9)} ${text}`;
 
 /** The banner as lines of text, ready to print. */
@@ -51,7 +54,7 @@ export function banner(facts: BannerFacts): string {
     '',
     'Try it:',
     `  curl ${facts.url}/v1/chat/completions -H 'content-type: application/json' \\`,
-    `    -d '${JSON.stringify(body)}'`,
+    `    -d ${shellWord(JSON.stringify(body))}`,
   );
   return `${lines.join('\n')}\n`;
 }
