@@ -38,8 +38,9 @@ export async function startMockChildren(
     '--json',
     '--exit-with-stdin',
   ];
+  // In process groups of their own: Ctrl-C in a terminal goes to a whole group, and they must outlive the drain.
   const children = Array.from({ length: count }, () =>
-    spawn(process.execPath, argv, { stdio: ['pipe', 'pipe', 'inherit'] }),
+    spawn(process.execPath, argv, { stdio: ['pipe', 'pipe', 'inherit'], detached: true }),
   );
   const close = async (): Promise<void> => {
     await Promise.all(children.map(child => endChild(child, clock)));
