@@ -10,13 +10,19 @@ import { ConfigError, ERROR_CODES, type ErrorCode, errorEnvelope } from '../../e
 import { type Clock, systemClock } from '../../runtime/clock.js';
 import { BodyCollector } from './body-collector.js';
 import type { BodyFault, HeaderList, HttpExchange, HttpServer, HttpServerOptions } from './http-exchange.js';
-import { headerValue, requestFault } from './request-rules.js';
+import { headerValue, type RequestFault, requestFault } from './request-rules.js';
 import { reasonPhrase, statusLine } from './status-line.js';
 
 const KEEP_ALIVE_MS = 75_000;
 /** Second line of defence behind the body deadline of `readBody`: node's own bound for a whole request. */
 const REQUEST_DEADLINE_MS = 300_000;
 const JSON_HEADERS: HeaderList = [['content-type', 'application/json']];
+
+// Node's parser lets 'HTTP/2.0' in a request line pass.
+const NOT_HTTP_1: RequestFault = {
+  code: 'MILLRACE_INVALID_REQUEST',
+  message: 'the version in the request line must be HTTP/1.0 or HTTP/1.1',
+};
 
 type Phase = 'open' | 'streaming' | 'done';
 
@@ -196,7 +202,10 @@ export function createNodeServer(options: HttpServerOptions, notice: string | nu
     res.on('close', () => busy.delete(req.socket));
     const exchange = new NodeExchange(req, res, clock);
     const targetBytes = exchange.method.length + (req.url ?? '').length;
-    const fault = requestFault(exchange.headers, targetBytes, options.headerBytesMax);
+    const fault =
+      req.httpVersionMajor === 1
+        ? requestFault(exchange.headers, targetBytes, options.headerBytesMax)
+        : NOT_HTTP_1;
     if (fault === null) options.onExchange(exchange);
     else {
       const envelope = JSON.stringify(errorEnvelope(fault.code, fault.message));

@@ -2,6 +2,7 @@
  * Picks the HTTP server (R1, R7): uWebSockets.js where its binary loads on this platform, else node:http, which does the
  * same at about twice the CPU per request. Called once per socket thread by the plane and by the mock engine.
  */
+import { ConfigError } from '../../errors.js';
 import type { HttpServer, HttpServerOptions } from './http-exchange.js';
 import { createNodeServer } from './node.js';
 
@@ -19,7 +20,7 @@ export async function createHttpServer(
     const { createUwsServer } = await import('./uws.js');
     return await createUwsServer(options);
   } catch (error) {
-    if (kind === 'uws') throw error;
+    if (kind === 'uws' || error instanceof ConfigError) throw error;
     const reason = error instanceof Error ? error.message.split('\n', 1)[0] : String(error);
     return createNodeServer(
       options,

@@ -95,8 +95,13 @@ class UwsExchange implements HttpExchange {
     const res = this.#res;
     res.cork(() => {
       this.#writeHead(status, headers);
-      if (this.method === 'HEAD') res.endWithoutBody(Buffer.byteLength(body), close);
-      else res.end(body, close);
+      if (this.method === 'HEAD') {
+        // Given to endWithoutBody, the length would leave the response open: it waits for the bytes that it announced.
+        res.writeHeader('content-length', String(Buffer.byteLength(body)));
+        // Its own close flag needs that length; so the client is told to close, and the idle limit closes if it does not.
+        if (close) res.writeHeader('connection', 'close');
+        res.endWithoutBody();
+      } else res.end(body, close);
     });
   }
 
@@ -168,16 +173,19 @@ class UwsExchange implements HttpExchange {
     if (this.#phase === 'done') return;
     const body = this.#body;
     const aborted = this.#aborted;
-    this.#phase = 'done';
-    this.#queue = [];
+    this.#close();
     body?.fail('aborted');
     aborted?.();
   }
 
-  #finish(): void {
+  #close(): void {
     this.#phase = 'done';
     this.#blocked = false;
     this.#queue = [];
+  }
+
+  #finish(): void {
+    this.#close();
     this.#body?.cancel();
   }
 
@@ -258,7 +266,9 @@ export async function createUwsServer(options: HttpServerOptions): Promise<HttpS
     if (fault === null) options.onExchange(exchange);
     else {
       const envelope = JSON.stringify(errorEnvelope(fault.code, fault.message));
-      exchange.respond(ERROR_CODES[fault.code].status, JSON_HEADERS, envelope, true);
+      // Answered a turn later: until then uWS closes the connection on whatever it takes for a next request, which
+      // after wrong framing may be a smuggled one.
+      setImmediate(() => exchange.respond(ERROR_CODES[fault.code].status, JSON_HEADERS, envelope, true));
     }
     exchange.inHandler = false;
   });
