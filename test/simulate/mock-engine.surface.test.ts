@@ -168,10 +168,11 @@ t.test('a client that goes away frees its blocks', async t => {
 });
 
 t.test('a client that reads late gets every frame', async t => {
-  const { url, core } = await start(t);
+  const { url, core, counters } = await start(t);
   const ask = { prompt: 'x', max_tokens: 30_000, n: 2, stream: true, return_token_ids: true };
   const response = await post(url, COMPLETIONS, ask);
   while (core.running > 0) await new Promise(resolve => setImmediate(resolve));
+  t.equal(counters.running, 1, 'the engine is done, its answer waits for the client');
   const frames = (await response.text()).split('\n\n');
   t.equal(frames.length, 2 * 30_000 + 2);
   t.equal(frames.at(-2), 'data: [DONE]');
