@@ -144,11 +144,12 @@ class UwsExchange implements HttpExchange {
     this.#writable = fn;
   }
 
-  end(): void {
+  end(data?: string | Uint8Array): void {
     if (this.#phase === 'done') return;
     assert(this.#phase === 'streaming', 'end before start');
     const res = this.#res;
     const queue = this.#queue;
+    if (data !== undefined && data.length > 0) queue.push(data);
     this.#finish();
     res.cork(() => {
       if (!this.#headSent) this.#writeHead(this.#status, this.#responseHeaders);
