@@ -11,16 +11,15 @@
 
 import type { HttpRequest, HttpResponse, us_listen_socket } from 'uWebSockets.js';
 import assert from 'node:assert';
-import { ConfigError, ERROR_CODES, errorEnvelope } from '../../errors.js';
+import { ConfigError } from '../../errors.js';
 import { type Clock, systemClock } from '../../runtime/clock.js';
 import { BodyCollector } from './body-collector.js';
 import type { BodyFault, HeaderList, HttpExchange, HttpServer, HttpServerOptions } from './http-exchange.js';
-import { headerValue, requestFault } from './request-rules.js';
+import { headerValue, refuse, requestFault } from './request-rules.js';
 import { statusLine } from './status-line.js';
 
 type Phase = 'open' | 'streaming' | 'done';
 
-const JSON_HEADERS: HeaderList = [['content-type', 'application/json']];
 const LINE_BREAK = /[\r\n\0]/;
 /** LIBUS_LISTEN_EXCLUSIVE_PORT of uSockets. */
 const LISTEN_EXCLUSIVE = 1;
@@ -269,10 +268,9 @@ export async function createUwsServer(options: HttpServerOptions): Promise<HttpS
     const fault = requestFault(exchange.headers, targetBytes, options.headerBytesMax);
     if (fault === null) options.onExchange(exchange);
     else {
-      const envelope = JSON.stringify(errorEnvelope(fault.code, fault.message));
       // Answered a turn later: until then uWS closes the connection on whatever it takes for a next request, which
       // after wrong framing may be a smuggled one.
-      setImmediate(() => exchange.respond(ERROR_CODES[fault.code].status, JSON_HEADERS, envelope, true));
+      setImmediate(() => refuse(exchange, fault));
     }
     exchange.inHandler = false;
   });
