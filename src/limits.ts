@@ -47,7 +47,7 @@ export const LIMITS = {
   firstTokenDeadlineMs: limit('ms', 10, HOUR_MS, 120_000, 'the first engine event (504)'),
   betweenTokensDeadlineMs: limit('ms', 10, HOUR_MS, 60_000, 'silence of a running engine stream (504)'),
   totalDeadlineMs: limit('ms', 10, 24 * HOUR_MS, 1_800_000, 'a whole request (504)'),
-  slowClientDeadlineMs: limit('ms', 100, HOUR_MS, 15_000, 'a client that does not read'),
+  slowClientDeadlineMs: limit('ms', 100, HOUR_MS, 8_000, 'a client that does not read'),
   keepAliveMs: limit(
     'ms',
     1000,
