@@ -57,6 +57,8 @@ export const LIMITS = {
   ),
   connectDeadlineMs: limit('ms', 10, HOUR_MS, 2_000, 'a connection to a worker'),
   probeDeadlineMs: limit('ms', 10, HOUR_MS, 5_000, 'one probe or metrics scrape of a worker'),
+  probeBytesMax: limit('bytes', KIB, 64 * MIB, 8 * MIB, 'the answer to one probe or metrics scrape'),
+  probeFailuresMax: limit('count', 1, 100, 3, 'failed health probes in a row before a worker is unavailable'),
   probePeriodMs: limit('ms', 50, HOUR_MS, 2_000, 'time between health probes of a worker'),
   scrapePeriodMs: limit('ms', 50, HOUR_MS, 1_000, 'time between metrics scrapes of a worker'),
   drainDeadlineMs: limit('ms', 0, HOUR_MS, 30_000, 'open requests after SIGTERM'),
@@ -64,6 +66,8 @@ export const LIMITS = {
   attemptsMax: limit('count', 1, 16, 3, 'asks of one request: the first one and its retries'),
   poolHeapBytesMax: limit('bytes', 64 * MIB, 64 * GIB, GIB, 'JavaScript heap of one pool thread'),
   poolRestartsMax: limit('count', 1, 100, 5, 'restarts of a pool thread in 10 s before its slot is off'),
+  jsonKeysMax: limit('count', 16, 1_000_000, 1000, 'keys of one object in a request body'),
+  stopTokenIdsMax: limit('count', 1, 4096, 256, 'ids in `stop_token_ids` and in `stop` together'),
 } as const satisfies Record<string, Limit>;
 
 export type LimitName = keyof typeof LIMITS;

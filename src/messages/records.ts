@@ -115,6 +115,7 @@ export type EndCause = (typeof END_CAUSES)[number];
 /** Tells the pool thread that planned it how a request ended. */
 export interface Done {
   readonly request: number;
+  readonly model: string;
   readonly promptTokens: number;
   readonly completionTokens: number;
   /** -1: the engine did not say. */
@@ -140,7 +141,6 @@ export interface WorkerView {
 /** A served model as the pool threads know it. */
 export interface ModelView {
   readonly name: string;
-  readonly aliases: readonly string[];
   readonly policy: string;
   /** Name of a tokenizer in preprocess/tokenizers, or null: relay mode. */
   readonly tokenizer: string | null;

@@ -2,7 +2,7 @@
  * The bytes of the load table and of the reservation ledger: two shared segments of unsigned 32-bit words, every line
  * and entry a whole number of 64-byte cache lines. `native/include/millrace/load_descriptor.h` is generated from here.
  *
- *     load table   line(slot) = slot × LOAD_LINE_WORDS
+ *     load table   line of a worker = slot × 2 + generation mod 2 (see load-table.ts), at word line × LOAD_LINE_WORDS
  *       first cache line, written by decide / firstToken / release:
  *         0 activePrefillTokens   1 decodeBlocks   2 requests   3 generation   4 state   5..15 –
  *       second cache line, written by the metrics scrape:
@@ -10,6 +10,7 @@
  *
  *     ledger       entry(index) = index × LEDGER_ENTRY_WORDS
  *         0 state  1 owner epoch  2 entry generation  3 slot  4 slot generation  5 prefillTokens  6 blocks  7..15 –
+ *         (3 holds the line that the load was added to)
  *
  * A reservation id is (entry generation mod 2^12) × 2^20 + index, never 0: a stale id names no living entry.
  */

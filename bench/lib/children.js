@@ -1,0 +1,118 @@
+/**
+ * Child processes of a bench, and what they cost: start one and wait for its `listening` line, fork the load generator,
+ * read the CPU time of a process from the kernel, and make sure that nothing outlives the bench. Linux only (`/proc`).
+ */
+import { fork, spawn } from 'node:child_process';
+import { readFileSync } from 'node:fs';
+import { createInterface } from 'node:readline';
+
+const START_DEADLINE_MS = 30_000;
+const ANSWER_SLACK_MS = 30_000;
+const STDERR_CHARS_MAX = 4000;
+// The unit of /proc/<pid>/stat, USER_HZ, is 100 for every architecture that Node runs on, whatever the kernel's own HZ.
+const TICKS_PER_SECOND = 100;
+
+/** @type {Set<import('node:child_process').ChildProcess>} */
+const alive = new Set();
+process.on('exit', () => {
+  for (const child of alive) child.kill('SIGKILL');
+});
+for (const signal of /** @type {const} */ (['SIGINT', 'SIGTERM', 'SIGHUP'])) {
+  process.on(signal, () => process.exit(1)); // runs the handler above, which a signal alone would not
+}
+
+/** @template {import('node:child_process').ChildProcess} T @param {T} child @returns {T} */
+function own(child) {
+  alive.add(child);
+  child.on('exit', () => alive.delete(child));
+  return child;
+}
+
+/**
+ * Runs `node <args>` until it prints its `{"event":"listening",…}` line on stdout.
+ * @param {string} name  For error messages.
+ * @param {readonly string[]} args
+ * @returns {Promise<{ pid: number, listening: any, stop(): Promise<void>, failed(): string | undefined }>} `failed`
+ *   says how the child ended if it has ended by itself.
+ */
+export function startServer(name, args) {
+  const child = own(spawn(process.execPath, args, { stdio: ['pipe', 'pipe', 'pipe'] }));
+  let stderr = '';
+  let ended = '';
+  child.stderr.on('data', chunk => {
+    stderr = (stderr + chunk).slice(-STDERR_CHARS_MAX);
+  });
+  const exited = new Promise(resolve => {
+    child.on('exit', (code, signal) => {
+      ended = `${name} ended with ${signal ?? `code ${code}`}\n${stderr}`;
+      resolve(undefined);
+    });
+  });
+  const stop = async () => {
+    child.kill('SIGKILL'); // a figure is taken by now; a drain would only cost time
+    await exited;
+  };
+  return new Promise((resolve, reject) => {
+    const timer = setTimeout(() => {
+      child.kill('SIGKILL');
+      reject(
+        new Error(`${name} did not print its listening line within ${START_DEADLINE_MS / 1000} s\n${stderr}`),
+      );
+    }, START_DEADLINE_MS);
+    exited.then(() => {
+      clearTimeout(timer);
+      reject(new Error(ended));
+    });
+    createInterface({ input: child.stdout }).on('line', line => {
+      const listening = line.startsWith('{') ? JSON.parse(line) : {};
+      if (listening.event !== 'listening') return;
+      clearTimeout(timer);
+      resolve({ pid: Number(child.pid), listening, stop, failed: () => ended || undefined });
+    });
+  });
+}
+
+/**
+ * Forks the load generator (bench/lib/load.js).
+ * @returns {{ pid: number, tell(message: object): void, ask(message: object, withinMs: number): Promise<any>, stop(): void }}
+ *   `ask` rejects when no answer came `withinMs` and some slack later, or when the child ended.
+ */
+export function startLoad() {
+  const child = own(fork(new URL('./load.js', import.meta.url), { stdio: ['ignore', 2, 2, 'ipc'] }));
+  return {
+    pid: Number(child.pid),
+    tell: message => {
+      child.send(message);
+    },
+    ask: (message, withinMs) =>
+      new Promise((resolve, reject) => {
+        const settle = (/** @type {() => void} */ how) => {
+          clearTimeout(timer);
+          child.off('message', answered).off('exit', exited);
+          how();
+        };
+        const answered = (/** @type {any} */ answer) => settle(() => resolve(answer));
+        const exited = () => settle(() => reject(new Error('the load generator ended')));
+        const late = () => settle(() => reject(new Error('the load generator does not answer')));
+        const timer = setTimeout(late, withinMs + ANSWER_SLACK_MS);
+        child.on('message', answered).on('exit', exited);
+        child.send(message);
+      }),
+    stop: () => {
+      child.kill('SIGKILL');
+    },
+  };
+}
+
+/**
+ * User plus system CPU seconds that a process has used: all its threads, dead ones too, and the main thread alone.
+ * @param {number} pid
+ */
+export function cpuSeconds(pid) {
+  const read = (/** @type {string} */ path) => {
+    const stat = readFileSync(path, 'latin1');
+    const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' '); // the name before it may hold spaces
+    return (Number(fields[11]) + Number(fields[12])) / TICKS_PER_SECOND; // utime and stime
+  };
+  return { all: read(`/proc/${pid}/stat`), mainThread: read(`/proc/${pid}/task/${pid}/stat`) };
+}

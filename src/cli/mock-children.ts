@@ -1,0 +1,79 @@
+/**
+ * The mock engines that `serve` starts when it is given no worker: one process each, with vLLM's stock HTTP surface,
+ * on ports of the system's choice. They exit when their standard input closes, so that none outlives `serve`, however
+ * that ends.
+ */
+import { type ChildProcess, spawn } from 'node:child_process';
+import { createInterface } from 'node:readline';
+import { fileURLToPath } from 'node:url';
+import { MillraceError } from '../errors.js';
+import type { Clock } from '../runtime/clock.js';
+
+const START_DEADLINE_MS = 20_000;
+const EXIT_DEADLINE_MS = 2000;
+
+export interface MockChildren {
+  readonly urls: readonly string[];
+  readonly pids: readonly number[];
+  /** Closes their standard input and waits until they are gone. */
+  close(): Promise<void>;
+}
+
+/** Starts `count` mock engines and waits until each says where it listens. */
+export async function startMockChildren(
+  count: number,
+  speed: number | 'unlimited',
+  clock: Clock,
+): Promise<MockChildren> {
+  const main = fileURLToPath(new URL('./main.js', import.meta.url));
+  const argv = [
+    main,
+    'mock',
+    '--count',
+    '1',
+    '--port',
+    '0',
+    '--speed',
+    String(speed),
+    '--json',
+    '--exit-with-stdin',
+  ];
+  const children = Array.from({ length: count }, () =>
+    spawn(process.execPath, argv, { stdio: ['pipe', 'pipe', 'inherit'] }),
+  );
+  const close = async (): Promise<void> => {
+    await Promise.all(children.map(child => endChild(child, clock)));
+  };
+  try {
+    const urls = await Promise.all(children.map(child => listeningUrl(child, clock)));
+    return { urls, pids: children.map(child => child.pid!), close };
+  } catch (error) {
+    await close();
+    throw error;
+  }
+}
+
+function listeningUrl(child: ChildProcess, clock: Clock): Promise<string> {
+  return new Promise((resolve, reject) => {
+    const fail = (why: string): void =>
+      reject(new MillraceError('MILLRACE_INTERNAL', `a mock engine did not start: ${why}`));
+    const timer = clock.after(START_DEADLINE_MS, () => fail(`no answer within ${START_DEADLINE_MS} ms`));
+    child.once('error', error => fail(error.message));
+    child.once('exit', code => fail(`it exited with code ${code}`));
+    createInterface({ input: child.stdout! }).once('line', line => {
+      timer.cancel();
+      const said = JSON.parse(line) as { event?: string; url?: string };
+      if (said.event === 'listening' && said.url !== undefined) resolve(said.url);
+      else fail(`it said ${line.slice(0, 200)}`);
+    });
+  });
+}
+
+async function endChild(child: ChildProcess, clock: Clock): Promise<void> {
+  if (child.exitCode !== null || child.signalCode !== null) return;
+  const gone = new Promise<void>(resolve => child.once('exit', () => resolve()));
+  child.stdin?.end();
+  const timer = clock.after(EXIT_DEADLINE_MS, () => child.kill('SIGKILL'));
+  await gone;
+  timer.cancel();
+}

@@ -1,0 +1,183 @@
+/**
+ * `millrace mock`: one or more mock engines in one process, until a signal or the end of stdin. Stands in for a fleet of
+ * vLLM servers: for a first try of `millrace serve`, for benches and for tests.
+ */
+import { parseArgs } from 'node:util';
+import { ConfigError } from '../errors.js';
+import { nearestName } from '../runtime/nearest-name.js';
+import { ENGINE_SETTING_RANGES, type EngineSettings } from '../simulate/engine-settings.js';
+import { FAULT_KINDS, parseFaultRates } from '../simulate/faults.js';
+import {
+  loadMockTokenizer,
+  MOCK_MODEL,
+  type MockEngine,
+  type MockEngineOptions,
+  startMockEngine,
+} from '../simulate/mock-engine.js';
+
+const ENGINES_MAX = 64;
+const PORT_MAX = 65_535;
+
+/** Flags that are a setting of the simulated engine. */
+const SETTING_FLAGS = {
+  speed: 'speed',
+  'eos-rate': 'eosRate',
+  seed: 'seed',
+  blocks: 'numGpuBlocks',
+  'block-size': 'blockSize',
+  'max-num-seqs': 'maxNumSeqs',
+  'max-batched-tokens': 'maxNumBatchedTokens',
+  'max-model-len': 'maxModelLen',
+} as const satisfies Record<string, keyof EngineSettings>;
+
+const OPTIONS = {
+  count: { type: 'string' },
+  host: { type: 'string' },
+  port: { type: 'string' },
+  model: { type: 'string' },
+  faults: { type: 'string' },
+  'exit-with-stdin': { type: 'boolean' },
+  json: { type: 'boolean' },
+  speed: { type: 'string' },
+  'eos-rate': { type: 'string' },
+  seed: { type: 'string' },
+  blocks: { type: 'string' },
+  'block-size': { type: 'string' },
+  'max-num-seqs': { type: 'string' },
+  'max-batched-tokens': { type: 'string' },
+  'max-model-len': { type: 'string' },
+} as const;
+
+interface MockCommand {
+  readonly count: number;
+  readonly engine: MockEngineOptions;
+  readonly exitWithStdin: boolean;
+  readonly json: boolean;
+}
+
+const standard = (name: keyof EngineSettings): number => ENGINE_SETTING_RANGES[name].default;
+
+const HELP = `Usage: millrace mock [flags]
+
+Starts mock engines: a simulated vLLM scheduler behind vLLM's own HTTP routes. Needs no GPU and no model. The text of an
+answer is a function of all tokens before it, so an answer that moves to another engine goes on unchanged.
+
+  --count N               engines, 1 to ${ENGINES_MAX} (1)
+  --host ADDRESS          address to listen on (127.0.0.1)
+  --port P                port of the first engine, the next ones follow; 0: chosen by the system (0)
+  --model NAME            model name (${MOCK_MODEL})
+  --speed X|unlimited     divides modelled time; unlimited: computing takes no time (${standard('speed')})
+  --eos-rate R            chance of an end at each token; 0: answers have exactly max_tokens (${standard('eosRate')})
+  --seed S                seeds text and faults (${standard('seed')})
+  --blocks N              KV blocks (${standard('numGpuBlocks')})
+  --block-size N          tokens per KV block (${standard('blockSize')})
+  --max-num-seqs N        requests that run at one time (${standard('maxNumSeqs')})
+  --max-batched-tokens N  tokens computed per pass (${standard('maxNumBatchedTokens')})
+  --max-model-len N       prompt and output tokens of a request (${standard('maxModelLen')}, or what the blocks hold)
+  --faults LIST           faults per request, as kind=probability,…; kinds: ${FAULT_KINDS.join(', ')}
+  --exit-with-stdin       end when stdin closes, so that nothing outlives a parent that was killed
+  --json                  one JSON object per line on stdout
+
+Examples:
+  millrace mock
+  millrace mock --count 4 --port 9001 --speed 10
+  millrace mock --speed unlimited --faults error500=0.05,dieAfter=0.01 --seed 7
+`;
+
+function numberIn(flag: string, text: string, min: number, max: number, integer: boolean): number {
+  const value = text.trim() === '' ? Number.NaN : Number(text);
+  if (value >= min && value <= max && (!integer || Number.isInteger(value))) return value;
+  const kind = integer ? 'an integer' : 'a number';
+  throw new ConfigError(`--${flag} must be ${kind} from ${min} to ${max}; got '${text}'`, { param: flag });
+}
+
+/** parseArgs, with errors of our own: an unknown flag names the nearest one. */
+function readFlags(argv: string[]): ReturnType<typeof parseArgs<{ options: typeof OPTIONS }>>['values'] {
+  const { tokens } = parseArgs({ args: argv, options: OPTIONS, strict: false, tokens: true });
+  for (const token of tokens) {
+    if (token.kind !== 'option' || Object.hasOwn(OPTIONS, token.name)) continue;
+    const nearest = nearestName(token.name, Object.keys(OPTIONS));
+    throw new ConfigError(`unknown flag ${token.rawName}; did you mean --${nearest}?`);
+  }
+  try {
+    return parseArgs({ args: argv, options: OPTIONS }).values;
+  } catch (error) {
+    throw new ConfigError((error as Error).message, { cause: error });
+  }
+}
+
+function readCommand(argv: string[]): MockCommand {
+  const values = readFlags(argv);
+  const count = numberIn('count', values.count ?? '1', 1, ENGINES_MAX, true);
+  const settings: Partial<Record<keyof EngineSettings, number | 'unlimited'>> = {};
+  for (const [flag, setting] of Object.entries(SETTING_FLAGS)) {
+    const text = values[flag as keyof typeof SETTING_FLAGS];
+    if (text === undefined) continue;
+    const { min, max, integer } = ENGINE_SETTING_RANGES[setting];
+    settings[setting] =
+      setting === 'speed' && text === 'unlimited' ? text : numberIn(flag, text, min, max, integer);
+  }
+  const { host, model, faults } = values;
+  const engine = {
+    ...(settings as Partial<EngineSettings>),
+    port: numberIn('port', values.port ?? '0', 0, PORT_MAX - count + 1, true),
+    ...(host === undefined ? {} : { host }),
+    ...(model === undefined ? {} : { model }),
+    ...(faults === undefined ? {} : { faults: parseFaultRates(faults) }),
+  };
+  return { count, engine, exitWithStdin: values['exit-with-stdin'] ?? false, json: values.json ?? false };
+}
+
+/** Calls `stop` on SIGTERM, on SIGINT and, where asked for, when stdin closes. Returns what takes it all back. */
+function listenForStop(exitWithStdin: boolean, stop: () => void): () => void {
+  const { stdin } = process;
+  process.on('SIGTERM', stop).on('SIGINT', stop);
+  if (exitWithStdin) stdin.on('close', stop).on('end', stop).on('error', stop).resume();
+  return () => {
+    process.off('SIGTERM', stop).off('SIGINT', stop);
+    if (exitWithStdin) stdin.off('close', stop).off('end', stop).destroy();
+  };
+}
+
+async function startAll(given: MockCommand, engines: MockEngine[]): Promise<void> {
+  const tokenizer = await loadMockTokenizer();
+  const first = given.engine.port ?? 0;
+  for (let at = 0; at < given.count; at++) {
+    const port = first === 0 ? 0 : first + at;
+    const engine = await startMockEngine({ ...given.engine, port, tokenizer });
+    engines.push(engine);
+    const { url, model } = engine;
+    const line = given.json
+      ? JSON.stringify({ event: 'listening', url, model })
+      : `mock engine ${model} on ${url}`;
+    process.stdout.write(`${line}\n`);
+  }
+}
+
+async function run(argv: string[]): Promise<number> {
+  const engines: MockEngine[] = [];
+  let stopListening = (): void => {};
+  try {
+    const given = readCommand(argv);
+    const stopped = new Promise<void>(resolve => {
+      stopListening = listenForStop(given.exitWithStdin, resolve);
+    });
+    await startAll(given, engines);
+    await stopped;
+    return 0;
+  } catch (error) {
+    process.stderr.write(`millrace mock: ${(error as Error).message}\n`);
+    return error instanceof ConfigError ? 2 : 1;
+  } finally {
+    await Promise.all(engines.map(engine => engine.close()));
+    stopListening();
+  }
+}
+
+/** The `mock` subcommand. `run` resolves with the exit code: 0 after a stop, 1 if it cannot listen, 2 for wrong flags. */
+export const command = {
+  name: 'mock',
+  summary: 'start mock engines with the HTTP routes of vLLM',
+  help: HELP,
+  run,
+};

@@ -1,0 +1,198 @@
+/**
+ * `millrace serve`: the plane as a process. Reads the configuration, starts mock engines when no worker is named, says
+ * what runs, and turns signals into an orderly end: the first SIGTERM or SIGINT drains and exits 0, the second exits.
+ */
+import { readFileSync } from 'node:fs';
+import { type Config, loadConfig } from '../config.js';
+import { ConfigError } from '../errors.js';
+import { LIMITS } from '../limits.js';
+import { Plane } from '../plane/plane.js';
+import { TOKENIZER_NAMES } from '../preprocess/tokenizers/load.js';
+import { POLICY_NAMES } from '../router/policies/policies.js';
+import { type Clock, systemClock } from '../runtime/clock.js';
+import { createLogger, type Logger } from '../runtime/logger.js';
+import { settings } from '../settings.js';
+import { banner } from './banner.js';
+import { type Command, type FlagKind, readFlags } from './command.js';
+import { type MockChildren, startMockChildren } from './mock-children.js';
+
+const SETTINGS = settings(POLICY_NAMES, TOKENIZER_NAMES);
+/** Tokenizer of the mock engines. */
+const MOCK_TOKENIZER = 'chatml-cl100k';
+/** How long the banner waits for the workers' first answers. */
+const FIRST_PROBE_MS = 3000;
+const POLL_MS = 20;
+
+const flagLine = (flag: string, value: string | undefined, text: string): string =>
+  `  ${`--${flag}${value === undefined ? '' : ` ${value}`}`.padEnd(26)} ${text}`;
+
+const HELP = `millrace serve: an OpenAI-compatible endpoint over inference workers
+
+Usage: millrace serve [flags]
+
+Examples:
+  millrace serve                                       four mock engines, port 8000
+  millrace serve --worker http://10.0.0.7:8000 --worker http://10.0.0.8:8000
+  millrace serve --config millrace.yaml --port 9000
+  millrace serve --limit requestsMax=20000 --limit bodyBytesMax=16777216
+
+Flags:
+${SETTINGS.map(({ flag, value, help, default: preset }) => {
+  const shown = preset === null || typeof preset === 'object' ? '' : ` (default ${preset})`;
+  return flagLine(flag, value, help + shown);
+}).join('\n')}
+${flagLine('config', 'FILE', 'YAML file with the same settings by name, and models.<name>')}
+${flagLine('json', undefined, 'print one JSON line when listening, instead of the banner')}
+${flagLine('help-limits', undefined, 'list every limit with unit, range and default')}
+${flagLine('help', undefined, 'this text')}
+
+Every setting can come from the environment too: MILLRACE_PORT, MILLRACE_WORKERS (comma-separated), …
+A flag wins over the environment, the environment over the file.
+`;
+
+function limitsTable(): string {
+  const rows = Object.entries(LIMITS).map(
+    ([name, { unit, min, max, default: preset, guards }]) =>
+      `  ${name.padEnd(26)} ${String(preset).padStart(11)} ${unit.padEnd(6)} ${`${min}..${max}`.padEnd(22)} ${guards}`,
+  );
+  return `Limits (name, default, unit, range, what it guards):\n${rows.join('\n')}\n`;
+}
+
+function configFromFlags(flags: ReturnType<typeof readFlags>): Config {
+  const options: Record<string, unknown> = {};
+  for (const { key, flag } of SETTINGS) if (flags[flag] !== undefined) options[key] = flags[flag];
+  const name = flags.config as string | undefined;
+  let file: { name: string; text: string } | undefined;
+  if (name !== undefined) {
+    try {
+      file = { name, text: readFileSync(name, 'utf8') };
+    } catch (cause) {
+      throw new ConfigError(`--config ${name} cannot be read: ${(cause as NodeJS.ErrnoException).code}`, {
+        cause,
+      });
+    }
+  }
+  return loadConfig(
+    { policies: POLICY_NAMES, tokenizers: TOKENIZER_NAMES },
+    { options, env: process.env, ...(file === undefined ? {} : { file }) },
+  );
+}
+
+async function withWorkers(
+  config: Config,
+  clock: Clock,
+): Promise<{ config: Config; mocks: MockChildren | null }> {
+  const named =
+    config.workers.length +
+    Object.values(config.models).reduce((sum, model) => sum + model.workers.length, 0);
+  if (named > 0) return { config, mocks: null };
+  process.stderr.write(`millrace: no --worker given, starting ${config.mockWorkers} mock engines …\n`);
+  const mocks = await startMockChildren(config.mockWorkers, config.mockSpeed, clock);
+  const tokenizer = config.tokenizer ?? MOCK_TOKENIZER;
+  return { config: Object.freeze({ ...config, workers: mocks.urls, tokenizer }), mocks };
+}
+
+/** Resolves when every worker has answered its first probe, or after FIRST_PROBE_MS. */
+function workersAnswered(plane: Plane, clock: Clock): Promise<void> {
+  const endMs = clock.nowMs() + FIRST_PROBE_MS;
+  return new Promise(resolve => {
+    const check = (): void => {
+      if (plane.workers.every(worker => worker.state === 'ready') || clock.nowMs() >= endMs) resolve();
+      else clock.after(POLL_MS, check);
+    };
+    check();
+  });
+}
+
+function announce(
+  plane: Plane,
+  config: Config,
+  port: number,
+  mocks: MockChildren | null,
+  json: boolean,
+): void {
+  const host = config.host.includes(':') ? `[${config.host}]` : config.host;
+  const url = `http://${host}:${port}`;
+  const { version } = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8')) as {
+    version: string;
+  };
+  const { status, workers, models } = plane;
+  if (json) {
+    const said = { event: 'listening', url, host: config.host, port, pid: process.pid, ...status };
+    process.stdout.write(`${JSON.stringify({ ...said, workers, models, mockPids: mocks?.pids ?? [] })}\n`);
+    return;
+  }
+  const areMocks = mocks !== null;
+  process.stdout.write(banner({ version, url, status, policy: config.policy, models, workers, areMocks }));
+}
+
+/** Resolves with the exit code once the process has been told to end and has closed everything. */
+function untilTold(
+  plane: Plane,
+  config: Config,
+  mocks: MockChildren | null,
+  logger: Logger,
+): Promise<number> {
+  return new Promise(resolve => {
+    let isEnding = false;
+    const end = (code: number): void => {
+      isEnding = true;
+      void plane
+        .close(config.limits.drainDeadlineMs)
+        .then(() => mocks?.close())
+        .then(() => resolve(code));
+    };
+    const onSignal = (signal: NodeJS.Signals): void => {
+      if (isEnding) {
+        logger.warn('second signal: exiting without waiting for open requests', { signal });
+        process.exit(1);
+      }
+      const { requestsInFlight } = plane.health();
+      logger.info('draining', { signal, requestsInFlight, deadlineMs: config.limits.drainDeadlineMs });
+      end(0);
+    };
+    process.on('SIGTERM', onSignal);
+    process.on('SIGINT', onSignal);
+    process.on('uncaughtException', error => {
+      logger.error('this is a bug in Millrace: draining, then exiting', {
+        error: error.stack ?? error.message,
+      });
+      if (!isEnding) end(1);
+    });
+  });
+}
+
+async function run(argv: readonly string[]): Promise<number> {
+  const kinds: Record<string, FlagKind> = { config: 'value', json: 'switch', 'help-limits': 'switch' };
+  for (const { flag, several } of SETTINGS) kinds[flag] = several === true ? 'values' : 'value';
+  const flags = readFlags(argv, kinds);
+  if (flags['help-limits'] === true) {
+    process.stdout.write(limitsTable());
+    return 0;
+  }
+  const clock = systemClock;
+  const given = configFromFlags(flags);
+  const logger = createLogger({ level: given.logLevel, format: given.logFormat });
+  const { config, mocks } = await withWorkers(given, clock);
+  const plane = await Plane.start({ config, clock, logger, seed: clock.wallMs() >>> 0 });
+  try {
+    const { port } = await plane.listen(config.host, config.port);
+    await workersAnswered(plane, clock);
+    announce(plane, config, port, mocks, flags.json === true);
+  } catch (error) {
+    await plane.close(0);
+    await mocks?.close();
+    throw error;
+  }
+  const code = await untilTold(plane, config, mocks, logger);
+  logger.info('closed', { code });
+  return code;
+}
+
+/** The `serve` subcommand. */
+export const command: Command = {
+  name: 'serve',
+  summary: 'serve OpenAI requests over workers, or over mock engines without any',
+  help: HELP,
+  run,
+};

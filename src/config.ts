@@ -1,0 +1,172 @@
+/**
+ * Configuration: one frozen object made from defaults, a YAML file, `MILLRACE_*` variables and options, each winning
+ * over the ones before. Process-wide settings come from the table in settings.ts; `models.<name>` says what differs
+ * for one model. A key that does not exist is an error that names the nearest one that does.
+ */
+import { availableParallelism } from 'node:os';
+import { parse as parseYaml } from 'yaml';
+import { ConfigError } from './errors.js';
+import { DEFAULT_LIMITS, type Limits } from './limits.js';
+import type { LogLevel } from './runtime/logger.js';
+import { nearestName } from './runtime/nearest-name.js';
+import { integer, oneOf, type Setting, settings, workerUrls } from './settings.js';
+
+/** What is set for one model. */
+export interface ModelConfig {
+  /** Workers that serve only this model, besides the shared ones. */
+  readonly workers: readonly string[];
+  readonly policy: string;
+  /** Tokenizer for token mode, or null: relay mode. */
+  readonly tokenizer: string | null;
+  /** Overrides what the workers report, in tokens. */
+  readonly contextLength: number | null;
+}
+
+export interface Config {
+  readonly host: string;
+  readonly port: number;
+  readonly workers: readonly string[];
+  readonly policy: string;
+  readonly tokenizer: string | null;
+  readonly httpServer: 'auto' | 'uws' | 'node';
+  readonly poolThreads: number;
+  readonly mockWorkers: number;
+  readonly mockSpeed: number | 'unlimited';
+  readonly logLevel: LogLevel;
+  readonly logFormat: 'text' | 'json';
+  readonly limits: Limits;
+  readonly models: Readonly<Record<string, ModelConfig>>;
+}
+
+/** Names that a configuration may refer to; the stages that own them hand them in. */
+export interface ConfigNames {
+  readonly policies: readonly string[];
+  readonly tokenizers: readonly string[];
+}
+
+export interface ConfigSources {
+  /** Text of a YAML file and its name for messages. */
+  readonly file?: { readonly name: string; readonly text: string };
+  /** Environment variables; only those that begin with MILLRACE_ are looked at. */
+  readonly env?: Readonly<Record<string, string | undefined>>;
+  /** Values by configuration key, as flags or an embedding host give them, with how each was given. */
+  readonly options?: Readonly<Record<string, unknown>>;
+}
+
+/** Variables that belong to the build and the tests, not to the configuration. */
+const OTHER_VARIABLES = ['MILLRACE_REQUIRE_ADDON', 'MILLRACE_NO_ADDON', 'MILLRACE_TEST_LONG'];
+
+const envName = (setting: Setting): string =>
+  `MILLRACE_${setting.key.replace(/[A-Z]/g, letter => `_${letter}`).toUpperCase()}`;
+
+function unknownKey(source: string, name: string, valid: readonly string[]): ConfigError {
+  return new ConfigError(
+    `${source}: there is no setting "${name}"; did you mean "${nearestName(name, valid)}"?`,
+  );
+}
+
+function readEnvironment(
+  table: readonly Setting[],
+  env: NonNullable<ConfigSources['env']>,
+): Record<string, unknown> {
+  const byName = new Map(table.map(setting => [envName(setting), setting]));
+  const values: Record<string, unknown> = {};
+  for (const [name, raw] of Object.entries(env)) {
+    if (!name.startsWith('MILLRACE_') || raw === undefined || OTHER_VARIABLES.includes(name)) continue;
+    const setting = byName.get(name);
+    if (setting === undefined) throw unknownKey('environment', name, [...byName.keys()]);
+    values[setting.key] = setting.parse(setting.several === true ? raw.split(',') : raw, name);
+  }
+  return values;
+}
+
+function readFile(file: NonNullable<ConfigSources['file']>): Record<string, unknown> {
+  let document: unknown;
+  try {
+    document = parseYaml(file.text, { maxAliasCount: 100 });
+  } catch (cause) {
+    throw new ConfigError(`${file.name} is not valid YAML: ${(cause as Error).message}`, { cause });
+  }
+  if (document === null || document === undefined) return {};
+  if (typeof document !== 'object' || Array.isArray(document)) {
+    throw new ConfigError(`${file.name} must hold a map of settings at its top level`);
+  }
+  return document as Record<string, unknown>;
+}
+
+function checkKeys(
+  table: readonly Setting[],
+  source: string,
+  given: Record<string, unknown>,
+): Record<string, unknown> {
+  const valid = [...table.map(setting => setting.key), 'models'];
+  const values: Record<string, unknown> = {};
+  for (const [key, raw] of Object.entries(given)) {
+    if (!valid.includes(key)) throw unknownKey(source, key, valid);
+    if (raw === undefined || raw === null) continue;
+    const setting = table.find(row => row.key === key);
+    values[key] = setting === undefined ? raw : setting.parse(raw, `${key} (${source})`);
+  }
+  return values;
+}
+
+function readModels(
+  raw: unknown,
+  names: ConfigNames,
+  shared: { policy: string; tokenizer: string | null },
+): Config['models'] {
+  if (raw === undefined) return Object.freeze({});
+  if (typeof raw !== 'object' || raw === null || Array.isArray(raw)) {
+    throw new ConfigError('models must be a map from model name to its settings');
+  }
+  const valid = ['workers', 'policy', 'tokenizer', 'contextLength'];
+  const models: Record<string, ModelConfig> = {};
+  for (const [name, value] of Object.entries(raw)) {
+    const at = `models.${name}`;
+    const given = (value ?? {}) as Record<string, unknown>;
+    if (typeof given !== 'object' || Array.isArray(given))
+      throw new ConfigError(`${at} must be a map of settings`);
+    for (const key of Object.keys(given)) if (!valid.includes(key)) throw unknownKey(at, key, valid);
+    models[name] = Object.freeze({
+      workers: given.workers === undefined ? [] : workerUrls(given.workers, `${at}.workers`),
+      policy:
+        given.policy === undefined ? shared.policy : oneOf(names.policies)(given.policy, `${at}.policy`),
+      tokenizer:
+        given.tokenizer === undefined
+          ? shared.tokenizer
+          : oneOf(names.tokenizers)(given.tokenizer, `${at}.tokenizer`),
+      contextLength:
+        given.contextLength === undefined
+          ? null
+          : integer(1, 100_000_000, 'tokens')(given.contextLength, `${at}.contextLength`),
+    });
+  }
+  return Object.freeze(models);
+}
+
+/**
+ * Makes the configuration. Throws ConfigError, naming the source, the key, the value and what is allowed.
+ * @param names policies and tokenizers that exist
+ */
+export function loadConfig(names: ConfigNames, sources: ConfigSources): Config {
+  const table = settings(names.policies, names.tokenizers);
+  const fileValues =
+    sources.file === undefined ? {} : checkKeys(table, sources.file.name, readFile(sources.file));
+  const envValues = readEnvironment(table, sources.env ?? {});
+  const optionValues = checkKeys(table, 'option', { ...sources.options });
+  const defaults = Object.fromEntries(table.map(setting => [setting.key, setting.default]));
+  const merged: Record<string, unknown> = { ...defaults, ...fileValues, ...envValues, ...optionValues };
+  const limits: Limits = Object.freeze({
+    ...DEFAULT_LIMITS,
+    ...(fileValues.limits as object | undefined),
+    ...(envValues.limits as object | undefined),
+    ...(optionValues.limits as object | undefined),
+  });
+  const shared = { policy: merged.policy as string, tokenizer: merged.tokenizer as string | null };
+  return Object.freeze({
+    ...merged,
+    poolThreads: merged.poolThreads ?? Math.min(8, Math.max(1, availableParallelism() - 1)),
+    limits,
+    models: readModels(merged.models, names, shared),
+  }) as Config;
+}

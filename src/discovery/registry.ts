@@ -1,0 +1,245 @@
+/**
+ * The worker registry: which engine processes there are, in which slot, and in what state. A slot is a row of every
+ * table that knows workers (load table, prefix index); a generation tells one tenant of a slot from the next, so that
+ * news about a worker that is gone cannot touch its successor. Owned by one thread, the one that runs the health
+ * monitor; other threads see workers through WORLD and the load table. Static list first; a discovery store later
+ * calls the same `add` and `remove`.
+ */
+import { strict as assert } from 'node:assert';
+import { ConfigError } from '../errors.js';
+import type { WorkerView } from '../messages/records.js';
+
+/**
+ * probing: never answered a probe. ready: may be chosen. draining: finishes what it has; set by an operator and kept
+ * whatever the health says. unavailable: was ready and does not answer.
+ */
+export type WorkerState = 'probing' | 'ready' | 'draining' | 'unavailable';
+
+/** What a probe taught about a worker; an engine's capabilities have these fields among others. */
+export type WorkerFacts = Pick<WorkerView, 'models' | 'blockSize' | 'totalBlocks' | 'returnsTokenIds'>;
+
+/** Load that an engine reports of itself; null: it does not say. */
+export interface ScrapedLoad {
+  readonly running: number | null;
+  readonly waiting: number | null;
+  /** Share of the KV cache in use, 0 to 1. */
+  readonly kvUsage: number | null;
+}
+
+/** Numbers of the states in the load table (router/load-descriptor.ts, SLOT_STATE): a worker that probes is not ready. */
+export const STATE_WORDS = { absent: 0, ready: 1, draining: 2, unavailable: 3, probing: 3 } as const;
+type StateWord = (typeof STATE_WORDS)[keyof typeof STATE_WORDS];
+
+/** The part of the load table that the registry writes. */
+export interface SlotTable {
+  install(slot: number, generation: number, state: StateWord): void;
+  setState(slot: number, generation: number, state: StateWord): boolean;
+  setScraped(slot: number, generation: number, load: ScrapedLoad, nowSeconds: number): boolean;
+}
+
+export interface WorkerDeclaration {
+  /** `http://host:port` or `https://host:port`, no path. */
+  readonly url: string;
+  readonly engine: string;
+  /** Model ids to use it for; the rest of what it lists is ignored. All that it lists, when left out. */
+  readonly models?: readonly string[];
+}
+
+/** A worker at one moment; a value, replaced at every change. */
+export interface RegisteredWorker {
+  readonly slot: number;
+  readonly generation: number;
+  /** Origin of the worker: the declared URL without a trailing slash. */
+  readonly url: string;
+  readonly engine: string;
+  readonly state: WorkerState;
+  readonly declaredModels: readonly string[] | null;
+  /** Null until the first probe. */
+  readonly facts: WorkerFacts | null;
+}
+
+/** `facts` and `removed` change WORLD; `state` is seen through the load table. */
+export interface RegistryChange {
+  readonly kind: 'added' | 'facts' | 'state' | 'removed';
+  /** The worker after the change; as it last was, when removed. */
+  readonly worker: RegisteredWorker;
+}
+
+interface Entry {
+  worker: RegisteredWorker;
+  healthy: boolean;
+  draining: boolean;
+}
+
+export interface WorkerRegistryOptions {
+  /** Slots, `workersMax` of limits.ts; equals the slots of the table. */
+  readonly workersMax: number;
+  readonly table: SlotTable;
+  /** Called after each change, on the registry's thread. Must not throw. */
+  readonly onChange: (change: RegistryChange) => void;
+}
+
+export class WorkerRegistry {
+  readonly #workersMax: number;
+  readonly #table: SlotTable;
+  readonly #onChange: (change: RegistryChange) => void;
+  readonly #entries = new Map<number, Entry>();
+  /** Slots whose worker was removed, the longest free one first. */
+  readonly #freed: number[] = [];
+  /** Generation of the last tenant by slot; its length is the number of slots ever used. */
+  readonly #generations: number[] = [];
+
+  constructor(options: WorkerRegistryOptions) {
+    this.#workersMax = options.workersMax;
+    this.#table = options.table;
+    this.#onChange = options.onChange;
+  }
+
+  get size(): number {
+    return this.#entries.size;
+  }
+
+  /**
+   * Gives a worker a slot, in state probing. A slot that never had a worker goes first, then the one that is free for
+   * longest: late news of the last tenant is then as old as can be. 'full': every slot is taken; 'duplicate': the URL
+   * has a worker already. Throws ConfigError for a bad URL.
+   */
+  add(declaration: WorkerDeclaration): RegisteredWorker | 'full' | 'duplicate' {
+    const url = originOf(declaration.url);
+    for (const { worker } of this.#entries.values()) if (worker.url === url) return 'duplicate';
+    const slot = this.#generations.length < this.#workersMax ? this.#generations.length : this.#freed.shift();
+    if (slot === undefined) return 'full';
+    const generation = (this.#generations[slot] ?? 0) + 1;
+    this.#generations[slot] = generation;
+    const worker: RegisteredWorker = {
+      slot,
+      generation,
+      url,
+      engine: declaration.engine,
+      state: 'probing',
+      declaredModels: declaration.models ?? null,
+      facts: null,
+    };
+    this.#entries.set(slot, { worker, healthy: false, draining: false });
+    this.#table.install(slot, generation, STATE_WORDS.probing);
+    this.#onChange({ kind: 'added', worker });
+    return worker;
+  }
+
+  /** Takes a worker out; its slot waits for reuse. False when that generation no longer has the slot. */
+  remove(slot: number, generation: number): boolean {
+    const entry = this.#entry(slot, generation);
+    if (entry === null) return false;
+    this.#entries.delete(slot);
+    this.#freed.push(slot);
+    this.#table.setState(slot, generation, STATE_WORDS.absent);
+    this.#onChange({ kind: 'removed', worker: entry.worker });
+    return true;
+  }
+
+  /** The worker in a slot, or null when that generation no longer has it. */
+  get(slot: number, generation: number): RegisteredWorker | null {
+    return this.#entry(slot, generation)?.worker ?? null;
+  }
+
+  /** The worker at a URL, or null. */
+  find(url: string): RegisteredWorker | null {
+    const origin = originOf(url);
+    for (const { worker } of this.#entries.values()) if (worker.url === origin) return worker;
+    return null;
+  }
+
+  /** All workers in the order of their slots. */
+  list(): RegisteredWorker[] {
+    return [...this.#entries.values()].map(entry => entry.worker).sort((a, b) => a.slot - b.slot);
+  }
+
+  /** The workers of WORLD: all that answered a probe, in whatever state, in the order of their slots. */
+  views(): WorkerView[] {
+    const views: WorkerView[] = [];
+    for (const { slot, generation, url, engine, facts, declaredModels } of this.list()) {
+      if (facts === null) continue;
+      const models =
+        declaredModels === null
+          ? facts.models
+          : facts.models.filter(model => declaredModels.includes(model.id));
+      const { blockSize, totalBlocks, returnsTokenIds } = facts;
+      views.push({ slot, generation, url, engine, models, blockSize, totalBlocks, returnsTokenIds });
+    }
+    return views;
+  }
+
+  /** Stores what a probe taught. False when that generation no longer has the slot. */
+  setFacts(slot: number, generation: number, facts: WorkerFacts): boolean {
+    const entry = this.#entry(slot, generation);
+    if (entry === null) return false;
+    const { models, blockSize, totalBlocks, returnsTokenIds } = facts;
+    const kept: WorkerFacts = { models, blockSize, totalBlocks, returnsTokenIds };
+    if (JSON.stringify(kept) !== JSON.stringify(entry.worker.facts)) {
+      entry.worker = { ...entry.worker, facts: kept };
+      this.#onChange({ kind: 'facts', worker: entry.worker });
+    }
+    if (entry.healthy) this.#updateState(entry);
+    return true;
+  }
+
+  /** Says whether the worker answers; it is ready once it does and was probed. False as above. */
+  setHealthy(slot: number, generation: number, healthy: boolean): boolean {
+    const entry = this.#entry(slot, generation);
+    if (entry === null) return false;
+    entry.healthy = healthy;
+    this.#updateState(entry);
+    return true;
+  }
+
+  /** Lets a worker finish what it has: nothing new is sent to it until it is removed. False as above. */
+  drain(slot: number, generation: number): boolean {
+    const entry = this.#entry(slot, generation);
+    if (entry === null) return false;
+    entry.draining = true;
+    this.#updateState(entry);
+    return true;
+  }
+
+  /** Writes what a scrape found into the load table. False as above. */
+  setScraped(slot: number, generation: number, load: ScrapedLoad, nowSeconds: number): boolean {
+    if (this.#entry(slot, generation) === null) return false;
+    return this.#table.setScraped(slot, generation, load, nowSeconds);
+  }
+
+  #entry(slot: number, generation: number): Entry | null {
+    const entry = this.#entries.get(slot);
+    return entry !== undefined && entry.worker.generation === generation ? entry : null;
+  }
+
+  #updateState(entry: Entry): void {
+    const { worker } = entry;
+    let state: WorkerState = entry.healthy ? 'ready' : 'unavailable';
+    if (worker.facts === null) state = 'probing';
+    if (entry.draining) state = 'draining';
+    if (state === worker.state) return;
+    entry.worker = { ...worker, state };
+    const held = this.#table.setState(worker.slot, worker.generation, STATE_WORDS[state]);
+    assert(held, 'the load table and the registry name the same tenant of a slot');
+    this.#onChange({ kind: 'state', worker: entry.worker });
+  }
+}
+
+function originOf(url: string): string {
+  let parsed: URL;
+  try {
+    parsed = new URL(url);
+  } catch {
+    throw new ConfigError(`worker url "${url}" is not a URL: expected http://host:port`);
+  }
+  if (parsed.protocol !== 'http:' && parsed.protocol !== 'https:') {
+    throw new ConfigError(`worker url "${url}" must begin with http:// or https://`);
+  }
+  if (parsed.username !== '' || parsed.password !== '') {
+    throw new ConfigError(`worker url of "${parsed.host}" must not hold credentials`);
+  }
+  if (parsed.pathname !== '/' || parsed.search !== '' || parsed.hash !== '') {
+    throw new ConfigError(`worker url "${url}" must not have a path, query or fragment`);
+  }
+  return parsed.origin;
+}

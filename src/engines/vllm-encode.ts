@@ -1,0 +1,122 @@
+/**
+ * The request body for a vLLM server (R5), made by a pool thread. Token mode sends the prompt as ids to /v1/completions
+ * and asks for ids back; relay mode sends the client's own body with the worker's model name. Pure: the result is a
+ * fresh array that the caller owns.
+ */
+import { strict as assert } from 'node:assert';
+import type { TokenRequest } from '../messages/token-request.js';
+import type { EncodedCall, EncodeInput } from './contract.js';
+
+const COMPLETIONS_PATH = '/v1/completions';
+const CHAT_PATH = '/v1/chat/completions';
+
+/**
+ * Fields of a token-mode body that are ours to set or to leave out; an unknown field of the same name is dropped.
+ * `stop` and `include_stop_str_in_output` stay out on purpose: the plane matches stop strings in its own text and
+ * aborts, and an engine that matched them too would end the choice at its own idea of the text, before we saw the ids.
+ * `echo`, `logprobs` and the rest of the engine's text work make a request a relay, so they cannot be wanted here.
+ */
+const OWN_FIELDS = new Set([
+  'model',
+  'prompt',
+  'messages',
+  'stream',
+  'stream_options',
+  'return_token_ids',
+  'max_tokens',
+  'max_completion_tokens',
+  'min_tokens',
+  'n',
+  'temperature',
+  'top_p',
+  'seed',
+  'presence_penalty',
+  'frequency_penalty',
+  'ignore_eos',
+  'stop',
+  'stop_token_ids',
+  'include_stop_str_in_output',
+  'skip_special_tokens',
+  'echo',
+  'logprobs',
+  'prompt_embeds',
+]);
+
+/** `EngineAdapter.encode` for vLLM. */
+export function encodeVllmCall(input: EncodeInput): EncodedCall {
+  return input.mode === 'token' ? encodeTokens(input) : encodeRelay(input);
+}
+
+function callHead(input: EncodeInput): EncodedCall['head'] {
+  return [
+    ['content-type', 'application/json'],
+    ['x-request-id', input.requestId],
+  ];
+}
+
+function encodeTokens(input: EncodeInput): EncodedCall {
+  const { request, promptIds } = input;
+  assert(promptIds !== null && promptIds.length > 0, 'token mode has prompt ids');
+  // Left out, max_tokens is 16 on this route: right for OpenAI's completions, a cut answer for chat.
+  assert(
+    input.maxTokens !== null || request.api === 'completions',
+    'a chat request in token mode has a resolved maxTokens',
+  );
+  // Joined by hand: JSON.stringify would need the ids as a plain array first, at twice the cost.
+  const fields = JSON.stringify(tokenFields(input)).slice(1);
+  return {
+    method: 'POST',
+    path: COMPLETIONS_PATH,
+    head: callHead(input),
+    body: Buffer.from(`{"prompt":[${promptIds.join(',')}],${fields}`),
+    usageInjected: !request.output.includeUsage,
+  };
+}
+
+function tokenFields(input: EncodeInput): Record<string, unknown> {
+  const { request, maxTokens } = input;
+  const { sampling, stop } = request;
+  const unknown = Object.entries(request.unknown).filter(([name]) => !OWN_FIELDS.has(name));
+  // fromEntries defines properties, so that a field named __proto__ is passed on like any other.
+  const fields: Record<string, unknown> = Object.fromEntries(unknown);
+  fields.model = input.workerModel;
+  fields.stream = true;
+  fields.stream_options = { include_usage: true };
+  fields.return_token_ids = true;
+  if (maxTokens !== null) fields.max_tokens = maxTokens;
+  if (stop.minTokens > 0) fields.min_tokens = stop.minTokens;
+  if (sampling.n > 1) fields.n = sampling.n;
+  // Undefined values are left out by JSON.stringify: the engine then takes the model's own defaults.
+  fields.temperature = sampling.temperature;
+  fields.top_p = sampling.topP;
+  fields.seed = sampling.seed;
+  fields.presence_penalty = sampling.presencePenalty;
+  fields.frequency_penalty = sampling.frequencyPenalty;
+  if (stop.ignoreEos) fields.ignore_eos = true;
+  if (stop.tokenIds.length > 0) fields.stop_token_ids = stop.tokenIds;
+  fields.skip_special_tokens = request.output.skipSpecialTokens;
+  return fields;
+}
+
+function encodeRelay(input: EncodeInput): EncodedCall {
+  const { request } = input;
+  const usageInjected = request.output.stream && !request.output.includeUsage;
+  const body: Record<string, unknown> = { ...request.raw, model: input.workerModel };
+  if (usageInjected) body.stream_options = withUsage(request);
+  return {
+    method: 'POST',
+    path: request.api === 'chat' ? CHAT_PATH : COMPLETIONS_PATH,
+    head: callHead(input),
+    body: Buffer.from(JSON.stringify(body)),
+    usageInjected,
+  };
+}
+
+function withUsage(request: TokenRequest): Record<string, unknown> {
+  const given = request.raw.stream_options;
+  const options: Record<string, unknown> = typeof given === 'object' && given !== null ? { ...given } : {};
+  // Without include_usage vLLM ignores it; with ours it would put usage on every frame, unasked.
+  delete options.continuous_usage_stats;
+  options.include_usage = true;
+  return options;
+}

@@ -1,0 +1,281 @@
+/**
+ * The bytes of every record that crosses a ring between a socket and a pool thread (R2). Each begins with
+ * RECORD_VERSION; the ring's own header has the kind. An `encode…` gives the record as parts for the ring's `send`, with
+ * bodies and prompt ids by reference; a `decode…` throws RecordError for bytes that are not exactly such a record.
+ *
+ *     version u8 │ fields in the order written here │ numbers little-endian │ integers beyond 32 bits as f64
+ *     string: bytes u32, UTF-8 │ list: count u32, items │ name of a fixed set: index u8
+ *     blob: bytes u32, zeros up to a multiple of 8 from the start of the record, bytes
+ */
+import { ERROR_CODES, type ErrorCode } from '../errors.js';
+import { ByteReader } from './byte-reader.js';
+import { ByteWriter } from './byte-writer.js';
+import {
+  type AnswerMode,
+  ASK_REASONS,
+  type Ask,
+  type Done,
+  END_CAUSES,
+  type Plan,
+  type PlanCall,
+  type PlanStep,
+  RECORD_VERSION,
+  type Reject,
+  type World,
+} from './records.js';
+import type { Api, Stop } from './token-request.js';
+import { worldFromJson } from './world-shape.js';
+
+export { RecordError } from './byte-reader.js';
+
+const APIS = ['chat', 'completions'] as const satisfies readonly Api[];
+const MODES = ['token', 'relay'] as const satisfies readonly AnswerMode[];
+const CODES = Object.keys(ERROR_CODES) as ErrorCode[];
+/** `after` of a step that waits for none. */
+const AFTER_NONE = 0xffff_ffff;
+/** Least bytes of a call and of a step: what a count of them is checked against. */
+const CALL_BYTES_MIN = 12;
+const STEP_BYTES_MIN = 32;
+
+/** One per thread: a module is loaded once in each. */
+const writer = new ByteWriter();
+
+const begin = (): ByteWriter => writer.begin().u8(RECORD_VERSION);
+
+function open(record: string, bytes: Uint8Array): ByteReader {
+  const reader = new ByteReader(record, bytes);
+  const version = reader.u8('version');
+  if (version !== RECORD_VERSION) throw reader.fault('version', `${version} is not ${RECORD_VERSION}`);
+  return reader;
+}
+
+/** Bytes of an ASK. `body` is the request body in order, in as many chunks as it came; they are not copied. */
+export function encodeAsk(ask: Omit<Ask, 'body'>, body: readonly Uint8Array[]): Uint8Array[] {
+  return begin()
+    .integer(ask.request)
+    .u32(ask.attempt)
+    .u8(APIS.indexOf(ask.api))
+    .u8(ASK_REASONS.indexOf(ask.reason))
+    .f64(ask.deadlineWallMs)
+    .words(ask.excludedSlots)
+    .pairs(ask.headers)
+    .blob(body)
+    .finish();
+}
+
+/** The ASK in `bytes`. Its `body` is a view of them: copy it to keep it longer than they are valid. */
+export function decodeAsk(bytes: Uint8Array): Ask {
+  const reader = open('ASK', bytes);
+  const ask: Ask = {
+    request: reader.integer('request'),
+    attempt: reader.u32('attempt'),
+    api: reader.oneOf('api', APIS),
+    reason: reader.oneOf('reason', ASK_REASONS),
+    deadlineWallMs: reader.f64('deadlineWallMs'),
+    excludedSlots: reader.words('excludedSlots'),
+    headers: reader.pairs('headers'),
+    body: reader.view('body'),
+  };
+  reader.end();
+  return ask;
+}
+
+/** Bytes of a PLAN. Prompt ids and bodies are not copied: leave them unchanged until the record is sent. */
+export function encodePlan(plan: Plan): Uint8Array[] {
+  const out = begin()
+    .integer(plan.request)
+    .u32(plan.attempt)
+    .integer(plan.decision)
+    .u8(MODES.indexOf(plan.mode))
+    .u8(APIS.indexOf(plan.api))
+    .bool(plan.stream)
+    .string(plan.model)
+    .u32(plan.choices)
+    .integer(plan.promptTokens)
+    .bool(plan.includeUsage)
+    .bool(plan.continuousUsage)
+    .bool(plan.usageInjected)
+    .bool(plan.skipSpecialTokens);
+  writeStop(out, plan.stop);
+  out.words(plan.eosIds).string(plan.tokenizer).u32(plan.calls.length);
+  for (const call of plan.calls) {
+    out
+      .u32(call.choiceBase)
+      .blob([bytesOf(call.promptIds)])
+      .u32(call.steps.length);
+    for (const step of call.steps) writeStep(out, step);
+  }
+  return out.finish();
+}
+
+/** The PLAN in `bytes`. Its ids and bodies are copies in memory that is not shared: they outlive the ring record. */
+export function decodePlan(bytes: Uint8Array): Plan {
+  const reader = open('PLAN', bytes);
+  const plan: Plan = {
+    request: reader.integer('request'),
+    attempt: reader.u32('attempt'),
+    decision: reader.integer('decision'),
+    mode: reader.oneOf('mode', MODES),
+    api: reader.oneOf('api', APIS),
+    stream: reader.bool('stream'),
+    model: reader.string('model'),
+    choices: reader.u32('choices'),
+    promptTokens: reader.integer('promptTokens'),
+    includeUsage: reader.bool('includeUsage'),
+    continuousUsage: reader.bool('continuousUsage'),
+    usageInjected: reader.bool('usageInjected'),
+    skipSpecialTokens: reader.bool('skipSpecialTokens'),
+    stop: readStop(reader),
+    eosIds: new Uint32Array(reader.words('eosIds')),
+    tokenizer: reader.string('tokenizer'),
+    calls: readCalls(reader),
+  };
+  reader.end();
+  return plan;
+}
+
+function writeStop(out: ByteWriter, stop: Stop): void {
+  out
+    .bool(stop.maxTokens !== null)
+    .integer(stop.maxTokens ?? 0)
+    .integer(stop.minTokens);
+  out.u32(stop.strings.length);
+  for (const text of stop.strings) out.string(text);
+  out.words(stop.tokenIds).bool(stop.ignoreEos).bool(stop.includeStopString);
+}
+
+function readStop(reader: ByteReader): Stop {
+  const hasMaxTokens = reader.bool('stop.maxTokens');
+  const maxTokens = reader.integer('stop.maxTokens');
+  const minTokens = reader.integer('stop.minTokens');
+  const strings: string[] = [];
+  const count = reader.count('stop.strings', 4);
+  for (let index = 0; index < count; index += 1) strings.push(reader.string('stop.strings'));
+  return {
+    maxTokens: hasMaxTokens ? maxTokens : null,
+    minTokens,
+    strings,
+    tokenIds: reader.words('stop.tokenIds'),
+    ignoreEos: reader.bool('stop.ignoreEos'),
+    includeStopString: reader.bool('stop.includeStopString'),
+  };
+}
+
+function readCalls(reader: ByteReader): PlanCall[] {
+  const calls: PlanCall[] = [];
+  const callCount = reader.count('calls', CALL_BYTES_MIN);
+  for (let call = 0; call < callCount; call += 1) {
+    const choiceBase = reader.u32('call.choiceBase');
+    const promptIds = reader.copyWords('call.promptIds');
+    const steps: PlanStep[] = [];
+    const stepCount = reader.count('call.steps', STEP_BYTES_MIN);
+    for (let step = 0; step < stepCount; step += 1) steps.push(readStep(reader, step));
+    calls.push({ choiceBase, promptIds, steps });
+  }
+  return calls;
+}
+
+function writeStep(out: ByteWriter, step: PlanStep): void {
+  out
+    .u32(step.after ?? AFTER_NONE)
+    .u32(step.slot)
+    .u32(step.generation)
+    .u32(step.reservation)
+    .string(step.method)
+    .string(step.path)
+    .pairs(step.head)
+    .blob([step.body]);
+}
+
+function readStep(reader: ByteReader, index: number): PlanStep {
+  const after = reader.u32('step.after');
+  if (after !== AFTER_NONE && after >= index) {
+    throw reader.fault('step.after', `${after} is not a step before ${index}`);
+  }
+  return {
+    stage: 'generate',
+    after: after === AFTER_NONE ? null : after,
+    answer: 'stream',
+    slot: reader.u32('step.slot'),
+    generation: reader.u32('step.generation'),
+    reservation: reader.u32('step.reservation'),
+    method: reader.string('step.method'),
+    path: reader.string('step.path'),
+    head: reader.pairs('step.head'),
+    body: reader.copy('step.body'),
+  };
+}
+
+/** Bytes of a REJECT. */
+export function encodeReject(reject: Reject): Uint8Array[] {
+  return begin()
+    .integer(reject.request)
+    .u32(reject.attempt)
+    .u8(CODES.indexOf(reject.code))
+    .string(reject.message)
+    .bool(reject.param !== null)
+    .string(reject.param ?? '')
+    .f64(reject.retryAfterMs)
+    .finish();
+}
+
+/** The REJECT in `bytes`. */
+export function decodeReject(bytes: Uint8Array): Reject {
+  const reader = open('REJECT', bytes);
+  const request = reader.integer('request');
+  const attempt = reader.u32('attempt');
+  const code = reader.oneOf('code', CODES);
+  const message = reader.string('message');
+  const hasParam = reader.bool('param');
+  const param = reader.string('param');
+  const retryAfterMs = reader.f64('retryAfterMs');
+  if (retryAfterMs < 0) throw reader.fault('retryAfterMs', 'is negative');
+  reader.end();
+  return { request, attempt, code, message, param: hasParam ? param : null, retryAfterMs };
+}
+
+/** Bytes of a DONE. */
+export function encodeDone(done: Done): Uint8Array[] {
+  return begin()
+    .integer(done.request)
+    .string(done.model)
+    .integer(done.promptTokens)
+    .integer(done.completionTokens)
+    .integer(done.cachedTokens, -1)
+    .u8(END_CAUSES.indexOf(done.cause))
+    .finish();
+}
+
+/** The DONE in `bytes`. */
+export function decodeDone(bytes: Uint8Array): Done {
+  const reader = open('DONE', bytes);
+  const done: Done = {
+    request: reader.integer('request'),
+    model: reader.string('model'),
+    promptTokens: reader.integer('promptTokens'),
+    completionTokens: reader.integer('completionTokens'),
+    cachedTokens: reader.integer('cachedTokens', -1),
+    cause: reader.oneOf('cause', END_CAUSES),
+  };
+  reader.end();
+  return done;
+}
+
+/** Bytes of a WORLD: JSON after the version, because it is rare and has many small fields. */
+export function encodeWorld(world: World): Uint8Array[] {
+  return [Uint8Array.of(RECORD_VERSION), Buffer.from(JSON.stringify(world))];
+}
+
+/** The WORLD in `bytes`. */
+export function decodeWorld(bytes: Uint8Array): World {
+  const reader = open('WORLD', bytes);
+  let value: unknown;
+  try {
+    value = JSON.parse(reader.rest());
+  } catch {
+    throw reader.fault('json', 'is not JSON');
+  }
+  return worldFromJson(value);
+}
+
+const bytesOf = (ids: Uint32Array): Uint8Array => new Uint8Array(ids.buffer, ids.byteOffset, ids.byteLength);

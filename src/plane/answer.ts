@@ -1,0 +1,108 @@
+/**
+ * The answer of a request in each of its forms: relayed stream, relayed body, token-mode stream, token-mode body. One
+ * interface, so that a request does not care which it is. Runs on the socket thread; does no I/O of its own.
+ */
+import { strict as assert } from 'node:assert';
+import { randomBytes } from 'node:crypto';
+import type { FrameBatch } from '../engines/contract.js';
+import { createStreamFormat, type StreamFormat } from '../frontend/openai/stream-format.js';
+import { createUnaryFormat } from '../frontend/openai/unary-format.js';
+import type { FinishReason, Usage } from '../messages/delta.js';
+import type { Plan } from '../messages/records.js';
+import type { BatchOutcome } from './batch-outcome.js';
+import type { ClientStream } from './client-stream.js';
+import { RelayAnswer } from './relay-answer.js';
+import type { RequestContext } from './request-context.js';
+import { TokenAnswer, type TokenOutput } from './token-answer.js';
+
+/** The answer of one request, whatever its form; owned by the request. */
+export interface Answer {
+  /** Takes the frames of a streamed engine answer, in order. */
+  take(batch: FrameBatch): BatchOutcome;
+  /** Takes a whole engine answer (relay mode); returns its completion tokens. */
+  takeUnary(body: Buffer): number;
+  /** Every choice has finished, or the engine's end marker was relayed. */
+  readonly isComplete: boolean;
+  /** Counts so far. */
+  usage(): Usage;
+  /** Writes what comes after the last choice of a stream: usage and end marker. */
+  endStream(): void;
+  /** The whole body of a unary answer in token mode. */
+  unaryBody(): string;
+}
+
+/** Opens the answer of a plan. `openClient` starts the client's stream; it is called once, for streams only. */
+export function openAnswer(
+  plan: Plan,
+  context: Pick<RequestContext, 'clock' | 'detokenizerTable'>,
+  openClient: () => ClientStream,
+): Answer {
+  if (plan.mode === 'relay') return new RelayAnswer(plan, plan.stream ? openClient() : null);
+  const prefix = plan.api === 'chat' ? 'chatcmpl' : 'cmpl';
+  const identity = {
+    api: plan.api,
+    id: `${prefix}-${randomBytes(12).toString('hex')}`,
+    created: Math.floor(context.clock.wallMs() / 1000),
+    model: plan.model,
+  };
+  const table = context.detokenizerTable(plan.tokenizer);
+  if (!plan.stream) {
+    const format = createUnaryFormat({ ...identity, choices: plan.choices });
+    const tokens = new TokenAnswer(plan, table, format);
+    return withoutUnary(
+      tokens,
+      () => {},
+      usage => format.body(usage),
+    );
+  }
+  const { includeUsage, continuousUsage } = plan;
+  const format = createStreamFormat({ ...identity, includeUsage, continuousUsage });
+  const client = openClient();
+  const tokens: TokenAnswer = new TokenAnswer(
+    plan,
+    table,
+    streamOutput(plan, format, client, () => (continuousUsage ? tokens.usage() : undefined)),
+  );
+  const end = (usage: Usage): void =>
+    client.pushText((includeUsage ? format.usage(usage) : '') + format.done);
+  return withoutUnary(tokens, end, () => assert.fail('a streamed answer has no body'));
+}
+
+function withoutUnary(
+  tokens: TokenAnswer,
+  end: (usage: Usage) => void,
+  body: (usage: Usage) => string,
+): Answer {
+  return {
+    take: batch => tokens.take(batch),
+    takeUnary: () => assert.fail('in token mode every engine answer is a stream'),
+    get isComplete() {
+      return tokens.isComplete;
+    },
+    usage: () => tokens.usage(),
+    endStream: () => end(tokens.usage()),
+    unaryBody: () => body(tokens.usage()),
+  };
+}
+
+function streamOutput(
+  plan: Plan,
+  format: StreamFormat,
+  client: ClientStream,
+  usage: () => Usage | undefined,
+): TokenOutput {
+  const begun = new Array<boolean>(plan.choices).fill(false);
+  const begin = (choice: number): string => {
+    if (begun[choice] === true) return '';
+    begun[choice] = true;
+    return format.begin(choice, usage());
+  };
+  return {
+    text(choice, text) {
+      client.pushText(begin(choice) + format.text(choice, text, usage()));
+    },
+    finish(choice: number, reason: FinishReason, stopReason) {
+      client.pushText(begin(choice) + format.finish(choice, reason, stopReason, usage()));
+    },
+  };
+}

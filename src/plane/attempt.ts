@@ -1,0 +1,149 @@
+/**
+ * One attempt at one worker (R5): the engine call, its decoder and, where the answer is no stream, its collected body.
+ * Turns what the connection does into one of five events; after `abort` or a final event nothing more is told. Owned
+ * by its request on the socket thread.
+ */
+import type { AnswerSink, EngineCall, EngineClient, EngineFault } from '../engines/client.js';
+import type { EngineStream, FrameBatch, StreamFault } from '../engines/contract.js';
+import type { ErrorCode } from '../errors.js';
+import type { PlanStep } from '../messages/records.js';
+
+/** Bytes of an error answer that are read. */
+const ERROR_BODY_BYTES_MAX = 65_536;
+
+export type AttemptFailure = 'unreachable' | 'reset' | 'stalled' | 'protocol';
+
+export interface AttemptEvents {
+  onBatch(batch: FrameBatch): void;
+  /** Final: the event stream ended with its end marker. */
+  onStreamEnd(): void;
+  /** Final: a whole JSON answer with status 200. */
+  onUnary(body: Buffer, contentType: string): void;
+  /** Final: the worker answered with an error status. */
+  onRefused(status: number, body: string): void;
+  /** Final: the worker could not be reached, died or broke its protocol. */
+  onFailed(failure: AttemptFailure, code: ErrorCode, message: string): void;
+}
+
+export interface AttemptOptions {
+  readonly client: EngineClient;
+  readonly origin: string;
+  readonly step: PlanStep;
+  readonly openStream: () => EngineStream;
+  readonly answerBytesMax: number;
+}
+
+export class EngineAttempt {
+  readonly #options: AttemptOptions;
+  readonly #events: AttemptEvents;
+  #call: EngineCall | null = null;
+  #over = false;
+  #status = 0;
+  #contentType = '';
+  #stream: EngineStream | null = null;
+  #body: Uint8Array[] = [];
+  #bodyBytes = 0;
+
+  constructor(options: AttemptOptions, events: AttemptEvents) {
+    this.#options = options;
+    this.#events = events;
+  }
+
+  /** Sends the request of the step. */
+  start(): void {
+    const { origin, step } = this.#options;
+    const { method, path, head, body } = step;
+    const sink: AnswerSink = {
+      onHead: (status, contentType) => this.#onHead(status, contentType),
+      onData: bytes => this.#onData(bytes),
+      onEnd: () => this.#onEnd(),
+      onError: fault => this.#onError(fault),
+    };
+    this.#call = this.#options.client.send({ origin, method, path, head, body }, sink);
+    // A call that fails at once has ended this attempt before it could be kept.
+    if (this.#over) this.#call.abort();
+  }
+
+  pause(): void {
+    if (!this.#over) this.#call?.pause();
+  }
+
+  resume(): void {
+    if (!this.#over) this.#call?.resume();
+  }
+
+  /** Closes the connection, which is how the engine learns that nobody wants the answer. */
+  abort(): void {
+    if (this.#over) return;
+    this.#over = true;
+    this.#call?.abort();
+  }
+
+  #onHead(status: number, contentType: string): void {
+    if (this.#over) return;
+    this.#status = status;
+    this.#contentType = contentType;
+    if (status === 200 && contentType.startsWith('text/event-stream'))
+      this.#stream = this.#options.openStream();
+  }
+
+  #onData(bytes: Uint8Array): void {
+    if (this.#over) return;
+    if (this.#stream !== null) {
+      const fault = this.#stream.push(bytes, batch => {
+        if (!this.#over) this.#events.onBatch(batch);
+      });
+      if (fault !== null) this.#streamFault(fault);
+      return;
+    }
+    this.#bodyBytes += bytes.length;
+    const bytesMax = this.#status === 200 ? this.#options.answerBytesMax : ERROR_BODY_BYTES_MAX;
+    if (this.#bodyBytes > bytesMax) {
+      this.#fail(
+        'protocol',
+        'MILLRACE_WORKER_PROTOCOL',
+        `the worker's answer is longer than ${bytesMax} bytes`,
+      );
+    } else this.#body.push(bytes);
+  }
+
+  #onEnd(): void {
+    if (this.#over) return;
+    if (this.#stream !== null) {
+      const fault = this.#stream.end();
+      if (fault !== null) {
+        this.#streamFault(fault);
+        return;
+      }
+      this.#over = true;
+      this.#events.onStreamEnd();
+      return;
+    }
+    this.#over = true;
+    const body = Buffer.concat(this.#body);
+    if (this.#status === 200) this.#events.onUnary(body, this.#contentType);
+    else this.#events.onRefused(this.#status, body.toString('utf8'));
+  }
+
+  #onError(fault: EngineFault): void {
+    if (fault.kind === 'unreachable') {
+      this.#fail('unreachable', 'MILLRACE_WORKER_UNREACHABLE', 'the worker could not be reached');
+    } else if (fault.kind === 'protocol') {
+      this.#fail('protocol', 'MILLRACE_WORKER_PROTOCOL', 'the worker broke the HTTP protocol');
+    } else this.#fail('reset', 'MILLRACE_WORKER_DIED', 'the connection to the worker broke');
+  }
+
+  #streamFault(fault: StreamFault): void {
+    if (fault === 'truncated') {
+      this.#fail('reset', 'MILLRACE_WORKER_DIED', 'the worker ended its answer in the middle');
+    } else if (fault === 'frameTooLong') {
+      this.#fail('protocol', 'MILLRACE_WORKER_PROTOCOL', 'a frame of the worker is longer than allowed');
+    } else this.#fail('protocol', 'MILLRACE_WORKER_PROTOCOL', 'a frame of the worker is not valid');
+  }
+
+  #fail(failure: AttemptFailure, code: ErrorCode, message: string): void {
+    if (this.#over) return;
+    this.abort();
+    this.#events.onFailed(failure, code, message);
+  }
+}

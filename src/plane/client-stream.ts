@@ -1,0 +1,159 @@
+/**
+ * The client's side of a streamed answer (R7): collects what one loop turn produced and writes it once, keeps what a
+ * slow reader does not take within a bound, and asks for the engine to be paused meanwhile. Owned by its request on
+ * the socket thread.
+ */
+import type { HeaderList, HttpExchange } from '../frontend/http/http-exchange.js';
+
+export interface ClientStreamHooks {
+  nowMs(): number;
+  /** This stream has something to write; `flush` is due once in this loop turn. */
+  onDirty(stream: ClientStream): void;
+  /** The reader is slower than the engine: stop reading from the engine. */
+  onPressure(): void;
+  /** The reader has caught up. */
+  onRelief(): void;
+  /** Everything was handed to the socket after `end`. */
+  onFinished(): void;
+}
+
+/** Share of the buffer bound at which the engine is paused, so that what is already under way still fits. */
+const PAUSE_SHARE = 0.25;
+
+export class ClientStream {
+  readonly #exchange: HttpExchange;
+  readonly #hooks: ClientStreamHooks;
+  readonly #bufferBytesMax: number;
+  #text = '';
+  #chunks: Uint8Array[] = [];
+  #pendingBytes = 0;
+  #dirty = false;
+  #paused = false;
+  #ending = false;
+  #closed = false;
+  #blockedSinceMs: number | null = null;
+  #lastWriteMs: number;
+
+  constructor(exchange: HttpExchange, bufferBytesMax: number, hooks: ClientStreamHooks) {
+    this.#exchange = exchange;
+    this.#bufferBytesMax = bufferBytesMax;
+    this.#hooks = hooks;
+    this.#lastWriteMs = hooks.nowMs();
+    exchange.onWritable(() => this.#onWritable());
+  }
+
+  /** Time since which the client takes nothing, or null. */
+  get blockedSinceMs(): number | null {
+    return this.#blockedSinceMs;
+  }
+
+  get lastWriteMs(): number {
+    return this.#lastWriteMs;
+  }
+
+  /** More is kept than the bound allows: the stream has to be cut. */
+  get isOverfull(): boolean {
+    return this.#pendingBytes > this.#bufferBytesMax;
+  }
+
+  start(status: number, headers: HeaderList): void {
+    this.#exchange.start(status, headers);
+  }
+
+  pushText(text: string): void {
+    if (text === '') return;
+    if (this.#chunks.length > 0) this.#chunks.push(Buffer.from(text));
+    else this.#text += text;
+    this.#added(text.length);
+  }
+
+  /** Keeps the slice until the flush of this loop turn, or longer for a slow reader: its memory must not be reused. */
+  pushBytes(bytes: Uint8Array): void {
+    if (this.#text !== '') {
+      this.#chunks.push(Buffer.from(this.#text));
+      this.#text = '';
+    }
+    this.#chunks.push(bytes);
+    this.#added(bytes.length);
+  }
+
+  /** Ends the response once all is written. */
+  end(): void {
+    this.#ending = true;
+    this.#markDirty();
+  }
+
+  /** Cuts the connection: the client sees a broken response. */
+  abort(): void {
+    this.close();
+    this.#exchange.abort();
+  }
+
+  /** Drops what is kept; nothing is written any more. */
+  close(): void {
+    this.#closed = true;
+    this.#text = '';
+    this.#chunks = [];
+    this.#pendingBytes = 0;
+  }
+
+  /** One write of all that this loop turn produced. */
+  flush(): void {
+    this.#dirty = false;
+    if (this.#closed || this.#blockedSinceMs !== null) return;
+    if (this.#pendingBytes > 0) {
+      const data = this.#takePending();
+      this.#lastWriteMs = this.#hooks.nowMs();
+      if (!this.#exchange.write(data)) {
+        this.#blockedSinceMs = this.#lastWriteMs;
+        return;
+      }
+    }
+    if (this.#ending) {
+      this.#closed = true;
+      this.#exchange.end();
+      this.#hooks.onFinished();
+    }
+  }
+
+  #takePending(): string | Uint8Array {
+    this.#pendingBytes = 0;
+    if (this.#chunks.length === 0) {
+      const text = this.#text;
+      this.#text = '';
+      return text;
+    }
+    const chunks = this.#chunks;
+    this.#chunks = [];
+    return chunks.length === 1 ? chunks[0]! : Buffer.concat(chunks);
+  }
+
+  #added(bytes: number): void {
+    this.#pendingBytes += bytes;
+    this.#markDirty();
+    if (
+      this.#blockedSinceMs !== null &&
+      !this.#paused &&
+      this.#pendingBytes > PAUSE_SHARE * this.#bufferBytesMax
+    ) {
+      this.#paused = true;
+      this.#hooks.onPressure();
+    }
+  }
+
+  #markDirty(): void {
+    if (this.#dirty || this.#closed) return;
+    this.#dirty = true;
+    this.#hooks.onDirty(this);
+  }
+
+  #onWritable(): void {
+    if (this.#closed) return;
+    this.#blockedSinceMs = null;
+    this.flush();
+    if (this.#paused && this.#blockedSinceMs === null && !this.#closed) {
+      this.#paused = false;
+      this.#hooks.onRelief();
+    }
+  }
+}

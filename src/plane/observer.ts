@@ -1,0 +1,48 @@
+/** Turns what happens to requests into metrics: the one place where the two vocabularies meet. Socket thread. */
+import type { EndpointLabel, Metrics } from '../frontend/metrics.js';
+import type { AskReason } from '../messages/records.js';
+import type { Api } from '../messages/token-request.js';
+import type { RequestEnd, RequestObserver } from './request-context.js';
+
+const ENDPOINTS: Readonly<Record<Api, EndpointLabel>> = {
+  chat: 'chat_completions',
+  completions: 'completions',
+};
+/** Model label of a request that was refused before its model was known. */
+const NO_MODEL = '';
+
+/** What the socket thread tells beyond a single request's events. */
+export interface PlaneObserver extends RequestObserver {
+  asked(reason: AskReason): void;
+  ended(end: RequestEnd): void;
+}
+
+/** Makes the observer that counts into `metrics`. */
+export function createObserver(metrics: Metrics): PlaneObserver {
+  return {
+    asked: reason => metrics.asked(reason),
+    planned: plan =>
+      metrics.requestStarted(plan.model, ENDPOINTS[plan.api], plan.stream ? 'stream' : 'unary'),
+    firstToken: (plan, sinceStartMs) => metrics.firstToken(plan.model, sinceStartMs / 1000),
+    tokens: (plan, count, gapMs) =>
+      metrics.tokens(metrics.modelIndex(plan.model), count, gapMs === null ? -1 : gapMs / 1000),
+    ended({ plan, api, cause, code, usage, durationMs }) {
+      const model = plan?.model ?? NO_MODEL;
+      const endpoint = ENDPOINTS[api];
+      const type = plan?.stream === true ? 'stream' : 'unary';
+      // Counted as started only now: it was refused before it was known for what model it is.
+      if (plan === null) metrics.requestStarted(model, endpoint, type);
+      metrics.requestEnded({
+        model,
+        endpoint,
+        type,
+        cause,
+        code: cause === 'client_gone' ? 'MILLRACE_CANCELED' : code,
+        seconds: durationMs / 1000,
+        promptTokens: usage?.promptTokens ?? null,
+        cachedTokens: usage?.cachedTokens ?? null,
+        completionTokens: usage?.completionTokens ?? null,
+      });
+    },
+  };
+}

@@ -1,0 +1,288 @@
+/**
+ * The plane: the one place that composes the stages (design §2). It makes the shared memory, starts the pool under its
+ * supervisor, watches the workers, opens the HTTP server and closes everything in order. It touches nothing of the
+ * host process: no signals, no exit, no environment.
+ */
+
+import type { Config } from '../config.js';
+import { WorkerRegistry } from '../discovery/registry.js';
+import { EngineClient } from '../engines/client.js';
+import { createFrameScanner } from '../engines/frame-scanner.js';
+import { WorkerMonitor } from '../engines/monitor.js';
+import { createVllmAdapter, VLLM } from '../engines/vllm.js';
+import { ConfigError } from '../errors.js';
+import type { HttpServer } from '../frontend/http/http-exchange.js';
+import { createHttpServer } from '../frontend/http/server.js';
+import { createMetrics, type Metrics } from '../frontend/metrics.js';
+import type { ListedModel } from '../frontend/openai/models-response.js';
+import type { ModelView, World } from '../messages/records.js';
+import { createDetokenizerTable, type DetokenizerTable } from '../preprocess/detokenizer.js';
+import { loadTokenizer } from '../preprocess/tokenizers/load.js';
+import { createLedgerMemory, Ledger } from '../router/ledger.js';
+import { createLoadMemory, LoadTable } from '../router/load-table.js';
+import { addonStatus, loadAddon } from '../runtime/addon.js';
+import type { Clock } from '../runtime/clock.js';
+import type { Logger } from '../runtime/logger.js';
+import type { AttemptFailure } from './attempt.js';
+import { createObserver } from './observer.js';
+import { createRoutes, type Health } from './routes.js';
+import { SocketThread } from './socket-thread.js';
+import { Supervisor } from './supervisor.js';
+
+/** Owner epoch of the socket thread; pool threads count up from 1. */
+const SOCKET_EPOCH = 0x8000_0000;
+/** Time that the pool threads get to take their CLOSE. */
+const POOL_CLOSE_DEADLINE_MS = 2000;
+
+export interface PlaneOptions {
+  readonly config: Config;
+  readonly clock: Clock;
+  readonly logger: Logger;
+  /** Seed of every random choice of the plane. */
+  readonly seed: number;
+}
+
+/** What runs, for the banner and `/health`. */
+export interface PlaneStatus {
+  readonly server: 'uws' | 'node';
+  /** Why the server is not the first choice, or null. */
+  readonly serverNotice: string | null;
+  readonly addon: { readonly loaded: boolean; readonly reason: string };
+  readonly poolThreads: number;
+}
+
+export class Plane {
+  readonly #options: PlaneOptions;
+  readonly #loadTable: LoadTable;
+  readonly #client: EngineClient;
+  readonly #registry: WorkerRegistry;
+  readonly #monitor: WorkerMonitor;
+  readonly #metrics: Metrics;
+  readonly #tables: ReadonlyMap<string, DetokenizerTable>;
+  readonly #startedSeconds: number;
+  readonly #poolThreads: number;
+  readonly socket: SocketThread;
+  readonly supervisor: Supervisor;
+  #server: HttpServer | null = null;
+  #worldVersion = 0;
+  #models: readonly ModelView[] = [];
+  #isClosing = false;
+
+  /** Starts a plane that serves nothing yet; `listen` opens its server. Throws ConfigError. */
+  static async start(options: PlaneOptions): Promise<Plane> {
+    const { config } = options;
+    const names = [config.tokenizer, ...Object.values(config.models).map(model => model.tokenizer)];
+    const tables = new Map<string, DetokenizerTable>();
+    for (const name of names) {
+      if (name !== null && !tables.has(name))
+        tables.set(name, createDetokenizerTable(await loadTokenizer(name)));
+    }
+    return new Plane(options, tables);
+  }
+
+  private constructor(options: PlaneOptions, tables: ReadonlyMap<string, DetokenizerTable>) {
+    const { config, clock, logger } = options;
+    const { limits } = config;
+    this.#options = options;
+    this.#tables = tables;
+    this.#startedSeconds = Math.floor(clock.wallMs() / 1000);
+    const addon = loadAddon();
+    const loadMemory = createLoadMemory(limits.workersMax);
+    const ledgerMemory = createLedgerMemory(limits.ledgerEntries);
+    this.#loadTable = new LoadTable(loadMemory);
+    const ledger = new Ledger({ memory: ledgerMemory, loadTable: this.#loadTable, partition: null, addon });
+    this.#client = new EngineClient({ clock, connectDeadlineMs: limits.connectDeadlineMs });
+    const adapter = createVllmAdapter({ scanner: createFrameScanner(addon) });
+    this.#registry = new WorkerRegistry({
+      workersMax: limits.workersMax,
+      table: this.#loadTable,
+      onChange: change => {
+        if (change.kind === 'facts' || change.kind === 'removed') this.#publishWorld();
+      },
+    });
+    this.#monitor = new WorkerMonitor({
+      clock,
+      log: logger,
+      get: (origin, path, deadlineMs, bytesMax) => this.#client.get(origin, path, deadlineMs, bytesMax),
+      sink: this.#registry,
+      adapters: new Map([[VLLM, adapter]]),
+      limits,
+    });
+    this.#metrics = createMetrics(Object.keys(config.models), this.#metricSources());
+    this.socket = new SocketThread({
+      clock,
+      limits,
+      epoch: SOCKET_EPOCH,
+      ledger,
+      client: this.#client,
+      adapter,
+      observer: createObserver(this.#metrics),
+      originOf: (slot, generation) => this.#registry.get(slot, generation)?.url ?? null,
+      detokenizerTable: tokenizer => this.#tables.get(tokenizer)!,
+      reportFailure: (slot, generation, failure) => this.#reportFailure(slot, generation, failure),
+      poolIsOff: () => this.supervisor.state.off === this.#poolThreads,
+    });
+    // The twin of the addon's reserve is exact only while one thread reserves.
+    this.#poolThreads = addon === null ? 1 : config.poolThreads;
+    this.supervisor = new Supervisor({
+      threads: this.#poolThreads,
+      limits,
+      loadMemory,
+      ledgerMemory,
+      clock,
+      logger,
+      seed: options.seed,
+      attach: (index, epoch) => this.socket.link.attach(index, epoch),
+      up: () => this.socket.poolThreadUp(),
+      lost: (index, epoch) => this.socket.poolThreadLost(index, epoch),
+      off: () => {
+        if (this.supervisor.state.off === this.#poolThreads) this.socket.poolIsOff();
+      },
+      restarted: () => this.#metrics.poolThreadRestarted(),
+    });
+    for (const url of new Set([
+      ...config.workers,
+      ...Object.values(config.models).flatMap(model => model.workers),
+    ])) {
+      this.#addWorker(url);
+    }
+  }
+
+  /** Opens the HTTP server. Rejects with ConfigError when the address is taken. */
+  async listen(host: string, port: number): Promise<{ port: number }> {
+    const { clock, config } = this.#options;
+    this.#server = await createHttpServer(config.httpServer, {
+      clock,
+      headerBytesMax: config.limits.headerBytesMax,
+      headerDeadlineMs: config.limits.headerDeadlineMs,
+      onExchange: createRoutes({
+        accept: (api, exchange) => this.socket.accept(api, exchange),
+        health: () => this.health(),
+        models: () => this.#listModels(),
+        metrics: async () => ({ text: await this.#metrics.text(), contentType: this.#metrics.contentType }),
+      }),
+    });
+    return this.#server.listen(host, port);
+  }
+
+  get status(): PlaneStatus {
+    const { loaded, reason } = addonStatus();
+    return {
+      server: this.#server?.kind ?? 'node',
+      serverNotice: this.#server?.notice ?? null,
+      addon: { loaded, reason },
+      poolThreads: this.#poolThreads,
+    };
+  }
+
+  /** Models that can be asked for. */
+  get models(): readonly { readonly name: string; readonly tokenizer: string | null }[] {
+    return this.#models.map(({ name, tokenizer }) => ({ name, tokenizer }));
+  }
+
+  /** The workers and their states. */
+  get workers(): readonly { readonly url: string; readonly state: string }[] {
+    return this.#registry.list().map(({ url, state }) => ({ url, state }));
+  }
+
+  health(): Health {
+    const { running, off } = this.supervisor.state;
+    const ready = this.workers.filter(worker => worker.state === 'ready').length;
+    const total = this.#registry.size;
+    let status: Health['status'] = off > 0 || ready < total ? 'degraded' : 'ok';
+    if (ready === 0 || off === this.#poolThreads) status = 'unavailable';
+    if (this.#isClosing) status = 'draining';
+    return {
+      status,
+      workers: { ready, total },
+      poolThreads: { running, off },
+      requestsInFlight: this.socket.requestsInFlight,
+    };
+  }
+
+  /**
+   * Closes in order: not ready at once, no new requests, open ones finish until the deadline, then the pool, the
+   * workers' connections and the server.
+   */
+  async close(drainDeadlineMs: number): Promise<void> {
+    if (this.#isClosing) return;
+    this.#isClosing = true;
+    await this.socket.drain(drainDeadlineMs);
+    this.#monitor.stop();
+    this.socket.link.close();
+    await this.supervisor.close(POOL_CLOSE_DEADLINE_MS);
+    this.socket.stop();
+    await this.#client.close();
+    await this.#server?.close();
+    this.#metrics.close();
+  }
+
+  #addWorker(url: string): void {
+    const { workersMax } = this.#options.config.limits;
+    const worker = this.#registry.add({ url, engine: VLLM });
+    if (worker === 'full')
+      throw new ConfigError(`more than ${workersMax} workers; raise the limit workersMax`);
+    if (worker !== 'duplicate') this.#monitor.watch(worker);
+  }
+
+  #reportFailure(slot: number, generation: number, failure: AttemptFailure): void {
+    if (failure !== 'protocol') this.#monitor.reportFailure(slot, generation, failure);
+  }
+
+  #publishWorld(): void {
+    const { config } = this.#options;
+    const workers = this.#registry.views();
+    const names = new Set([
+      ...Object.keys(config.models),
+      ...workers.flatMap(worker => worker.models.map(model => model.id)),
+    ]);
+    this.#models = [...names].map(name => {
+      const own = config.models[name];
+      this.#metrics.addModel(name);
+      return {
+        name,
+        policy: own?.policy ?? config.policy,
+        tokenizer: own === undefined ? config.tokenizer : own.tokenizer,
+        contextLength: own?.contextLength ?? null,
+      };
+    });
+    const world: World = { version: ++this.#worldVersion, workers, models: this.#models };
+    this.socket.link.setWorld(world);
+  }
+
+  #listModels(): ListedModel[] {
+    const lengths = new Map<string, number>();
+    for (const { models } of this.#registry.views()) {
+      for (const { id, contextLength } of models) {
+        if (contextLength !== null)
+          lengths.set(id, Math.min(contextLength, lengths.get(id) ?? contextLength));
+      }
+    }
+    return this.#models.map(model => ({
+      id: model.name,
+      created: this.#startedSeconds,
+      contextLength: model.contextLength ?? lengths.get(model.name) ?? null,
+    }));
+  }
+
+  #metricSources(): Parameters<typeof createMetrics>[1] {
+    return {
+      readRetainedBytes: () => this.socket.retainedBytes,
+      readRingDepths: () =>
+        this.socket.link.depths().flatMap(({ ring, bytes, messages }) => [
+          { ring, unit: 'bytes' as const, depth: bytes },
+          { ring, unit: 'records' as const, depth: messages },
+        ]),
+      readWorkerLoads: () =>
+        this.#registry.list().flatMap(({ slot, url }) => {
+          const load = this.#loadTable.snapshot(slot);
+          if (load === null) return [];
+          return [
+            { worker: url, kind: 'requests' as const, load: load.requests },
+            { worker: url, kind: 'prefill_tokens' as const, load: load.activePrefillTokens },
+            { worker: url, kind: 'decode_blocks' as const, load: load.decodeBlocks },
+          ];
+        }),
+    };
+  }
+}

@@ -1,0 +1,262 @@
+/**
+ * Planning (R3, R4): the pure function ASK → PLAN | REJECT of a pool thread. It parses the body, makes token ids where
+ * a tokenizer is held, chooses a worker, reserves load on it and builds the bytes to send. First attempts, retries and
+ * re-asks after a lost thread are the same call with a higher `attempt`. State: the world and the expected output
+ * length per model, both owned by this thread.
+ */
+import { strict as assert } from 'node:assert';
+import type { EngineAdapter } from '../engines/contract.js';
+import { InvalidRequestError, MillraceError, RejectedError } from '../errors.js';
+import type { Limits } from '../limits.js';
+import type {
+  AnswerMode,
+  Ask,
+  Done,
+  ModelView,
+  Plan,
+  Reject,
+  WorkerView,
+  World,
+} from '../messages/records.js';
+import type { TokenRequest } from '../messages/token-request.js';
+import { renderChat } from '../preprocess/chat-template.js';
+import { resolveMaxTokens } from '../preprocess/max-tokens.js';
+import { parseRequest } from '../preprocess/parse-request.js';
+import type { Tokenizer } from '../preprocess/tokenizers/tokenizer.js';
+import type { Decider } from '../router/decide.js';
+
+/** Bytes of text that count as one token where no tokenizer is held. */
+const BYTES_PER_TOKEN = 4;
+/** Weight of the newest request in the expected output length. */
+const OUTPUT_WEIGHT = 0.05;
+const NO_IDS = new Uint32Array(0);
+
+interface Preprocessed {
+  readonly mode: AnswerMode;
+  readonly promptIds: Uint32Array;
+  readonly promptTokens: number;
+  readonly eosIds: Uint32Array;
+  readonly tokenizer: string;
+}
+
+export interface PlanningOptions {
+  readonly limits: Limits;
+  readonly decider: Decider;
+  readonly adapters: ReadonlyMap<string, EngineAdapter>;
+  /** Gives back a reservation of a plan that could not be finished. */
+  readonly discard: (reservation: number) => void;
+}
+
+/** Plans the ASKs of one pool thread. */
+export class Planning {
+  readonly #options: PlanningOptions;
+  readonly #tokenizers = new Map<string, Tokenizer>();
+  readonly #models = new Map<string, ModelView>();
+  readonly #outputTokens = new Map<string, number>();
+  #workers: readonly WorkerView[] = [];
+  #decisions = 0;
+
+  constructor(options: PlanningOptions) {
+    this.#options = options;
+  }
+
+  /** Replaces what is known of the fleet. `tokenizers` holds at least those that the models name. */
+  setWorld(world: World, tokenizers: ReadonlyMap<string, Tokenizer>): void {
+    this.#workers = world.workers;
+    this.#models.clear();
+    for (const model of world.models) this.#models.set(model.name, model);
+    for (const [name, tokenizer] of tokenizers) this.#tokenizers.set(name, tokenizer);
+  }
+
+  /** Learns from an ended request how long answers of its model are. */
+  learn(done: Done): void {
+    if (done.cause !== 'completed') return;
+    const known = this.#outputTokens.get(done.model) ?? done.completionTokens;
+    this.#outputTokens.set(done.model, known + OUTPUT_WEIGHT * (done.completionTokens - known));
+  }
+
+  /** Answers an ASK. Never throws for a bad request: that is a REJECT. */
+  plan(ask: Ask): Plan | Reject {
+    try {
+      return this.#plan(ask);
+    } catch (error) {
+      const known = error instanceof MillraceError;
+      return {
+        request: ask.request,
+        attempt: ask.attempt,
+        code: known ? error.code : 'MILLRACE_INTERNAL',
+        message: known ? error.message : 'internal error while planning the request',
+        param: known ? error.param : null,
+        retryAfterMs: known ? (error.retryAfterMs ?? 0) : 0,
+      };
+    }
+  }
+
+  #plan(ask: Ask): Plan {
+    const request = parseRequest(ask.api, ask.body, this.#options.limits);
+    const model = this.#model(request.model);
+    const serving = this.#workers.filter(worker => worker.models.some(entry => entry.id === model.name));
+    const ready = this.#preprocess(request, model, serving, ask.body.length);
+    const contextLength = model.contextLength ?? narrowestContext(serving, model.name);
+    const maxTokens =
+      ready.mode === 'token' || request.prompt.kind === 'ids'
+        ? resolveMaxTokens(request, ready.promptTokens, contextLength)
+        : request.stop.maxTokens;
+    const decided = this.#options.decider.decide(
+      {
+        model: model.name,
+        promptTokens: ready.promptTokens,
+        excludedSlots: ask.excludedSlots,
+        outputTokens: this.#expectedOutput(model.name, request.sampling.n, maxTokens),
+      },
+      model.policy,
+      ready.mode === 'token' ? serving.filter(worker => worker.returnsTokenIds) : serving,
+    );
+    if (decided === 'noWorker') {
+      throw new RejectedError('MILLRACE_NO_WORKER', `no worker is ready for model "${model.name}"`, {
+        retryAfterMs: 1000,
+      });
+    }
+    if (decided === 'full') {
+      throw new RejectedError('MILLRACE_OVERLOADED', 'all reservations are taken', { retryAfterMs: 1000 });
+    }
+    try {
+      return this.#build(ask, request, model, ready, maxTokens, decided);
+    } catch (error) {
+      this.#options.discard(decided.reservation);
+      throw error;
+    }
+  }
+
+  /** Tokens that the answer will have, all choices together, judged by the answers before it; null: none was seen. */
+  #expectedOutput(model: string, choices: number, maxTokens: number | null): number | null {
+    const learned = this.#outputTokens.get(model);
+    if (learned === undefined) return null;
+    return Math.round(Math.min(learned, (maxTokens ?? Number.POSITIVE_INFINITY) * choices));
+  }
+
+  #model(name: string): ModelView {
+    const model = this.#models.get(name);
+    if (model !== undefined) return model;
+    if (this.#models.size === 0) {
+      throw new RejectedError('MILLRACE_NO_WORKER', 'no worker is ready', { retryAfterMs: 1000 });
+    }
+    const shown = name.length > 100 ? `${name.slice(0, 100)}…` : name;
+    throw new InvalidRequestError(
+      'MILLRACE_UNKNOWN_MODEL',
+      `the model "${shown}" does not exist; GET /v1/models lists those that do`,
+      { param: 'model' },
+    );
+  }
+
+  #preprocess(
+    request: TokenRequest,
+    model: ModelView,
+    serving: readonly WorkerView[],
+    bodyBytes: number,
+  ): Preprocessed {
+    const prompt = request.prompt;
+    const canToken =
+      model.tokenizer !== null &&
+      request.engineOnly.length === 0 &&
+      serving.some(worker => worker.returnsTokenIds);
+    if (!canToken || model.tokenizer === null) {
+      const estimate = prompt.kind === 'ids' ? prompt.ids.length : Math.ceil(bodyBytes / BYTES_PER_TOKEN);
+      return { mode: 'relay', promptIds: NO_IDS, promptTokens: estimate, eosIds: NO_IDS, tokenizer: '' };
+    }
+    const tokenizer = this.#tokenizers.get(model.tokenizer);
+    assert(tokenizer !== undefined, `tokenizer ${model.tokenizer} is loaded with its world`);
+    const promptIds =
+      prompt.kind === 'ids'
+        ? prompt.ids
+        : prompt.kind === 'text'
+          ? tokenizer.encode(prompt.text)
+          : renderChat(tokenizer, prompt.messages);
+    const outOfRange =
+      prompt.kind === 'ids' ? prompt.ids.find(id => id >= tokenizer.vocabularySize) : undefined;
+    if (outOfRange !== undefined) {
+      throw new InvalidRequestError(
+        'MILLRACE_INVALID_REQUEST',
+        `prompt holds the token id ${outOfRange}; allowed: 0 to ${tokenizer.vocabularySize - 1}`,
+        { param: 'prompt' },
+      );
+    }
+    return {
+      mode: 'token',
+      promptIds,
+      promptTokens: promptIds.length,
+      eosIds: request.stop.ignoreEos ? NO_IDS : tokenizer.eosIds,
+      tokenizer: model.tokenizer,
+    };
+  }
+
+  #build(
+    ask: Ask,
+    request: TokenRequest,
+    model: ModelView,
+    ready: Preprocessed,
+    maxTokens: number | null,
+    decided: { slot: number; generation: number; reservation: number },
+  ): Plan {
+    const worker = this.#workers.find(entry => entry.slot === decided.slot);
+    assert(worker !== undefined, 'the decider chooses among the workers of this world');
+    const adapter = this.#options.adapters.get(worker.engine);
+    assert(adapter !== undefined, `there is an adapter for ${worker.engine}`);
+    const call = adapter.encode({
+      request,
+      mode: ready.mode,
+      workerModel: model.name,
+      promptIds: ready.mode === 'token' ? ready.promptIds : null,
+      maxTokens,
+      eosIds: ready.eosIds,
+      requestId: ask.headers.find(([name]) => name === 'x-request-id')?.[1] ?? `millrace-${ask.request}`,
+    });
+    return {
+      request: ask.request,
+      attempt: ask.attempt,
+      decision: this.#decisions++,
+      mode: ready.mode,
+      api: request.api,
+      stream: request.output.stream,
+      model: model.name,
+      choices: request.sampling.n,
+      promptTokens: ready.promptTokens,
+      includeUsage: request.output.includeUsage,
+      continuousUsage: request.output.continuousUsage,
+      usageInjected: call.usageInjected,
+      skipSpecialTokens: request.output.skipSpecialTokens,
+      stop: request.stop,
+      eosIds: ready.eosIds,
+      tokenizer: ready.tokenizer,
+      calls: [
+        {
+          choiceBase: 0,
+          promptIds: ready.promptIds,
+          steps: [
+            {
+              stage: 'generate',
+              after: null,
+              answer: 'stream',
+              slot: decided.slot,
+              generation: decided.generation,
+              reservation: decided.reservation,
+              method: call.method,
+              path: call.path,
+              head: call.head,
+              body: call.body,
+            },
+          ],
+        },
+      ],
+    };
+  }
+}
+
+function narrowestContext(workers: readonly WorkerView[], model: string): number | null {
+  let narrowest: number | null = null;
+  for (const worker of workers) {
+    const length = worker.models.find(entry => entry.id === model)?.contextLength ?? null;
+    if (length !== null && (narrowest === null || length < narrowest)) narrowest = length;
+  }
+  return narrowest;
+}

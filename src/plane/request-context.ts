@@ -1,0 +1,57 @@
+/**
+ * What a request needs of its socket thread: the shared services, and the few calls by which it touches state that all
+ * requests share. Kept apart so that a request can be read, and tested, without the thread around it.
+ */
+import type { EngineClient } from '../engines/client.js';
+import type { EngineStream } from '../engines/contract.js';
+import type { ErrorCode } from '../errors.js';
+import type { Limits } from '../limits.js';
+import type { Usage } from '../messages/delta.js';
+import type { Ask, EndCause, Plan, PlanStep } from '../messages/records.js';
+import type { Api } from '../messages/token-request.js';
+import type { DetokenizerTable } from '../preprocess/detokenizer.js';
+import type { Ledger } from '../router/ledger.js';
+import type { Clock } from '../runtime/clock.js';
+import type { AttemptFailure } from './attempt.js';
+import type { ClientStream } from './client-stream.js';
+
+/** How a request ended, for metrics and the pool. */
+export interface RequestEnd {
+  readonly plan: Plan | null;
+  readonly api: Api;
+  readonly cause: EndCause;
+  /** The error's code, or null for a completed or abandoned request. */
+  readonly code: ErrorCode | null;
+  readonly usage: Usage | null;
+  readonly durationMs: number;
+}
+
+/** Told of what is counted. No call per token: `tokens` is once per batch of frames. */
+export interface RequestObserver {
+  planned(plan: Plan): void;
+  firstToken(plan: Plan, sinceStartMs: number): void;
+  /** `gapMs`: time since the batch before; null for the first one. */
+  tokens(plan: Plan, count: number, gapMs: number | null): void;
+}
+
+export interface RequestContext {
+  readonly clock: Clock;
+  readonly limits: Limits;
+  readonly client: EngineClient;
+  readonly ledger: Ledger;
+  readonly observer: RequestObserver;
+  /** Accounts bytes that a request keeps; false when the bound is reached (nothing is then accounted). */
+  retain(bytes: number): boolean;
+  unretain(bytes: number): void;
+  /** Sends an ASK. 'full': no room; 'off': every pool thread is switched off. */
+  ask(ask: Omit<Ask, 'body'>, body: readonly Uint8Array[]): 'ok' | 'full' | 'off';
+  /** Origin of the worker in a slot, or null when the slot was given to another one. */
+  originOf(slot: number, generation: number): string | null;
+  openEngineStream(): EngineStream;
+  detokenizerTable(tokenizer: string): DetokenizerTable;
+  /** Tells the health monitor what a worker did to a request. */
+  reportFailure(step: PlanStep, failure: AttemptFailure): void;
+  /** The stream has something to write in this loop turn. */
+  markDirty(stream: ClientStream): void;
+  onEnded(request: number, end: RequestEnd): void;
+}

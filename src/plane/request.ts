@@ -1,0 +1,373 @@
+/**
+ * One request on its socket thread, from the first byte to the end: body → ask → plan → engine → answer. It owns its
+ * body, its reservation, its engine attempt and its client stream, and ends exactly once, whatever fails. Re-planning
+ * is the only recovery: a lost pool thread, a failed adoption or a worker that failed before its first event lead to
+ * the same ASK with a higher attempt.
+ */
+import { strict as assert } from 'node:assert';
+import type { FrameBatch } from '../engines/contract.js';
+import { engineError } from '../engines/engine-error.js';
+import { ERROR_CODES, type ErrorCode, type ErrorDetail } from '../errors.js';
+import type { HttpExchange } from '../frontend/http/http-exchange.js';
+import { errorFrames, errorResponse } from '../frontend/openai/error-response.js';
+import { EVENT_STREAM_HEADERS, KEEP_ALIVE_FRAME } from '../frontend/openai/stream-format.js';
+import type { AskReason, EndCause, Plan, PlanStep, Reject } from '../messages/records.js';
+import type { Api } from '../messages/token-request.js';
+import { RESERVATION_NONE } from '../router/load-descriptor.js';
+import { type Answer, openAnswer } from './answer.js';
+import { type AttemptFailure, EngineAttempt } from './attempt.js';
+import { ClientStream } from './client-stream.js';
+import type { RequestContext } from './request-context.js';
+
+type Phase = 'body' | 'asked' | 'dispatched' | 'streaming' | 'flushing' | 'ended';
+
+const JSON_TYPE = /^application\/(?:[\w.+-]+\+)?json\b/i;
+/** Request headers that planning may look at. */
+const ASK_HEADERS = ['x-request-id', 'authorization', 'traceparent'] as const;
+
+export class PlaneRequest {
+  readonly id: number;
+  readonly #context: RequestContext;
+  readonly #exchange: HttpExchange;
+  readonly #api: Api;
+  readonly #startedMs: number;
+  readonly #deadlineMs: number;
+  readonly #excludedSlots: number[] = [];
+  #phase: Phase = 'body';
+  #phaseSinceMs: number;
+  #body: Uint8Array[] = [];
+  #retainedBytes = 0;
+  #attempts = 0;
+  #poolLosses = 0;
+  #plan: Plan | null = null;
+  #reservation = RESERVATION_NONE;
+  #attempt: EngineAttempt | null = null;
+  #answer: Answer | null = null;
+  #client: ClientStream | null = null;
+  #lastEventMs = 0;
+  #sawToken = false;
+  #enginePaused = false;
+  #lastFailure: { code: ErrorCode; message: string } | null = null;
+
+  constructor(id: number, api: Api, exchange: HttpExchange, context: RequestContext) {
+    this.id = id;
+    this.#api = api;
+    this.#exchange = exchange;
+    this.#context = context;
+    this.#startedMs = context.clock.nowMs();
+    this.#phaseSinceMs = this.#startedMs;
+    this.#deadlineMs = this.#startedMs + context.limits.totalDeadlineMs;
+  }
+
+  /** Starts reading the body. */
+  start(): void {
+    this.#exchange.onAborted(() => this.#end('client_gone', null));
+    if (!JSON_TYPE.test(this.#exchange.header('content-type') ?? '')) {
+      this.fail('MILLRACE_UNSUPPORTED_MEDIA_TYPE', 'content-type must be application/json');
+      return;
+    }
+    const { bodyBytesMax, bodyDeadlineMs } = this.#context.limits;
+    this.#exchange.readBody(
+      bodyBytesMax,
+      bodyDeadlineMs,
+      (chunks, bytes) => this.#onBody(chunks, bytes),
+      fault => {
+        if (fault === 'tooLarge') {
+          this.fail(
+            'MILLRACE_BODY_TOO_LARGE',
+            `the body is longer than ${bodyBytesMax} bytes (bodyBytesMax)`,
+          );
+        } else if (fault === 'timeout') {
+          this.fail('MILLRACE_BODY_TIMEOUT', `the body did not arrive within ${bodyDeadlineMs} ms`);
+        } else this.#end('client_gone', null);
+      },
+    );
+  }
+
+  /** A PLAN came; its reservation already belongs to this socket thread. False: stale, the caller releases it. */
+  onPlan(plan: Plan): boolean {
+    if (this.#phase !== 'asked' || plan.attempt !== this.#attempts) return false;
+    this.#plan = plan;
+    if (this.#attempts === 1) this.#context.observer.planned(plan);
+    this.#dispatch(plan.calls[0]!.steps[0]!);
+    return true;
+  }
+
+  /** The PLAN's reservation was reaped with its thread before it could be adopted. */
+  onAdoptionFailed(attempt: number): void {
+    if (this.#phase === 'asked' && attempt === this.#attempts) this.#ask('adoption_failed');
+  }
+
+  onReject(reject: Reject): void {
+    if (this.#phase !== 'asked' || reject.attempt !== this.#attempts) return;
+    const failure = this.#lastFailure;
+    // No other worker is left to try: what the first one did says more than that there is none.
+    if (failure !== null && reject.code === 'MILLRACE_NO_WORKER') this.fail(failure.code, failure.message);
+    else this.fail(reject.code, reject.message, { param: reject.param, retryAfterMs: reject.retryAfterMs });
+  }
+
+  /** The pool thread that was asked died. A request that loses two of them is not asked again: it may be the cause. */
+  onPoolLost(): void {
+    if (this.#phase !== 'asked') return;
+    if (++this.#poolLosses > 1)
+      this.fail('MILLRACE_POOL_LOST', 'two planning threads died over this request');
+    else this.#ask('pool_lost');
+  }
+
+  /** Ends the request with an error: as a response when nothing was sent yet, else as the last frame of the stream. */
+  fail(code: ErrorCode, message: string, detail: ErrorDetail = {}): void {
+    if (this.#phase === 'ended') return;
+    if (this.#client === null) {
+      const { status, headers, body } = errorResponse(code, message, detail);
+      this.#exchange.respond(status, headers, body, this.#phase === 'body');
+    } else {
+      this.#client.pushText(errorFrames(code, message));
+      this.#client.flush();
+      this.#client.close();
+      this.#exchange.end();
+    }
+    this.#end(causeOf(code), code);
+  }
+
+  /** Checks every deadline of this request; called by the sweep of the socket thread. */
+  sweep(nowMs: number): void {
+    const { limits } = this.#context;
+    const inPhaseMs = nowMs - this.#phaseSinceMs;
+    const blockedSinceMs = this.#client?.blockedSinceMs ?? null;
+    if (blockedSinceMs !== null && nowMs - blockedSinceMs >= limits.slowClientDeadlineMs)
+      this.#cutSlowClient();
+    else if (nowMs >= this.#deadlineMs) {
+      this.fail('MILLRACE_DEADLINE_EXCEEDED', `the request took longer than ${limits.totalDeadlineMs} ms`);
+    } else if (this.#phase === 'asked' && inPhaseMs >= limits.askDeadlineMs) {
+      this.fail('MILLRACE_DEADLINE_EXCEEDED', `planning took longer than ${limits.askDeadlineMs} ms`);
+    } else if (this.#phase === 'dispatched' || this.#phase === 'streaming') this.#sweepEngine(nowMs);
+  }
+
+  #sweepEngine(nowMs: number): void {
+    const { limits } = this.#context;
+    const plan = this.#plan!;
+    // A relayed unary answer comes in one piece: only the total deadline applies to it.
+    if (plan.mode === 'relay' && !plan.stream) return;
+    const boundMs = this.#sawToken ? limits.betweenTokensDeadlineMs : limits.firstTokenDeadlineMs;
+    const sinceMs = this.#sawToken ? this.#lastEventMs : this.#phaseSinceMs;
+    if (!this.#enginePaused && nowMs - sinceMs >= boundMs) {
+      this.#onFailed('stalled', 'MILLRACE_WORKER_STALLED', `the worker sent nothing for ${boundMs} ms`);
+    } else if (this.#client !== null && nowMs - this.#client.lastWriteMs >= limits.keepAliveMs) {
+      this.#client.pushText(KEEP_ALIVE_FRAME);
+    }
+  }
+
+  #onBody(chunks: Uint8Array[], bytes: number): void {
+    if (this.#phase !== 'body') return;
+    if (!this.#context.retain(bytes)) {
+      this.fail('MILLRACE_OVERLOADED', 'too many bytes of requests are in flight', { retryAfterMs: 1000 });
+      return;
+    }
+    this.#retainedBytes = bytes;
+    this.#body = chunks;
+    this.#ask('first');
+  }
+
+  #ask(reason: AskReason): void {
+    this.#attempts++;
+    this.#enter('asked');
+    const { clock } = this.#context;
+    const sent = this.#context.ask(
+      {
+        request: this.id,
+        attempt: this.#attempts,
+        api: this.#api,
+        reason,
+        deadlineWallMs: clock.wallMs() + this.#deadlineMs - clock.nowMs(),
+        excludedSlots: this.#excludedSlots,
+        headers: ASK_HEADERS.flatMap(name => {
+          const value = this.#exchange.header(name);
+          return value === undefined ? [] : [[name, value] as const];
+        }),
+      },
+      this.#body,
+    );
+    if (sent === 'full') {
+      this.fail('MILLRACE_OVERLOADED', 'the planning queue is full', { retryAfterMs: 1000 });
+    } else if (sent === 'off') this.fail('MILLRACE_POOL_LOST', 'no planning thread is running');
+  }
+
+  #dispatch(step: PlanStep): void {
+    this.#reservation = step.reservation;
+    this.#enter('dispatched');
+    const origin = this.#context.originOf(step.slot, step.generation);
+    if (origin === null) {
+      this.#onFailed('unreachable', 'MILLRACE_WORKER_UNREACHABLE', 'the worker has left');
+      return;
+    }
+    this.#attempt = new EngineAttempt(
+      {
+        client: this.#context.client,
+        origin,
+        step,
+        openStream: () => this.#context.openEngineStream(),
+        answerBytesMax: this.#context.limits.unaryAnswerBytesMax,
+      },
+      {
+        onBatch: batch => this.#onBatch(batch),
+        onStreamEnd: () => this.#onStreamEnd(),
+        onUnary: (body, contentType) => this.#onUnary(body, contentType),
+        onRefused: (status, body) => this.#onRefused(status, body),
+        onFailed: (failure, code, message) => this.#onFailed(failure, code, message),
+      },
+    );
+    this.#attempt.start();
+  }
+
+  #onBatch(batch: FrameBatch): void {
+    const plan = this.#plan!;
+    this.#answer ??= openAnswer(plan, this.#context, () => this.#openClient());
+    const outcome = this.#answer.take(batch);
+    const nowMs = this.#context.clock.nowMs();
+    if (outcome.tokens > 0) this.#onTokens(outcome.tokens, nowMs);
+    this.#lastEventMs = nowMs;
+    if (outcome.malformed) {
+      this.#onFailed('protocol', 'MILLRACE_WORKER_PROTOCOL', 'a frame of the worker is not valid');
+    } else if (outcome.engineError !== null) {
+      this.#onFailed('protocol', outcome.engineError.code, outcome.engineError.message);
+    } else if (this.#client?.isOverfull === true) this.#cutSlowClient();
+    else if (outcome.engineNotNeeded) this.#complete();
+  }
+
+  #onTokens(count: number, nowMs: number): void {
+    const { observer, ledger } = this.#context;
+    if (this.#sawToken) observer.tokens(this.#plan!, count, nowMs - this.#lastEventMs);
+    else {
+      this.#sawToken = true;
+      ledger.firstToken(this.#reservation);
+      observer.firstToken(this.#plan!, nowMs - this.#startedMs);
+      observer.tokens(this.#plan!, count, null);
+    }
+  }
+
+  #onStreamEnd(): void {
+    if (this.#answer?.isComplete === true) this.#complete();
+    else {
+      const message = 'the worker ended its answer without finishing it';
+      this.#onFailed('protocol', 'MILLRACE_WORKER_PROTOCOL', message);
+    }
+  }
+
+  /** A whole JSON answer, which relay mode passes on as it is. */
+  #onUnary(body: Buffer, contentType: string): void {
+    const plan = this.#plan!;
+    if (plan.mode !== 'relay' || plan.stream) {
+      this.#onFailed(
+        'protocol',
+        'MILLRACE_WORKER_PROTOCOL',
+        'the worker did not answer with an event stream',
+      );
+      return;
+    }
+    this.#answer = openAnswer(plan, this.#context, () => this.#openClient());
+    const tokens = this.#answer.takeUnary(body);
+    this.#onTokens(tokens, this.#context.clock.nowMs());
+    this.#exchange.respond(200, [['content-type', contentType]], body);
+    this.#end('completed', null);
+  }
+
+  #onRefused(status: number, body: string): void {
+    const refusal = engineError(status, body);
+    if (refusal.retryable) this.#onFailed('protocol', refusal.code, refusal.message);
+    else this.fail(refusal.code, refusal.message, { param: refusal.param, httpStatus: refusal.httpStatus });
+  }
+
+  /** Before the first event another worker is asked for; after it the request ends with the code. */
+  #onFailed(failure: AttemptFailure, code: ErrorCode, message: string): void {
+    const step = this.#plan!.calls[0]!.steps[0]!;
+    this.#context.reportFailure(step, failure);
+    if (this.#answer !== null || this.#attempts >= this.#context.limits.attemptsMax) {
+      this.fail(code, message);
+      return;
+    }
+    this.#lastFailure = { code, message };
+    this.#excludedSlots.push(step.slot);
+    this.#letEngineGo();
+    this.#ask('worker_failed');
+  }
+
+  #openClient(): ClientStream {
+    const { clock, limits } = this.#context;
+    const client = new ClientStream(this.#exchange, limits.streamBufferBytesMax, {
+      nowMs: () => clock.nowMs(),
+      onDirty: stream => this.#context.markDirty(stream),
+      onPressure: () => this.#pauseEngine(true),
+      onRelief: () => this.#pauseEngine(false),
+      onFinished: () => this.#end('completed', null),
+    });
+    client.start(200, EVENT_STREAM_HEADERS);
+    this.#client = client;
+    this.#enter('streaming');
+    return client;
+  }
+
+  #pauseEngine(paused: boolean): void {
+    this.#enginePaused = paused;
+    this.#lastEventMs = this.#context.clock.nowMs();
+    if (paused) this.#attempt?.pause();
+    else this.#attempt?.resume();
+  }
+
+  /** The answer is whole: the engine is let go, the client gets the rest. */
+  #complete(): void {
+    this.#letEngineGo();
+    const answer = this.#answer!;
+    if (this.#client !== null) {
+      this.#enter('flushing');
+      answer.endStream();
+      this.#client.end();
+      return;
+    }
+    this.#exchange.respond(200, [['content-type', 'application/json']], answer.unaryBody());
+    this.#end('completed', null);
+  }
+
+  #cutSlowClient(): void {
+    this.#client!.abort();
+    this.#end('slow_client', 'MILLRACE_SLOW_CLIENT');
+  }
+
+  #letEngineGo(): void {
+    this.#attempt?.abort();
+    this.#attempt = null;
+    this.#enginePaused = false;
+    if (this.#reservation !== RESERVATION_NONE) this.#context.ledger.release(this.#reservation);
+    this.#reservation = RESERVATION_NONE;
+  }
+
+  /** The one end of a request: everything that it held is given back. */
+  #end(cause: EndCause, code: ErrorCode | null): void {
+    if (this.#phase === 'ended') return;
+    this.#enter('ended');
+    this.#letEngineGo();
+    this.#context.unretain(this.#retainedBytes);
+    this.#client?.close();
+    this.#body = [];
+    this.#context.onEnded(this.id, {
+      plan: this.#plan,
+      api: this.#api,
+      cause,
+      code,
+      usage: this.#answer?.usage() ?? null,
+      durationMs: this.#context.clock.nowMs() - this.#startedMs,
+    });
+  }
+
+  #enter(phase: Phase): void {
+    assert(this.#phase !== 'ended', 'a request that has ended stays so');
+    this.#phase = phase;
+    this.#phaseSinceMs = this.#context.clock.nowMs();
+  }
+}
+
+function causeOf(code: ErrorCode): EndCause {
+  if (code === 'MILLRACE_DEADLINE_EXCEEDED') return 'deadline';
+  const kind = ERROR_CODES[code].class;
+  if (kind === 'WorkerError') return 'worker_failed';
+  return kind === 'InternalError' ? 'internal' : 'rejected';
+}

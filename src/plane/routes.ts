@@ -1,0 +1,91 @@
+/** The routes of the HTTP frontend (R1): which path does what. Runs on the socket thread. */
+import type { ErrorCode } from '../errors.js';
+import type { HttpExchange } from '../frontend/http/http-exchange.js';
+import { errorResponse } from '../frontend/openai/error-response.js';
+import { type ListedModel, modelBody, modelsBody } from '../frontend/openai/models-response.js';
+import type { Api } from '../messages/token-request.js';
+
+/** What `/health` says. */
+export interface Health {
+  readonly status: 'ok' | 'degraded' | 'unavailable' | 'draining';
+  readonly workers: { readonly ready: number; readonly total: number };
+  readonly poolThreads: { readonly running: number; readonly off: number };
+  readonly requestsInFlight: number;
+}
+
+export interface RouteTargets {
+  accept(api: Api, exchange: HttpExchange): void;
+  health(): Health;
+  models(): readonly ListedModel[];
+  metrics(): Promise<{ readonly text: string; readonly contentType: string }>;
+}
+
+type Handler = (exchange: HttpExchange) => void;
+
+const JSON_HEADERS = [['content-type', 'application/json']] as const;
+const MODEL_PREFIX = '/v1/models/';
+
+/** Makes the function that takes every request of a server. */
+export function createRoutes(targets: RouteTargets): Handler {
+  const routes: Readonly<Record<string, Readonly<Record<string, Handler>>>> = {
+    '/v1/chat/completions': { POST: exchange => targets.accept('chat', exchange) },
+    '/v1/completions': { POST: exchange => targets.accept('completions', exchange) },
+    '/v1/models': { GET: exchange => exchange.respond(200, JSON_HEADERS, modelsBody(targets.models())) },
+    '/health': {
+      GET: exchange => {
+        const health = targets.health();
+        const canServe = health.status === 'ok' || health.status === 'degraded';
+        exchange.respond(canServe ? 200 : 503, JSON_HEADERS, JSON.stringify(health));
+      },
+    },
+    '/live': { GET: exchange => exchange.respond(200, JSON_HEADERS, '{"status":"live"}') },
+    '/metrics': { GET: exchange => void respondMetrics(targets, exchange) },
+  };
+  return exchange => {
+    const methods = Object.hasOwn(routes, exchange.path) ? routes[exchange.path] : undefined;
+    if (methods === undefined && exchange.path.startsWith(MODEL_PREFIX)) respondModel(targets, exchange);
+    else if (methods === undefined) refuse(exchange, 'MILLRACE_NOT_FOUND', 'there is no such route');
+    else {
+      const handler = methods[exchange.method];
+      if (handler !== undefined) handler(exchange);
+      else {
+        const allowed = Object.keys(methods).join(', ');
+        refuse(exchange, 'MILLRACE_METHOD_NOT_ALLOWED', `this route takes ${allowed}`, [['allow', allowed]]);
+      }
+    }
+  };
+}
+
+async function respondMetrics(targets: RouteTargets, exchange: HttpExchange): Promise<void> {
+  try {
+    const { text, contentType } = await targets.metrics();
+    exchange.respond(200, [['content-type', contentType]], text);
+  } catch {
+    refuse(exchange, 'MILLRACE_INTERNAL', 'the metrics could not be collected');
+  }
+}
+
+function respondModel(targets: RouteTargets, exchange: HttpExchange): void {
+  const name = decodedName(exchange.path.slice(MODEL_PREFIX.length));
+  const model = targets.models().find(entry => entry.id === name);
+  if (model === undefined) refuse(exchange, 'MILLRACE_UNKNOWN_MODEL', 'the model does not exist');
+  else exchange.respond(200, JSON_HEADERS, modelBody(model));
+}
+
+function decodedName(raw: string): string | null {
+  try {
+    return decodeURIComponent(raw);
+  } catch {
+    return null;
+  }
+}
+
+function refuse(
+  exchange: HttpExchange,
+  code: ErrorCode,
+  message: string,
+  extra: readonly (readonly [string, string])[] = [],
+): void {
+  const { status, headers, body } = errorResponse(code, message);
+  exchange.respond(status, [...headers, ...extra], body);
+}

@@ -1,0 +1,266 @@
+/**
+ * The socket thread's state that all requests share: the requests in flight, the rings to the pool, the streams to be
+ * flushed in this loop turn, the bytes that requests keep, and the sweep that carries out every deadline. It is the
+ * RequestContext of its requests. Runs on the thread that owns the HTTP server.
+ */
+import { strict as assert } from 'node:assert';
+import type { EngineClient } from '../engines/client.js';
+import type { EngineAdapter, EngineStream } from '../engines/contract.js';
+import type { HttpExchange } from '../frontend/http/http-exchange.js';
+import { errorResponse } from '../frontend/openai/error-response.js';
+import type { Limits } from '../limits.js';
+import type { Ask, Plan, PlanStep } from '../messages/records.js';
+import type { Api } from '../messages/token-request.js';
+import type { DetokenizerTable } from '../preprocess/detokenizer.js';
+import { EPOCH_DISCARDED, type Ledger } from '../router/ledger.js';
+import type { Clock, Timer } from '../runtime/clock.js';
+import type { AttemptFailure } from './attempt.js';
+import type { ClientStream } from './client-stream.js';
+import { PoolLink } from './pool-link.js';
+import { PlaneRequest } from './request.js';
+import type { RequestContext, RequestEnd, RequestObserver } from './request-context.js';
+
+/** Precision of every deadline. */
+const SWEEP_PERIOD_MS = 100;
+
+export interface SocketThreadOptions {
+  readonly clock: Clock;
+  readonly limits: Limits;
+  /** Owner epoch of adopted reservations; differs from every pool thread's. */
+  readonly epoch: number;
+  readonly ledger: Ledger;
+  readonly client: EngineClient;
+  readonly adapter: EngineAdapter;
+  readonly observer: RequestObserver & { ended(end: RequestEnd): void; asked(reason: Ask['reason']): void };
+  /** Origin of the worker in a slot, or null when it has left. */
+  readonly originOf: (slot: number, generation: number) => string | null;
+  readonly detokenizerTable: (tokenizer: string) => DetokenizerTable;
+  readonly reportFailure: (slot: number, generation: number, failure: AttemptFailure) => void;
+  /** Pool threads that may still come up; with none, requests are refused at once. */
+  readonly poolIsOff: () => boolean;
+}
+
+/** An ASK that waits for a pool thread to come up again. */
+interface ParkedAsk {
+  readonly ask: Omit<Ask, 'body'>;
+  readonly body: readonly Uint8Array[];
+}
+
+export class SocketThread implements RequestContext {
+  readonly clock: Clock;
+  readonly limits: Limits;
+  readonly ledger: Ledger;
+  readonly client: EngineClient;
+  readonly observer: SocketThreadOptions['observer'];
+  readonly link: PoolLink;
+  readonly #options: SocketThreadOptions;
+  readonly #requests = new Map<number, PlaneRequest>();
+  readonly #parked = new Map<number, ParkedAsk>();
+  readonly #sweep: Timer;
+  #dirty: ClientStream[] = [];
+  #flushIsDue = false;
+  #retainedBytes = 0;
+  #nextId = 1;
+  #draining = false;
+  #onIdle: (() => void) | null = null;
+
+  constructor(options: SocketThreadOptions) {
+    this.#options = options;
+    this.clock = options.clock;
+    this.limits = options.limits;
+    this.ledger = options.ledger;
+    this.client = options.client;
+    this.observer = options.observer;
+    this.link = new PoolLink(options.limits, options.clock, {
+      onPlan: (plan, epoch) => this.#onPlan(plan, epoch),
+      onReject: reject => this.#requests.get(reject.request)?.onReject(reject),
+      onLost: request => this.#requests.get(request)?.onPoolLost(),
+    });
+    this.#sweep = options.clock.every(SWEEP_PERIOD_MS, () => this.#runSweep());
+  }
+
+  get requestsInFlight(): number {
+    return this.#requests.size;
+  }
+
+  get retainedBytes(): number {
+    return this.#retainedBytes;
+  }
+
+  get isDraining(): boolean {
+    return this.#draining;
+  }
+
+  /** Takes a generation request from the frontend. */
+  accept(api: Api, exchange: HttpExchange): void {
+    if (this.#draining) {
+      refuse(exchange, 'MILLRACE_DRAINING', 'the server is shutting down');
+      return;
+    }
+    if (this.#requests.size >= this.limits.requestsMax) {
+      refuse(
+        exchange,
+        'MILLRACE_OVERLOADED',
+        `${this.limits.requestsMax} requests are in flight (requestsMax)`,
+      );
+      return;
+    }
+    const id = this.#nextId;
+    this.#nextId = id === 0xffff_ffff ? 1 : id + 1;
+    assert(!this.#requests.has(id), 'a request id is not reused while its request lives');
+    const request = new PlaneRequest(id, api, exchange, this);
+    this.#requests.set(id, request);
+    request.start();
+  }
+
+  /** Sends the asks that waited for a pool thread. */
+  poolThreadUp(): void {
+    for (const [id, parked] of [...this.#parked]) {
+      this.#parked.delete(id);
+      if (this.ask(parked.ask, parked.body) === 'full') {
+        this.#requests
+          .get(id)
+          ?.fail('MILLRACE_OVERLOADED', 'the planning queue is full', { retryAfterMs: 1000 });
+      }
+    }
+  }
+
+  /** Every slot of the pool is off: what waits for it will not be planned. */
+  poolIsOff(): void {
+    for (const id of [...this.#parked.keys()]) {
+      this.#parked.delete(id);
+      this.#requests.get(id)?.fail('MILLRACE_POOL_LOST', 'no planning thread is running');
+    }
+  }
+
+  /** Pool thread `index` of `epoch` has ended: its last answers are taken, then what it still owned is freed. */
+  poolThreadLost(index: number, epoch: number): void {
+    this.link.lost(index);
+    this.ledger.reap(epoch);
+  }
+
+  /** Admits nothing more and resolves when the last request has ended or the deadline has passed; the rest is cut. */
+  async drain(deadlineMs: number): Promise<void> {
+    this.#draining = true;
+    if (this.#requests.size > 0) {
+      await new Promise<void>(resolve => {
+        const timer = this.clock.after(deadlineMs, resolve);
+        this.#onIdle = () => {
+          timer.cancel();
+          resolve();
+        };
+      });
+    }
+    for (const request of [...this.#requests.values()]) {
+      request.fail('MILLRACE_DRAINING', 'the server shut down before the answer was complete');
+    }
+    this.#flush();
+  }
+
+  /** Ends the sweep and the rings; the requests are gone by then. */
+  stop(): void {
+    assert(this.#requests.size === 0, 'the requests were drained');
+    this.#sweep.cancel();
+    this.link.stop();
+  }
+
+  retain(bytes: number): boolean {
+    if (this.#retainedBytes + bytes > this.limits.retainedBytesMax) return false;
+    this.#retainedBytes += bytes;
+    return true;
+  }
+
+  unretain(bytes: number): void {
+    this.#retainedBytes -= bytes;
+    assert(this.#retainedBytes >= 0, 'bytes are given back once');
+  }
+
+  ask(ask: Omit<Ask, 'body'>, body: readonly Uint8Array[]): 'ok' | 'full' | 'off' {
+    const sent = this.link.ask(ask, body);
+    if (sent === 'none') {
+      if (this.#options.poolIsOff()) return 'off';
+      this.#parked.set(ask.request, { ask, body });
+      return 'ok';
+    }
+    if (sent === 'ok') this.observer.asked(ask.reason);
+    return sent;
+  }
+
+  originOf(slot: number, generation: number): string | null {
+    return this.#options.originOf(slot, generation);
+  }
+
+  openEngineStream(): EngineStream {
+    return this.#options.adapter.openStream({
+      firstFrameBytesMax: this.limits.sseFirstFrameBytesMax,
+      frameBytesMax: this.limits.sseFrameBytesMax,
+    });
+  }
+
+  detokenizerTable(tokenizer: string): DetokenizerTable {
+    return this.#options.detokenizerTable(tokenizer);
+  }
+
+  reportFailure(step: PlanStep, failure: AttemptFailure): void {
+    this.#options.reportFailure(step.slot, step.generation, failure);
+  }
+
+  markDirty(stream: ClientStream): void {
+    this.#dirty.push(stream);
+    if (this.#flushIsDue) return;
+    this.#flushIsDue = true;
+    setImmediate(() => this.#flush());
+  }
+
+  onEnded(id: number, end: RequestEnd): void {
+    this.#requests.delete(id);
+    this.#parked.delete(id);
+    this.observer.ended(end);
+    if (end.plan !== null) {
+      this.link.done({
+        request: id,
+        model: end.plan.model,
+        promptTokens: end.usage?.promptTokens ?? 0,
+        completionTokens: end.usage?.completionTokens ?? 0,
+        cachedTokens: end.usage?.cachedTokens ?? -1,
+        cause: end.cause,
+      });
+    }
+    if (this.#requests.size === 0) this.#onIdle?.();
+  }
+
+  #onPlan(plan: Plan, epoch: number): void {
+    const request = this.#requests.get(plan.request);
+    const steps = plan.calls.flatMap(call => call.steps);
+    const adopted = steps.filter(step => this.ledger.adopt(step.reservation, epoch, this.#options.epoch));
+    const isWhole = adopted.length === steps.length;
+    if (isWhole && request?.onPlan(plan) === true) return;
+    for (const step of adopted) this.ledger.release(step.reservation);
+    if (!isWhole) request?.onAdoptionFailed(plan.attempt);
+  }
+
+  /** One write per stream for all that this loop turn produced, and the answers of the pool that came meanwhile. */
+  #flush(): void {
+    this.#flushIsDue = false;
+    const streams = this.#dirty;
+    this.#dirty = [];
+    for (const stream of streams) stream.flush();
+    this.link.drain();
+  }
+
+  #runSweep(): void {
+    const nowMs = this.clock.nowMs();
+    for (const request of [...this.#requests.values()]) request.sweep(nowMs);
+    // Reservations of plans that were not sent: rare, so nobody is woken for them.
+    this.ledger.reap(EPOCH_DISCARDED);
+  }
+}
+
+function refuse(
+  exchange: HttpExchange,
+  code: 'MILLRACE_DRAINING' | 'MILLRACE_OVERLOADED',
+  message: string,
+): void {
+  const { status, headers, body } = errorResponse(code, message, { retryAfterMs: 1000 });
+  exchange.respond(status, headers, body, true);
+}

@@ -1,0 +1,152 @@
+/**
+ * Keeps the pool threads running: one endless piscina task per thread. A thread that throws, runs out of heap or dies
+ * is replaced under a new epoch after a back-off; one that keeps dying has its slot switched off, which `/health`
+ * shows. Runs on the main thread.
+ */
+import { Piscina } from 'piscina';
+import type { Limits } from '../limits.js';
+import type { Clock, Timer } from '../runtime/clock.js';
+import type { Logger } from '../runtime/logger.js';
+import type { LinkMemory } from './pool-link.js';
+import type { PoolTask } from './pool-thread.js';
+
+/** Time in which poolRestartsMax deaths switch a slot off. */
+const RESTART_WINDOW_MS = 10_000;
+const BACKOFF_FIRST_MS = 10;
+const BACKOFF_MAX_MS = 1000;
+
+export interface SupervisorOptions {
+  readonly threads: number;
+  readonly limits: Limits;
+  readonly loadMemory: SharedArrayBuffer;
+  readonly ledgerMemory: SharedArrayBuffer;
+  readonly clock: Clock;
+  readonly logger: Logger;
+  readonly seed: number;
+  /** Makes the rings of a new incarnation. */
+  readonly attach: (index: number, epoch: number) => LinkMemory;
+  /** A new incarnation was given its rings and can be asked. */
+  readonly up: () => void;
+  /** The incarnation with this epoch is gone. */
+  readonly lost: (index: number, epoch: number) => void;
+  /** A dead incarnation will be replaced. */
+  readonly restarted: () => void;
+  /** A slot was switched off for good. */
+  readonly off: () => void;
+}
+
+export interface SupervisorState {
+  /** Threads that run now. */
+  readonly running: number;
+  /** Slots switched off after too many deaths. */
+  readonly off: number;
+  readonly restarts: number;
+}
+
+const BYTES_PER_MIB = 1_048_576;
+
+export class Supervisor {
+  readonly #options: SupervisorOptions;
+  readonly #pool: Piscina;
+  readonly #deaths: number[][];
+  readonly #tasks = new Set<Promise<void>>();
+  readonly #timers = new Set<Timer>();
+  #nextEpoch = 1;
+  #running = 0;
+  #off = 0;
+  #restarts = 0;
+  #closing = false;
+
+  constructor(options: SupervisorOptions) {
+    this.#options = options;
+    this.#deaths = Array.from({ length: options.threads }, () => []);
+    this.#pool = new Piscina({
+      filename: new URL('./pool-thread.js', import.meta.url).href,
+      minThreads: options.threads,
+      maxThreads: options.threads,
+      idleTimeout: Number.POSITIVE_INFINITY,
+      // The endless task sleeps on its own doorbell; piscina's blocking wait between tasks would only delay it.
+      atomics: 'disabled',
+      resourceLimits: { maxOldGenerationSizeMb: Math.ceil(options.limits.poolHeapBytesMax / BYTES_PER_MIB) },
+    });
+    for (let index = 0; index < options.threads; index++) this.#start(index);
+  }
+
+  get state(): SupervisorState {
+    return { running: this.#running, off: this.#off, restarts: this.#restarts };
+  }
+
+  /** The operating-system threads, for tests that kill one. */
+  get threads(): Piscina['threads'] {
+    return this.#pool.threads;
+  }
+
+  /** Waits for the tasks to end after their CLOSE records, then ends the threads; the wait has a deadline. */
+  async close(deadlineMs: number): Promise<void> {
+    this.#closing = true;
+    for (const timer of this.#timers) timer.cancel();
+    let timer: Timer | undefined;
+    const late = new Promise<void>(resolve => {
+      timer = this.#options.clock.after(deadlineMs, resolve);
+    });
+    await Promise.race([Promise.allSettled([...this.#tasks]), late]);
+    timer?.cancel();
+    await this.#pool.destroy();
+  }
+
+  #start(index: number): void {
+    const epoch = this.#nextEpoch++;
+    const { threads, limits, loadMemory, ledgerMemory, seed } = this.#options;
+    const task: PoolTask = {
+      index,
+      threads,
+      link: this.#options.attach(index, epoch),
+      loadMemory,
+      ledgerMemory,
+      limits,
+      seed: seed + epoch,
+    };
+    this.#running++;
+    const running = this.#pool.run(task).then(
+      () => this.#ended(index, epoch, null),
+      (error: Error) => this.#ended(index, epoch, error),
+    );
+    this.#tasks.add(running);
+    if (epoch > this.#options.threads) this.#options.up();
+    void running.finally(() => this.#tasks.delete(running));
+  }
+
+  #ended(index: number, epoch: number, error: Error | null): void {
+    this.#running--;
+    this.#options.lost(index, epoch);
+    if (this.#closing) return;
+    const { clock, logger, limits } = this.#options;
+    const deaths = this.#deaths[index]!;
+    deaths.push(clock.nowMs());
+    while (deaths.length > 0 && deaths[0]! < clock.nowMs() - RESTART_WINDOW_MS) deaths.shift();
+    const code = (error as NodeJS.ErrnoException | null)?.code;
+    if (deaths.length >= limits.poolRestartsMax) {
+      this.#off++;
+      logger.error('pool thread keeps dying and stays off; restart the process once the cause is found', {
+        thread: index,
+        deaths: deaths.length,
+        cause: code ?? error?.message,
+      });
+      this.#options.off();
+      return;
+    }
+    const delayMs = Math.min(BACKOFF_MAX_MS, BACKOFF_FIRST_MS * 4 ** (deaths.length - 1));
+    logger.warn('pool thread died and is replaced', {
+      thread: index,
+      cause: code ?? error?.message,
+      delayMs,
+    });
+    this.#restarts++;
+    this.#options.restarted();
+    const timer = clock.after(delayMs, () => {
+      this.#timers.delete(timer);
+      if (!this.#closing) this.#start(index);
+    });
+    this.#timers.add(timer);
+  }
+}

@@ -1,0 +1,204 @@
+/**
+ * An answer in token mode (R6): ids from the engine's frames become text, stop strings and end-of-sequence ids are
+ * applied, and each choice finishes exactly once. Pure besides its own state; the request that owns it does the I/O.
+ */
+import { strict as assert } from 'node:assert';
+import type { FrameBatch } from '../engines/contract.js';
+import {
+  type EngineFinish,
+  errorOf,
+  explodeFrame,
+  finishReasonOf,
+  rowStart,
+  usageOf,
+} from '../engines/event-rows.js';
+import { FRAME, FRAME_FLAG } from '../engines/frame-descriptor.js';
+import type { FinishReason, Usage } from '../messages/delta.js';
+import type { Plan } from '../messages/records.js';
+import { type DetokenizerTable, StreamDetokenizer } from '../preprocess/detokenizer.js';
+import { StopMatcher } from '../preprocess/stop-matcher.js';
+import { type BatchOutcome, emptyOutcome } from './batch-outcome.js';
+
+/** Where the text goes: a stream format or a unary fold. */
+export interface TokenOutput {
+  text(choice: number, text: string): void;
+  /** `stopReason`: the stop string or id that ended the choice; null for end of sequence and length. */
+  finish(choice: number, reason: FinishReason, stopReason: string | number | null): void;
+}
+
+interface Choice {
+  readonly detokenizer: StreamDetokenizer;
+  readonly stops: StopMatcher | null;
+  tokens: number;
+  finished: boolean;
+  /** The engine itself has finished this choice. */
+  engineFinished: boolean;
+}
+
+export class TokenAnswer {
+  readonly #plan: Plan;
+  readonly #output: TokenOutput;
+  readonly #choices: readonly Choice[];
+  readonly #eosIds: ReadonlySet<number>;
+  readonly #endIds: ReadonlySet<number>;
+  #open: number;
+  #completionTokens = 0;
+  #engineUsage: Usage | null = null;
+
+  constructor(plan: Plan, table: DetokenizerTable, output: TokenOutput) {
+    this.#plan = plan;
+    this.#output = output;
+    this.#open = plan.choices;
+    this.#eosIds = new Set(plan.eosIds);
+    this.#endIds = new Set([...plan.eosIds, ...plan.stop.tokenIds]);
+    const { strings, includeStopString } = plan.stop;
+    this.#choices = Array.from({ length: plan.choices }, () => ({
+      detokenizer: new StreamDetokenizer(table, plan.skipSpecialTokens),
+      stops: strings.length === 0 ? null : new StopMatcher(strings, includeStopString),
+      tokens: 0,
+      finished: false,
+      engineFinished: false,
+    }));
+  }
+
+  get isComplete(): boolean {
+    return this.#open === 0;
+  }
+
+  /** Counts so far; `cachedTokens` is known once the engine has sent its usage. */
+  usage(): Usage {
+    return {
+      promptTokens: this.#plan.promptTokens,
+      completionTokens: this.#completionTokens,
+      cachedTokens: this.#engineUsage?.cachedTokens ?? null,
+    };
+  }
+
+  take(batch: FrameBatch): BatchOutcome {
+    const before = this.#completionTokens;
+    const outcome = emptyOutcome();
+    for (let row = 0; row < batch.count; row++) {
+      const flags = batch.table[rowStart(row) + FRAME.flags]!;
+      if ((flags & FRAME_FLAG.error) !== 0) outcome.engineError = errorOf(batch, row);
+      else if ((flags & FRAME_FLAG.malformed) !== 0) outcome.malformed = true;
+      else if ((flags & (FRAME_FLAG.done | FRAME_FLAG.comment)) === 0)
+        this.#takeFrame(batch, row, flags, outcome);
+      if (outcome.engineError !== null || outcome.malformed) break;
+    }
+    outcome.tokens = this.#completionTokens - before;
+    // Where the engine finished all choices itself its usage is still to come, and its connection can be kept.
+    outcome.engineNotNeeded = this.#open === 0 && this.#choices.some(choice => !choice.engineFinished);
+    return outcome;
+  }
+
+  #takeFrame(batch: FrameBatch, row: number, flags: number, outcome: BatchOutcome): void {
+    if ((flags & FRAME_FLAG.usage) !== 0) this.#engineUsage = usageOf(batch, row);
+    if ((flags & FRAME_FLAG.noChoices) !== 0) return;
+    if ((flags & (FRAME_FLAG.severalChoices | FRAME_FLAG.idsOverflow)) !== 0) {
+      for (const event of explodeFrame(batch, row) ?? [null]) {
+        if (event === null) outcome.malformed = true;
+        else {
+          const ids = Uint32Array.from(event.ids ?? []);
+          this.#takeChoice(event.choice, ids, 0, ids.length, event.finish, outcome);
+        }
+      }
+      return;
+    }
+    const at = rowStart(row);
+    const { table, ids } = batch;
+    const finish = (flags & FRAME_FLAG.finish) === 0 ? null : finishReasonOf(batch, row);
+    const count = Math.max(0, table[at + FRAME.idsCount]!);
+    this.#takeChoice(table[at + FRAME.choice]!, ids, table[at + FRAME.idsFirst]!, count, finish, outcome);
+  }
+
+  #takeChoice(
+    index: number,
+    ids: Uint32Array,
+    first: number,
+    count: number,
+    finish: EngineFinish | null,
+    outcome: BatchOutcome,
+  ): void {
+    const choice = this.#choices[index];
+    if (choice === undefined) {
+      outcome.malformed = true;
+      return;
+    }
+    if (finish === 'aborted') {
+      outcome.engineError = {
+        code: 'MILLRACE_WORKER_FAILED',
+        message: 'the worker aborted the request',
+        param: null,
+        httpStatus: 502,
+        retryable: true,
+      };
+      return;
+    }
+    if (!choice.finished) this.#takeIds(index, choice, ids, first, count);
+    if (finish === null) return;
+    choice.engineFinished = true;
+    if (!choice.finished) this.#finish(index, choice, finish, null);
+  }
+
+  #takeIds(index: number, choice: Choice, ids: Uint32Array, first: number, count: number): void {
+    // Without stops of ours a frame's ids are one piece; else each id is looked at before the next one counts.
+    if (choice.stops === null && this.#endIds.size === 0) {
+      this.#count(choice, count);
+      this.#emit(index, choice.detokenizer.push(ids, first, count));
+      return;
+    }
+    for (let position = first; position < first + count && !choice.finished; position++) {
+      this.#takeId(index, choice, ids, position);
+    }
+  }
+
+  #takeId(index: number, choice: Choice, ids: Uint32Array, position: number): void {
+    this.#count(choice, 1);
+    const { minTokens, includeStopString } = this.#plan.stop;
+    const id = ids[position]!;
+    const armed = choice.tokens >= minTokens;
+    const ends = armed && this.#endIds.has(id);
+    const stopReason = ends && !this.#eosIds.has(id) ? id : null;
+    if (ends && !includeStopString) {
+      this.#finish(index, choice, 'stop', stopReason);
+      return;
+    }
+    this.#emitChecked(index, choice, choice.detokenizer.push(ids, position, 1), armed);
+    if (ends && !choice.finished) this.#finish(index, choice, 'stop', stopReason);
+  }
+
+  /** Lets text out as far as the stop matcher allows; a match finishes the choice. */
+  #emitChecked(index: number, choice: Choice, text: string, armed: boolean): void {
+    if (choice.stops === null) {
+      this.#emit(index, text);
+      return;
+    }
+    const { text: released, matched } = choice.stops.push(text, armed);
+    this.#emit(index, released);
+    if (matched !== null) this.#close(index, choice, 'stop', matched);
+  }
+
+  #count(choice: Choice, tokens: number): void {
+    choice.tokens += tokens;
+    this.#completionTokens += tokens;
+  }
+
+  #emit(index: number, text: string): void {
+    if (text !== '') this.#output.text(index, text);
+  }
+
+  /** Lets out what detokenizer and stop matcher still hold, then finishes. */
+  #finish(index: number, choice: Choice, reason: FinishReason, stopReason: string | number | null): void {
+    this.#emitChecked(index, choice, choice.detokenizer.end(), choice.tokens >= this.#plan.stop.minTokens);
+    if (choice.finished) return;
+    if (choice.stops !== null) this.#emit(index, choice.stops.end());
+    this.#close(index, choice, reason, stopReason);
+  }
+
+  #close(index: number, choice: Choice, reason: FinishReason, stopReason: string | number | null): void {
+    assert(!choice.finished, 'a choice finishes once');
+    choice.finished = true;
+    this.#open--;
+    this.#output.finish(index, reason, stopReason);
+  }
+}

@@ -1,0 +1,208 @@
+/**
+ * The table of process-wide settings: one row gives a setting its configuration key, its flag, its environment
+ * variable, its check and its line of `--help`. `config.ts` reads all sources through this table, so that a setting
+ * cannot exist in one of them only.
+ */
+import { ConfigError } from './errors.js';
+import { LIMITS, type LimitName } from './limits.js';
+import { nearestName } from './runtime/nearest-name.js';
+
+/** How a setting was given, for error messages: `--port`, `MILLRACE_PORT`, `port in millrace.yaml`. */
+export type Source = string;
+
+export interface Setting {
+  /** Key in the configuration object and in YAML. */
+  readonly key: string;
+  readonly flag: string;
+  /** Shown in help after the flag; absent for switches. */
+  readonly value?: string;
+  /** May be given several times; the environment separates by commas. */
+  readonly several?: boolean;
+  readonly help: string;
+  readonly default: unknown;
+  /** Checks a raw value (text from a flag or the environment, any YAML value) and gives the typed one. */
+  parse(raw: unknown, source: Source): unknown;
+}
+
+const shown = (raw: unknown): string => JSON.stringify(raw) ?? String(raw);
+
+/** An integer in a range. */
+export function integer(min: number, max: number, unit = '') {
+  return (raw: unknown, source: Source): number => {
+    const value = typeof raw === 'string' && /^[+-]?\d+$/.test(raw.trim()) ? Number(raw) : raw;
+    if (typeof value !== 'number' || !Number.isInteger(value) || value < min || value > max) {
+      throw new ConfigError(
+        `${source} is ${shown(raw)}; allowed: an integer from ${min} to ${max}${unit && ` ${unit}`}`,
+      );
+    }
+    return value;
+  };
+}
+
+/** One of a closed set of names. */
+export function oneOf(names: readonly string[]) {
+  return (raw: unknown, source: Source): string => {
+    if (typeof raw === 'string' && names.includes(raw)) return raw;
+    const near = typeof raw === 'string' ? nearestName(raw, names) : null;
+    throw new ConfigError(
+      `${source} is ${shown(raw)}; allowed: ${names.join(', ')}${near === null ? '' : ` (did you mean ${near}?)`}`,
+    );
+  };
+}
+
+/** A non-empty text. */
+export function text(raw: unknown, source: Source): string {
+  if (typeof raw === 'string' && raw.length > 0 && raw.length <= 4096) return raw;
+  throw new ConfigError(`${source} is ${shown(raw)}; allowed: a text of 1 to 4096 characters`);
+}
+
+/** A list of worker addresses: `http://host:port`, without path. */
+export function workerUrls(raw: unknown, source: Source): string[] {
+  const list = Array.isArray(raw) ? raw : [raw];
+  const urls = list.map(entry => {
+    const url = typeof entry === 'string' && URL.canParse(entry) ? new URL(entry) : null;
+    if (url === null || url.protocol !== 'http:' || url.pathname !== '/' || url.search !== '') {
+      throw new ConfigError(
+        `${source} is ${shown(entry)}; allowed: http://host:port of a worker, without a path`,
+      );
+    }
+    return url.origin;
+  });
+  const double = urls.find((url, index) => urls.indexOf(url) !== index);
+  if (double !== undefined)
+    throw new ConfigError(`${source} names ${double} twice; each worker is named once`);
+  return urls;
+}
+
+/** `unlimited` or a positive factor of the modelled speed. */
+function speed(raw: unknown, source: Source): number | 'unlimited' {
+  if (raw === 'unlimited') return raw;
+  const value = typeof raw === 'string' ? Number(raw) : raw;
+  if (typeof value === 'number' && value >= 0.001 && value <= 1e6) return value;
+  throw new ConfigError(`${source} is ${shown(raw)}; allowed: a factor from 0.001 to 1000000, or unlimited`);
+}
+
+/** Limits by name: `name=value` texts, or a YAML map. */
+export function limitValues(raw: unknown, source: Source): Partial<Record<LimitName, number>> {
+  const entries: [string, unknown][] =
+    typeof raw === 'object' && raw !== null && !Array.isArray(raw)
+      ? Object.entries(raw)
+      : (Array.isArray(raw) ? raw : [raw]).map(entry => {
+          const [name, ...rest] = String(entry).split('=');
+          return [name!.trim(), rest.join('=')];
+        });
+  const values: Partial<Record<LimitName, number>> = {};
+  for (const [name, value] of entries) {
+    if (!Object.hasOwn(LIMITS, name)) {
+      const near = nearestName(name, Object.keys(LIMITS));
+      throw new ConfigError(`${source}: there is no limit ${shown(name)}; did you mean ${near}?`);
+    }
+    const entry = LIMITS[name as LimitName];
+    values[name as LimitName] = integer(entry.min, entry.max, entry.unit)(value, `${source}: ${name}`);
+  }
+  return values;
+}
+
+/** The rows; order is the order of `--help`. */
+export function settings(policies: readonly string[], tokenizers: readonly string[]): readonly Setting[] {
+  return [
+    {
+      key: 'host',
+      flag: 'host',
+      value: 'ADDRESS',
+      help: 'address to listen on',
+      default: '127.0.0.1',
+      parse: text,
+    },
+    {
+      key: 'port',
+      flag: 'port',
+      value: 'PORT',
+      help: 'port to listen on; 0: chosen by the system',
+      default: 8000,
+      parse: integer(0, 65_535),
+    },
+    {
+      key: 'workers',
+      flag: 'worker',
+      value: 'URL',
+      several: true,
+      help: 'a running vLLM server; repeat for more. Without any, mock engines are started',
+      default: [],
+      parse: workerUrls,
+    },
+    {
+      key: 'policy',
+      flag: 'policy',
+      value: 'NAME',
+      help: `how a worker is chosen: ${policies.join(', ')}`,
+      default: 'least-requests',
+      parse: oneOf(policies),
+    },
+    {
+      key: 'tokenizer',
+      flag: 'tokenizer',
+      value: 'NAME',
+      help: `tokenizer of the workers' model, for token mode: ${tokenizers.join(', ')}. Without one: relay mode`,
+      default: null,
+      parse: oneOf(tokenizers),
+    },
+    {
+      key: 'httpServer',
+      flag: 'http-server',
+      value: 'KIND',
+      help: 'auto (uWebSockets.js where it loads), uws or node',
+      default: 'auto',
+      parse: oneOf(['auto', 'uws', 'node']),
+    },
+    {
+      key: 'poolThreads',
+      flag: 'pool-threads',
+      value: 'N',
+      help: 'threads that tokenize and route; default: cores - 1, from 1 to 8',
+      default: null,
+      parse: integer(1, 64),
+    },
+    {
+      key: 'mockWorkers',
+      flag: 'mock-workers',
+      value: 'N',
+      help: 'mock engines to start when no --worker is given',
+      default: 4,
+      parse: integer(1, 64),
+    },
+    {
+      key: 'mockSpeed',
+      flag: 'mock-speed',
+      value: 'X',
+      help: 'speed of the mock engines: a factor, or unlimited',
+      default: 1,
+      parse: speed,
+    },
+    {
+      key: 'logLevel',
+      flag: 'log-level',
+      value: 'LEVEL',
+      help: 'debug, info, warn, error or silent',
+      default: 'info',
+      parse: oneOf(['debug', 'info', 'warn', 'error', 'silent']),
+    },
+    {
+      key: 'logFormat',
+      flag: 'log-format',
+      value: 'FORMAT',
+      help: 'text or json, on standard error',
+      default: 'text',
+      parse: oneOf(['text', 'json']),
+    },
+    {
+      key: 'limits',
+      flag: 'limit',
+      value: 'NAME=VALUE',
+      several: true,
+      help: 'sets a limit; repeat for more. `--help-limits` lists them',
+      default: {},
+      parse: limitValues,
+    },
+  ];
+}

@@ -1,0 +1,181 @@
+/**
+ * Paged KV memory of a simulated engine: physical blocks, which of them hold a reusable prefix, and in which order they
+ * are given up. Rules of vLLM's block pool as Dynamo's mocker states them. Owned by one EngineCore; no clock, no I/O.
+ *
+ *     free ──reserve──► private ──publish──► cached, refs > 0 ──release──► cached, refs = 0 (inactive, in LRU order)
+ *       ▲                  │ release                ▲  reserve of a hit ◄──────┘        │ eviction, oldest first
+ *       └──────────────────┴─────────────────────── ┼ ◄─────────────────────────────────┘
+ */
+import assert from 'node:assert';
+
+const FREE = 0;
+const PRIVATE = 1;
+const CACHED = 2;
+
+/** One block as `snapshot` shows it. */
+export interface BlockState {
+  readonly state: 'private' | 'cached';
+  readonly refs: number;
+  /** Identity of the prefix that ends with this block; null while it is private. */
+  readonly key: number | null;
+}
+
+/** The whole pool at one moment, for tests and diagnosis; O(capacity). */
+export interface BlockPoolSnapshot {
+  readonly blocks: ReadonlyMap<number, BlockState>;
+  /** Blocks without a reader, next to be evicted first. */
+  readonly inactive: readonly number[];
+  /** Copies of each key; the first one answers look-ups. */
+  readonly copies: ReadonlyMap<number, readonly number[]>;
+  readonly free: number;
+}
+
+/** Blocks are integers from 0 to capacity − 1. Keys are integers below 2^53 that name a whole prefix. */
+export class BlockPool {
+  readonly capacity: number;
+  readonly #state: Uint8Array;
+  readonly #refs: Int32Array;
+  readonly #keys: Float64Array;
+  /** LRU list of inactive blocks through a sentinel at index `capacity`. */
+  readonly #previous: Int32Array;
+  readonly #next: Int32Array;
+  readonly #copies = new Map<number, number[]>();
+  readonly #freed: number[] = [];
+  /** Blocks from here on were never used: their pages of memory are not even touched. */
+  #untouched = 0;
+  #inactive = 0;
+  #inactiveHits = 0;
+
+  constructor(capacity: number) {
+    this.capacity = capacity;
+    this.#state = new Uint8Array(capacity);
+    this.#refs = new Int32Array(capacity);
+    this.#keys = new Float64Array(capacity);
+    this.#previous = new Int32Array(capacity + 1);
+    this.#next = new Int32Array(capacity + 1);
+    this.#previous[capacity] = capacity;
+    this.#next[capacity] = capacity;
+  }
+
+  /** Blocks that hold nothing. */
+  get free(): number {
+    return this.capacity - this.#untouched + this.#freed.length;
+  }
+
+  /** Blocks that a request holds. */
+  get active(): number {
+    return this.#untouched - this.#freed.length - this.#inactive;
+  }
+
+  /**
+   * Fills `hits` with the resident blocks of the longest resident prefix of `keys`. They are not held yet: nothing
+   * may happen to the pool between this and `reserve`.
+   */
+  match(keys: readonly number[], hits: number[]): void {
+    hits.length = 0;
+    this.#inactiveHits = 0;
+    for (const key of keys) {
+      const copies = this.#copies.get(key);
+      if (copies === undefined) return;
+      const block = copies[0]!;
+      if (this.#refs[block] === 0) this.#inactiveHits++;
+      hits.push(block);
+    }
+  }
+
+  /**
+   * Takes the blocks of the last `match` (`hits`) and `fresh` private blocks, and appends both to `into`. Returns
+   * false, and changes nothing, when there is no room; reviving an inactive hit counts as use of room.
+   */
+  reserve(hits: readonly number[], fresh: number, into: number[]): boolean {
+    const inactiveHits = hits.length === 0 ? 0 : this.#inactiveHits;
+    const evictions = Math.max(0, fresh - this.free);
+    if (evictions > this.#inactive - inactiveHits) return false;
+    for (const block of hits) {
+      if (this.#refs[block] === 0) this.#unlink(block);
+      this.#refs[block]!++;
+      into.push(block);
+    }
+    for (let count = 0; count < evictions; count++) this.#evictOldest();
+    for (let count = 0; count < fresh; count++) {
+      const block = this.#freed.pop() ?? this.#untouched++;
+      this.#state[block] = PRIVATE;
+      into.push(block);
+    }
+    return true;
+  }
+
+  /** Makes a full block findable under `key`. A block that is already findable stays as it is. */
+  publish(block: number, key: number): void {
+    if (this.#state[block] === CACHED) return;
+    assert(this.#state[block] === PRIVATE);
+    this.#state[block] = CACHED;
+    this.#refs[block] = 1;
+    this.#keys[block] = key;
+    const copies = this.#copies.get(key);
+    if (copies === undefined) this.#copies.set(key, [block]);
+    else copies.push(block);
+  }
+
+  /** Gives a request's blocks back, last one first, so that leaves are evicted before their parents. Empties the list. */
+  release(blocks: number[]): void {
+    for (let at = blocks.length - 1; at >= 0; at--) {
+      const block = blocks[at]!;
+      if (this.#state[block] === PRIVATE) {
+        this.#state[block] = FREE;
+        this.#freed.push(block);
+        continue;
+      }
+      assert(this.#refs[block]! > 0);
+      if (--this.#refs[block]! === 0) this.#linkNewest(block);
+    }
+    blocks.length = 0;
+  }
+
+  snapshot(): BlockPoolSnapshot {
+    const blocks = new Map<number, BlockState>();
+    for (let block = 0; block < this.#untouched; block++) {
+      if (this.#state[block] === FREE) continue;
+      const cached = this.#state[block] === CACHED;
+      blocks.set(block, {
+        state: cached ? 'cached' : 'private',
+        refs: cached ? this.#refs[block]! : 1,
+        key: cached ? this.#keys[block]! : null,
+      });
+    }
+    const inactive: number[] = [];
+    for (let at = this.#next[this.capacity]!; at !== this.capacity; at = this.#next[at]!) inactive.push(at);
+    const copies = new Map([...this.#copies].map(([key, list]) => [key, [...list]]));
+    return { blocks, inactive, copies, free: this.free };
+  }
+
+  #evictOldest(): void {
+    const block = this.#next[this.capacity]!;
+    assert(block !== this.capacity);
+    this.#unlink(block);
+    const key = this.#keys[block]!;
+    const copies = this.#copies.get(key)!;
+    if (copies.length === 1) this.#copies.delete(key);
+    else copies.splice(copies.indexOf(block), 1);
+    this.#state[block] = FREE;
+    this.#freed.push(block);
+  }
+
+  #linkNewest(block: number): void {
+    const end = this.capacity;
+    const newest = this.#previous[end]!;
+    this.#next[newest] = block;
+    this.#previous[block] = newest;
+    this.#next[block] = end;
+    this.#previous[end] = block;
+    this.#inactive++;
+  }
+
+  #unlink(block: number): void {
+    const before = this.#previous[block]!;
+    const after = this.#next[block]!;
+    this.#next[before] = after;
+    this.#previous[after] = before;
+    this.#inactive--;
+  }
+}

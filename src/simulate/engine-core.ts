@@ -1,0 +1,250 @@
+/**
+ * The simulated engine itself: continuous batching with a token budget, chunked prefill, prefix caching and preemption,
+ * in the order of vLLM's scheduler as Dynamo's mocker states it. Explicit state and one function, `executePass(nowMs)`:
+ * no clock, no timer, no I/O, so one process can drive hundreds of engines under a virtual clock. Owned by its driver.
+ */
+import { BlockPool } from './block-pool.js';
+import type { EngineSettings } from './engine-settings.js';
+import { EngineSequence, type SequenceRequest } from './sequence.js';
+import { decodeMs, prefillBatchTokens, prefillMs } from './timing.js';
+import { TokenSource } from './token-source.js';
+
+/** What one pass did. Valid until the next pass: its lists are used again. */
+export interface PassResult<Owner> {
+  /** When its tokens are there; equals the start when the pass had nothing to compute or speed is unlimited. */
+  endMs: number;
+  prefillMs: number;
+  decodeMs: number;
+  /** Tokens computed, of prompts and of answers. */
+  scheduledTokens: number;
+  /** Sequences with a new `lastToken`; those with a `finish` have ended and hold no block any more. */
+  readonly emitted: EngineSequence<Owner>[];
+  /** Sequences that can never fit and have ended without a token. */
+  readonly rejected: EngineSequence<Owner>[];
+}
+
+/** Totals since the start; all but the preemptions are tokens. */
+export interface CoreTotals {
+  promptTokens: number;
+  generatedTokens: number;
+  prefixQueries: number;
+  prefixHits: number;
+  preemptions: number;
+}
+
+/** See the head of the file. `drawable` are the ids that answers are made of. */
+export class EngineCore<Owner> {
+  readonly settings: EngineSettings;
+  readonly pool: BlockPool;
+  readonly totals: CoreTotals = {
+    promptTokens: 0,
+    generatedTokens: 0,
+    prefixQueries: 0,
+    prefixHits: 0,
+    preemptions: 0,
+  };
+  readonly #source: TokenSource;
+  readonly #running: EngineSequence<Owner>[] = [];
+  readonly #waiting: EngineSequence<Owner>[] = [];
+  /** Scheduled in the pass in progress, in order. */
+  readonly #batch: EngineSequence<Owner>[] = [];
+  readonly #hits: number[] = [];
+  readonly #prefill = { requests: 0, lengthSum: 0, prefixSum: 0 };
+  readonly #result: PassResult<Owner> = {
+    endMs: 0,
+    prefillMs: 0,
+    decodeMs: 0,
+    scheduledTokens: 0,
+    emitted: [],
+    rejected: [],
+  };
+
+  constructor(settings: EngineSettings, drawable: { ids: Uint32Array; eosId: number }) {
+    this.settings = settings;
+    this.pool = new BlockPool(settings.numGpuBlocks);
+    this.#source = new TokenSource({ ...drawable, eosRate: settings.eosRate, seed: settings.seed });
+  }
+
+  /** Sequences that hold a running slot. */
+  get running(): number {
+    return this.#running.length;
+  }
+
+  /** Sequences that wait for a slot, preempted ones included. */
+  get waiting(): number {
+    return this.#waiting.length;
+  }
+
+  /** Share of the pool that requests hold, 0 to 1. */
+  get kvUsage(): number {
+    return this.pool.active / this.pool.capacity;
+  }
+
+  /** Whether a request can ever run: its prompt and all it may generate are within `maxModelLen`. */
+  fits(promptTokens: number, maxTokens: number): boolean {
+    return promptTokens > 0 && maxTokens > 0 && promptTokens + maxTokens <= this.settings.maxModelLen;
+  }
+
+  /** Queues one choice; it may run from the next pass on. */
+  add(request: SequenceRequest<Owner>, nowMs: number): EngineSequence<Owner> {
+    const sequence = new EngineSequence(request, this.#source.eosId, nowMs);
+    this.#waiting.push(sequence);
+    return sequence;
+  }
+
+  /** Takes a sequence out at once and frees its blocks; one that has ended stays as it is. */
+  abort(sequence: EngineSequence<Owner>): void {
+    if (!sequence.live) return;
+    const queue = sequence.state === 'running' ? this.#running : this.#waiting;
+    queue.splice(queue.indexOf(sequence), 1);
+    this.#end(sequence, 'aborted');
+  }
+
+  /** Schedules and computes one pass that starts at `nowMs`. The caller delivers its tokens at `endMs`. */
+  executePass(nowMs: number): PassResult<Owner> {
+    const result = this.#result;
+    result.emitted.length = 0;
+    result.rejected.length = 0;
+    this.#batch.length = 0;
+    this.#prefill.requests = 0;
+    this.#prefill.lengthSum = 0;
+    this.#prefill.prefixSum = 0;
+    const { maxNumBatchedTokens, speed } = this.settings;
+    const preemptions = this.totals.preemptions;
+    let budget = this.#continueRunning(maxNumBatchedTokens);
+    // Who lost its blocks in this pass must not see another one take them.
+    if (this.totals.preemptions === preemptions) budget = this.#admitWaiting(budget);
+    const { requests, lengthSum, prefixSum } = this.#prefill;
+    const heldTokens = this.#emit();
+    const divisor = speed === 'unlimited' ? Number.POSITIVE_INFINITY : speed;
+    result.scheduledTokens = maxNumBatchedTokens - budget;
+    result.prefillMs = prefillMs(prefillBatchTokens(requests, lengthSum, prefixSum)) / divisor;
+    result.decodeMs = result.emitted.length === 0 ? 0 : decodeMs(this.#load(heldTokens)) / divisor;
+    result.endMs = nowMs + result.prefillMs + result.decodeMs;
+    return result;
+  }
+
+  #load(heldTokens: number): number {
+    return heldTokens / (this.settings.numGpuBlocks * this.settings.blockSize);
+  }
+
+  /** Step 3: running sequences in order, oldest first. Returns the budget that is left. */
+  #continueRunning(budgetMax: number): number {
+    let budget = budgetMax;
+    for (let at = 0; at < this.#running.length && budget > 0; at++) {
+      const sequence = this.#running[at]!;
+      const want = Math.min(sequence.length - sequence.computed, budget);
+      if (!this.#grow(sequence, want)) break;
+      this.#schedule(sequence, want);
+      budget -= want;
+    }
+    return budget;
+  }
+
+  /** Holds blocks for `want` more tokens, at the expense of the newest running ones. False: it had to go itself. */
+  #grow(sequence: EngineSequence<Owner>, want: number): boolean {
+    const blocks = Math.ceil((sequence.computed + want) / this.settings.blockSize);
+    const fresh = blocks - sequence.blocks.length;
+    if (fresh <= 0) return true;
+    while (!this.pool.reserve([], fresh, sequence.blocks)) {
+      // The newest is never one that this pass has scheduled already: those stand before `sequence`.
+      const victim = this.#running.pop()!;
+      this.#preempt(victim);
+      if (victim === sequence) return false;
+    }
+    return true;
+  }
+
+  #preempt(victim: EngineSequence<Owner>): void {
+    this.pool.release(victim.blocks);
+    victim.computed = 0;
+    victim.preemptions++;
+    victim.state = 'preempted';
+    this.totals.preemptions++;
+    this.#waiting.unshift(victim);
+  }
+
+  /** Steps 4 and 5: the head of the queue while it fits; one that must wait holds up those behind it. */
+  #admitWaiting(budgetMax: number): number {
+    const { blockSize, maxNumSeqs } = this.settings;
+    let budget = budgetMax;
+    while (this.#waiting.length > 0 && this.#running.length < maxNumSeqs && budget > 0) {
+      const sequence = this.#waiting[0]!;
+      const { prompt, maxTokens } = sequence.request;
+      if (!this.fits(prompt.length, maxTokens)) {
+        this.#waiting.shift();
+        this.#end(sequence, 'rejected');
+        this.#result.rejected.push(sequence);
+        continue;
+      }
+      this.pool.match(sequence.keys, this.#hits);
+      // The last token is computed even when its block is resident: the answer needs its logits.
+      const cached = Math.min(this.#hits.length * blockSize, sequence.length - 1);
+      const want = Math.min(sequence.length - cached, budget);
+      const fresh = Math.ceil((cached + want) / blockSize) - this.#hits.length;
+      if (!this.pool.reserve(this.#hits, fresh, sequence.blocks)) break;
+      this.#waiting.shift();
+      this.#running.push(sequence);
+      if (sequence.state === 'waiting') {
+        sequence.cachedTokens = cached;
+        this.totals.promptTokens += prompt.length;
+        this.totals.prefixQueries += prompt.length;
+        this.totals.prefixHits += cached;
+      }
+      sequence.state = 'running';
+      sequence.computed = cached;
+      this.#schedule(sequence, want);
+      budget -= want;
+    }
+    return budget;
+  }
+
+  /** Books `want` tokens of this pass and step 6: blocks that become full are findable at once. */
+  #schedule(sequence: EngineSequence<Owner>, want: number): void {
+    const before = sequence.computed;
+    const after = before + want;
+    sequence.computed = after;
+    if (want > 1 || before < sequence.request.prompt.length) {
+      this.#prefill.requests++;
+      this.#prefill.lengthSum += after;
+      this.#prefill.prefixSum += before;
+    }
+    const { blockSize } = this.settings;
+    for (let at = Math.floor(before / blockSize); (at + 1) * blockSize <= after; at++)
+      this.pool.publish(sequence.blocks[at]!, sequence.keys[at]!);
+    this.#batch.push(sequence);
+  }
+
+  /** Step 7: one token for each sequence that is computed to its end. Returns the sum of their context lengths. */
+  #emit(): number {
+    let heldTokens = 0;
+    let finished = false;
+    for (const sequence of this.#batch) {
+      if (sequence.computed < sequence.length) continue;
+      heldTokens += sequence.length;
+      const { minTokens, choice } = sequence.request;
+      const masked = sequence.generated < minTokens ? sequence.masked : null;
+      const token = this.#source.next(sequence.digest, sequence.generated === 0 ? choice : 0, masked);
+      sequence.append(token, this.#source.eosId, this.settings.blockSize);
+      this.totals.generatedTokens++;
+      this.#result.emitted.push(sequence);
+      if (sequence.finish === null) continue;
+      finished = true;
+      this.#end(sequence, 'finished');
+    }
+    if (finished) this.#dropEnded();
+    return heldTokens;
+  }
+
+  #dropEnded(): void {
+    const running = this.#running;
+    let kept = 0;
+    for (const sequence of running) if (sequence.live) running[kept++] = sequence;
+    running.length = kept;
+  }
+
+  #end(sequence: EngineSequence<Owner>, state: 'finished' | 'rejected' | 'aborted'): void {
+    this.pool.release(sequence.blocks);
+    sequence.state = state;
+  }
+}

@@ -1,0 +1,87 @@
+/**
+ * One sequence inside the simulated engine: one choice of one request, from arrival to its end. A plain record that
+ * the core (engine-core.ts) changes; whoever submitted it reads `lastToken` and `finish` after each pass and keeps
+ * its own things in `owner`.
+ */
+import { advanceDigest, blockKey, type PromptDigest, type SequenceDigest } from './token-source.js';
+
+/** What one choice asks for. */
+export interface SequenceRequest<Owner> {
+  readonly prompt: PromptDigest;
+  /** Tokens to generate at most, ≥ 1. */
+  readonly maxTokens: number;
+  /** No end and no stop id before this many tokens. */
+  readonly minTokens: number;
+  readonly ignoreEos: boolean;
+  readonly stopTokenIds: readonly number[];
+  /** Index of the choice within its request. */
+  readonly choice: number;
+  readonly owner: Owner;
+}
+
+/** Where a sequence is. `preempted` waits too, and keeps what it has generated. */
+export type SequenceState = 'waiting' | 'running' | 'preempted' | 'finished' | 'rejected' | 'aborted';
+
+/** See the head of the file. All counts are tokens. */
+export class EngineSequence<Owner> {
+  readonly request: SequenceRequest<Owner>;
+  readonly owner: Owner;
+  /** Physical KV blocks held, in order of the sequence. */
+  readonly blocks: number[] = [];
+  /** Keys of the full blocks of prompt and answer. */
+  readonly keys: number[];
+  readonly digest: SequenceDigest;
+  /** End-of-sequence and stop ids, which `minTokens` masks; null when nothing is masked. */
+  readonly masked: ReadonlySet<number> | null;
+  readonly arrivedMs: number;
+  state: SequenceState = 'waiting';
+  /** Prompt and generated tokens. The newest generated one has no KV yet. */
+  length: number;
+  generated = 0;
+  /** Tokens whose KV is in `blocks`, counting those of the pass in progress. */
+  computed = 0;
+  /** Prompt tokens found in the cache when it was first admitted. */
+  cachedTokens = 0;
+  preemptions = 0;
+  /** The newest token, −1 before the first. */
+  lastToken = -1;
+  finish: 'stop' | 'length' | null = null;
+  /** The stop id that ended it; null for end-of-sequence and for a length. */
+  stopReason: number | null = null;
+
+  constructor(request: SequenceRequest<Owner>, eosId: number, nowMs: number) {
+    this.request = request;
+    this.owner = request.owner;
+    this.keys = [...request.prompt.keys];
+    this.digest = { ...request.prompt.digest };
+    this.length = request.prompt.length;
+    this.arrivedMs = nowMs;
+    this.masked =
+      request.minTokens > 0
+        ? new Set(request.ignoreEos ? request.stopTokenIds : [eosId, ...request.stopTokenIds])
+        : null;
+  }
+
+  /** True until it has ended in any way. */
+  get live(): boolean {
+    return this.state === 'waiting' || this.state === 'running' || this.state === 'preempted';
+  }
+
+  /** Takes in the token that a pass generated, and decides whether it was the last one (vLLM's `check_stop`). */
+  append(token: number, eosId: number, blockSize: number): void {
+    const { request } = this;
+    advanceDigest(this.digest, token);
+    this.lastToken = token;
+    this.length++;
+    this.generated++;
+    if (this.length % blockSize === 0) this.keys.push(blockKey(this.digest, request.prompt.salt));
+    if (this.generated >= request.minTokens) {
+      if (token === eosId && !request.ignoreEos) this.finish = 'stop';
+      else if (request.stopTokenIds.includes(token)) {
+        this.finish = 'stop';
+        this.stopReason = token;
+      }
+    }
+    if (this.finish === null && this.generated >= request.maxTokens) this.finish = 'length';
+  }
+}

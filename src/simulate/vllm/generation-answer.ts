@@ -1,0 +1,296 @@
+/**
+ * One answer of the mock's vLLM surface, from the accepted request to the last byte (R5 as the engine sees it): owns
+ * the sequences of all its choices, turns each pass into one SSE frame per choice and one write, or collects a whole
+ * body. Ends exactly once: finished, failed by an injected fault, or aborted by the client. Runs on the mock's thread.
+ */
+import type { HttpExchange } from '../../frontend/http/http-exchange.js';
+import type { Clock } from '../../runtime/clock.js';
+import type { AnswerVocabulary } from '../answer-vocabulary.js';
+import type { Fault, FaultPlan } from '../faults.js';
+import type { LiveEngine, SequenceOwner } from '../live-engine.js';
+import type { EngineSequence } from '../sequence.js';
+import { digestPrompt } from '../token-source.js';
+import { ChoiceText } from './choice-text.js';
+import type { EngineMetrics } from './engine-metrics.js';
+import { DONE_FRAME, type Ending, FrameFormat, type Usage, usageJson } from './frame-format.js';
+import type { GenerationRequest } from './generation-request.js';
+
+const SSE_HEADERS = [
+  ['content-type', 'text/event-stream; charset=utf-8'],
+  ['cache-control', 'no-cache'],
+] as const;
+const JSON_HEADERS = [['content-type', 'application/json']] as const;
+
+/** What an answer shares with all others of its engine. */
+export interface AnswerContext {
+  readonly engine: LiveEngine;
+  readonly vocabulary: AnswerVocabulary;
+  readonly metrics: EngineMetrics;
+  readonly faults: FaultPlan;
+  readonly clock: Clock;
+  readonly model: string;
+  /** Told once, when the answer has ended: by its end, by the client, or by a fault. */
+  readonly onEnd: (how: 'finished' | 'aborted' | 'faulted') => void;
+}
+
+interface Choice {
+  readonly index: number;
+  readonly promptIds: Uint32Array;
+  readonly head: string;
+  readonly sequence: EngineSequence<SequenceOwner>;
+  /** Text under stop strings or of a whole answer; null where the text of an id goes straight into its frame. */
+  readonly text: ChoiceText | null;
+  /** Kept for a whole answer. */
+  readonly ids: number[];
+  ending: Ending | null;
+  startedAtMs: number;
+}
+
+/** See the head of the file. Starts on construction. */
+export class GenerationAnswer implements SequenceOwner {
+  readonly #exchange: HttpExchange;
+  readonly #request: GenerationRequest;
+  readonly #context: AnswerContext;
+  readonly #format: FrameFormat;
+  readonly #choices = new Map<EngineSequence<SequenceOwner>, Choice>();
+  readonly #fault: Fault | null;
+  #open: number;
+  /** Frames that are ready and not yet written. */
+  #frames = '';
+  #started = false;
+  #writable = true;
+  #stalled = false;
+  /** Every choice has ended and the last frames are made; they may still wait for the client. */
+  #complete = false;
+  #ended = false;
+  #strike = false;
+
+  constructor(
+    exchange: HttpExchange,
+    id: string,
+    request: GenerationRequest,
+    fault: Fault | null,
+    context: AnswerContext,
+  ) {
+    this.#exchange = exchange;
+    this.#request = request;
+    this.#context = context;
+    this.#fault = fault;
+    this.#open = request.prompts.length * request.n;
+    const created = Math.floor(context.clock.wallMs() / 1000);
+    this.#format = new FrameFormat({ api: request.api, id, created, model: context.model });
+    exchange.onAborted(() => this.#end('aborted'));
+    exchange.onWritable(() => {
+      this.#writable = true;
+      this.#write();
+    });
+    if (fault?.kind === 'reset') {
+      this.#frames = '\n';
+      this.#strikeNow(fault);
+      return;
+    }
+    request.prompts.forEach((ids, at) => {
+      this.#submit(ids, at);
+    });
+  }
+
+  /** Queues the choices of one prompt. */
+  #submit(promptIds: Uint32Array, promptAt: number): void {
+    const { engine } = this.#context;
+    const request = this.#request;
+    const prompt = digestPrompt(promptIds, engine.core.settings.blockSize, request.salt);
+    const collects = !request.stream || request.stopStrings.length > 0;
+    for (let choice = 0; choice < request.n; choice++) {
+      const index = promptAt * request.n + choice;
+      const sequence = engine.submit({
+        prompt,
+        maxTokens: request.maxTokens[promptAt]!,
+        minTokens: request.minTokens,
+        ignoreEos: request.ignoreEos,
+        stopTokenIds: request.stopTokenIds,
+        choice,
+        owner: this,
+      });
+      this.#choices.set(sequence, {
+        index,
+        promptIds,
+        head: this.#format.choiceHead(index),
+        sequence,
+        text: collects ? new ChoiceText(request.stopStrings, request.includeStopString) : null,
+        ids: [],
+        ending: null,
+        startedAtMs: sequence.arrivedMs,
+      });
+    }
+  }
+
+  onToken(sequence: EngineSequence<SequenceOwner>): void {
+    const choice = this.#choices.get(sequence)!;
+    if (this.#ended || this.#strike || choice.ending !== null) return;
+    const text = this.#take(choice);
+    this.#measure(choice);
+    const ended = choice.ending !== null;
+    const fault = this.#fault;
+    if (fault !== null && choice.index === 0) {
+      const after = fault.kind === 'dieBefore' ? 0 : fault.afterTokens;
+      this.#strike = sequence.generated > after || ended;
+    }
+    if (this.#request.stream) this.#addFrames(choice, text);
+    else choice.ids.push(sequence.lastToken);
+    if (ended) this.#open--;
+  }
+
+  flush(): void {
+    if (this.#ended || this.#stalled) return;
+    if (this.#strike) {
+      this.#strikeNow(this.#fault!);
+      return;
+    }
+    if (this.#open > 0) {
+      this.#write();
+      return;
+    }
+    if (this.#complete) return;
+    this.#complete = true;
+    if (this.#request.stream) {
+      if (this.#request.includeUsage) this.#frames += this.#format.usage(this.#usage());
+      this.#frames += DONE_FRAME;
+      this.#write();
+      return;
+    }
+    const body = this.#wholeBody();
+    this.#end('finished');
+    this.#exchange.respond(200, JSON_HEADERS, body);
+  }
+
+  /** Text to show of the newest token, already escaped; sets `ending` when the choice has ended with it. */
+  #take(choice: Choice): string {
+    const { sequence, text } = choice;
+    const { vocabulary, engine, metrics } = this.#context;
+    const { finish, stopReason, lastToken } = sequence;
+    if (finish !== null) choice.ending = { finish, stopReason };
+    // vLLM shows the text of a stop id only where it would show a stop string.
+    const hidden = finish === 'stop' && !this.#request.includeStopString;
+    let escaped = '';
+    if (text === null) escaped = hidden ? '' : vocabulary.escapedTextOf(lastToken);
+    else {
+      const mayStop = sequence.generated > this.#request.minTokens;
+      const stop = text.push(hidden ? '' : vocabulary.textOf(lastToken), mayStop);
+      if (stop !== null) {
+        choice.ending = { finish: 'stop', stopReason: stop };
+        engine.abort(sequence);
+      }
+      if (this.#request.stream) escaped = JSON.stringify(text.take(choice.ending !== null)).slice(1, -1);
+    }
+    if (choice.ending !== null) metrics.ended[choice.ending.finish]++;
+    return escaped;
+  }
+
+  #measure(choice: Choice): void {
+    const { metrics, clock } = this.#context;
+    const nowMs = clock.nowMs();
+    const seconds = (nowMs - choice.startedAtMs) / 1000;
+    if (choice.sequence.generated === 1) metrics.timeToFirstToken.observe(seconds);
+    else metrics.interTokenLatency.observe(seconds);
+    choice.startedAtMs = nowMs;
+    if (choice.ending !== null) metrics.requestLatency.observe((nowMs - choice.sequence.arrivedMs) / 1000);
+  }
+
+  #addFrames(choice: Choice, escaped: string): void {
+    const request = this.#request;
+    const { sequence } = choice;
+    const first = sequence.generated === 1;
+    const prompt = first && request.returnTokenIds ? choice.promptIds.join(',') : null;
+    const chat = request.api === 'chat';
+    if (chat && first) {
+      const ids = prompt === null ? '' : `,"prompt_token_ids":[${prompt}]`;
+      this.#frames += this.#format.role(choice.index, ids + this.#usageTail(choice, 0));
+    }
+    const ids = request.returnTokenIds ? sequence.lastToken : null;
+    const tail = this.#usageTail(choice, sequence.generated);
+    this.#frames += this.#format.delta(choice.head, escaped, choice.ending, ids, chat ? null : prompt, tail);
+  }
+
+  #usageTail(choice: Choice, completionTokens: number): string {
+    if (!this.#request.includeUsage) return '';
+    if (!this.#request.continuousUsage) return ',"usage":null';
+    const { cachedTokens } = choice.sequence;
+    return `,"usage":${usageJson({ promptTokens: choice.promptIds.length, completionTokens, cachedTokens })}`;
+  }
+
+  #usage(): Usage {
+    let completionTokens = 0;
+    let cachedTokens = 0;
+    let promptTokens = 0;
+    for (const choice of this.#choices.values()) {
+      completionTokens += choice.sequence.generated;
+      if (choice.index % this.#request.n !== 0) continue;
+      promptTokens += choice.promptIds.length;
+      cachedTokens += choice.sequence.cachedTokens;
+    }
+    return { promptTokens, completionTokens, cachedTokens };
+  }
+
+  #wholeBody(): string {
+    const wantsIds = this.#request.returnTokenIds;
+    const choices = [...this.#choices.values()].map(choice => ({
+      index: choice.index,
+      text: choice.text!.take(true),
+      tokenIds: wantsIds ? choice.ids : null,
+      promptTokenIds: wantsIds ? choice.promptIds : null,
+      ...choice.ending!,
+    }));
+    return this.#format.whole(choices, this.#usage());
+  }
+
+  /** Writes what is ready, unless the client is behind; `onWritable` comes back here then. */
+  #write(): void {
+    if (this.#ended || !this.#writable) return;
+    if (this.#frames !== '') {
+      if (!this.#started) this.#start();
+      const frames = this.#frames;
+      this.#frames = '';
+      this.#writable = this.#exchange.write(frames);
+    }
+    if (!this.#complete) return;
+    this.#end('finished');
+    this.#exchange.end();
+  }
+
+  #start(): void {
+    this.#started = true;
+    this.#exchange.start(200, this.#request.stream ? SSE_HEADERS : JSON_HEADERS);
+  }
+
+  /** The injected fault takes place: the newest frame is not sent, or only a half of it. */
+  #strikeNow(fault: Fault): void {
+    const { faults } = this.#context;
+    faults.record(fault.kind);
+    const exchange = this.#exchange;
+    if (fault.kind === 'halfFrame' || fault.kind === 'reset') {
+      const data = this.#frames === '' ? this.#format.whole([], this.#usage()) : this.#frames;
+      const last = Math.max(0, data.lastIndexOf('data: '));
+      if (!this.#started) this.#start();
+      exchange.write(data.slice(0, last + Math.ceil((data.length - last) / 2)));
+    }
+    this.#frames = '';
+    if (fault.kind === 'stall') {
+      this.#stalled = true;
+      return;
+    }
+    this.#end('faulted');
+    exchange.abort();
+  }
+
+  #end(how: 'finished' | 'aborted' | 'faulted'): void {
+    if (this.#ended) return;
+    this.#ended = true;
+    this.#frames = '';
+    const { engine, metrics, onEnd } = this.#context;
+    for (const choice of this.#choices.values()) {
+      if (choice.ending === null) metrics.ended.abort++;
+      engine.abort(choice.sequence);
+    }
+    onEnd(how);
+  }
+}

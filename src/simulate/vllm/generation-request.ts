@@ -1,0 +1,173 @@
+/**
+ * Body of POST /v1/completions and /v1/chat/completions, as the mock's vLLM surface reads it: checks and defaults of
+ * vLLM, prompts turned into ids. Fields that need a real model (logprobs, penalties, tools …) are taken and ignored.
+ * Runs on the mock engine's thread, once per request; the result is read-only.
+ */
+import { LIMITS } from '../../limits.js';
+import type { Api, ChatMessage } from '../../messages/token-request.js';
+import { renderChat } from '../../preprocess/chat-template.js';
+import type { Tokenizer } from '../../preprocess/tokenizers/tokenizer.js';
+import { mix32 } from '../token-source.js';
+import { type Body, booleanOf, idsOf, integerOf, objectOf, stringOf } from './body-fields.js';
+import { VllmError } from './vllm-error.js';
+
+/** A generation request with every default filled in. */
+export interface GenerationRequest {
+  readonly api: Api;
+  /** One or more prompts; each has `n` choices. */
+  readonly prompts: readonly Uint32Array[];
+  readonly n: number;
+  /** Tokens to generate at most, for each of the prompts. */
+  readonly maxTokens: readonly number[];
+  readonly minTokens: number;
+  readonly ignoreEos: boolean;
+  readonly stopStrings: readonly string[];
+  readonly stopTokenIds: readonly number[];
+  readonly includeStopString: boolean;
+  readonly stream: boolean;
+  readonly includeUsage: boolean;
+  readonly continuousUsage: boolean;
+  readonly returnTokenIds: boolean;
+  /** 32 bits of `cache_salt`; 0 without one. */
+  readonly salt: number;
+}
+
+/** What the engine says about itself. */
+export interface ServedModel {
+  readonly name: string;
+  readonly maxModelLen: number;
+  readonly tokenizer: Tokenizer;
+}
+
+const PROMPTS_MAX = 256;
+const TOKENS_MAX = 2_147_483_647;
+/** Default of the completions route; the chat route fills the context instead. */
+const COMPLETION_TOKENS = 16;
+
+/** Throws VllmError 404 when the body asks for a model that is not served; no name means the one there is. */
+export function checkModel(body: Body, model: ServedModel): void {
+  const name = stringOf(body, 'model', model.name);
+  if (name !== model.name) throw new VllmError(404, `The model \`${name}\` does not exist.`, 'model');
+}
+
+/** Reads a body. Throws VllmError that names the field and what is allowed. */
+export function readGenerationRequest(api: Api, body: Body, model: ServedModel): GenerationRequest {
+  checkModel(body, model);
+  const prompts =
+    api === 'chat' ? [chatPrompt(body, model.tokenizer)] : completionPrompts(body, model.tokenizer);
+  const asked = maxTokensOf(api, body);
+  const stream = booleanOf(body, 'stream', false);
+  const streamOptions = objectOf(body.stream_options ?? {}, 'stream_options');
+  const maxTokens = prompts.map(prompt => tokensLeft(prompt.length, asked, model.maxModelLen));
+  return {
+    api,
+    prompts,
+    n: integerOf(body, 'n', 1, LIMITS.choicesMax.max, 1),
+    maxTokens,
+    minTokens: integerOf(body, 'min_tokens', 0, Math.min(...maxTokens), 0),
+    ignoreEos: booleanOf(body, 'ignore_eos', false),
+    stopStrings: stopStringsOf(body),
+    stopTokenIds: [...idsOf(body.stop_token_ids ?? [], 'stop_token_ids', model.tokenizer.vocabularySize)],
+    includeStopString: booleanOf(body, 'include_stop_str_in_output', false),
+    stream,
+    includeUsage: stream && booleanOf(streamOptions, 'include_usage', false),
+    continuousUsage: stream && booleanOf(streamOptions, 'continuous_usage_stats', false),
+    returnTokenIds: booleanOf(body, 'return_token_ids', false),
+    salt: saltOf(body),
+  };
+}
+
+/** Prompt ids of the `messages` of a chat body. */
+export function chatPrompt(body: Body, tokenizer: Tokenizer): Uint32Array {
+  const list = body.messages;
+  if (!Array.isArray(list) || list.length === 0 || list.length > LIMITS.messagesMax.max)
+    throw new VllmError(
+      400,
+      `messages must be a list of 1 to ${LIMITS.messagesMax.max} messages`,
+      'messages',
+    );
+  return renderChat(tokenizer, list.map(readMessage));
+}
+
+function readMessage(value: unknown, at: number): ChatMessage {
+  const field = `messages[${at}]`;
+  const message = objectOf(value, field);
+  const role = stringOf(message, 'role', null);
+  if (role === null) throw new VllmError(400, `${field}.role must be a string`, field);
+  const name = stringOf(message, 'name', undefined);
+  const text = contentText(message.content ?? '', `${field}.content`);
+  return { role, text, hasMedia: false, ...(name === undefined ? {} : { name }) };
+}
+
+function contentText(content: unknown, field: string): string {
+  if (typeof content === 'string') return content;
+  if (!Array.isArray(content))
+    throw new VllmError(400, `${field} must be a string or a list of parts`, field);
+  return content
+    .map((value: unknown, at) => {
+      const part = objectOf(value, `${field}[${at}]`);
+      if (part.type === 'text' && typeof part.text === 'string') return part.text;
+      throw new VllmError(400, `${field}[${at}] must be a text part: this model reads text only`, field);
+    })
+    .join('\n');
+}
+
+/** Prompts of a completions body: text, ids, or a list of either. */
+function completionPrompts(body: Body, tokenizer: Tokenizer): Uint32Array[] {
+  const { prompt } = body;
+  if (typeof prompt === 'string') return [textPrompt(prompt, tokenizer)];
+  if (!Array.isArray(prompt) || prompt.length === 0)
+    throw new VllmError(400, 'prompt must be a string, a list of token ids, or a list of either', 'prompt');
+  if (typeof prompt[0] === 'number') return [idsOf(prompt, 'prompt', tokenizer.vocabularySize)];
+  if (prompt.length > PROMPTS_MAX)
+    throw new VllmError(400, `prompt must have at most ${PROMPTS_MAX} prompts`, 'prompt');
+  return prompt.map((one: unknown, at) => {
+    const field = `prompt[${at}]`;
+    const ids =
+      typeof one === 'string' ? textPrompt(one, tokenizer) : idsOf(one, field, tokenizer.vocabularySize);
+    if (ids.length === 0) throw new VllmError(400, `${field} must not be empty`, 'prompt');
+    return ids;
+  });
+}
+
+function textPrompt(text: string, tokenizer: Tokenizer): Uint32Array {
+  if (text === '') throw new VllmError(400, 'prompt must not be empty', 'prompt');
+  return tokenizer.encode(text);
+}
+
+function maxTokensOf(api: Api, body: Body): number | null {
+  if (api === 'completions') return integerOf(body, 'max_tokens', 1, TOKENS_MAX, COMPLETION_TOKENS);
+  const older = integerOf(body, 'max_tokens', 1, TOKENS_MAX, null);
+  return integerOf(body, 'max_completion_tokens', 1, TOKENS_MAX, older);
+}
+
+function tokensLeft(promptTokens: number, asked: number | null, maxModelLen: number): number {
+  const left = maxModelLen - promptTokens;
+  if (left >= (asked ?? 1)) return asked ?? left;
+  const total = asked === null ? promptTokens + 1 : promptTokens + asked;
+  const parts = `${promptTokens} in the messages, ${asked ?? 1} in the completion`;
+  throw new VllmError(
+    400,
+    `This model's maximum context length is ${maxModelLen} tokens. However, you requested ${total} tokens (${parts}). Please reduce the length of the messages or completion.`,
+    'input_tokens',
+  );
+}
+
+function stopStringsOf(body: Body): readonly string[] {
+  const value = body.stop ?? [];
+  const list: unknown[] = Array.isArray(value) ? value : [value];
+  if (list.length > LIMITS.stopStringsMax.max || !list.every(one => typeof one === 'string' && one !== ''))
+    throw new VllmError(
+      400,
+      `stop must be a string or a list of at most ${LIMITS.stopStringsMax.max} strings, none empty`,
+      'stop',
+    );
+  return list as string[];
+}
+
+function saltOf(body: Body): number {
+  const text = stringOf(body, 'cache_salt', '');
+  let salt = 0;
+  for (let at = 0; at < text.length; at++) salt = mix32(salt ^ text.charCodeAt(at)) + at + 1;
+  return salt | 0;
+}

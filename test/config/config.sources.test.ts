@@ -1,0 +1,74 @@
+// Promise: settings come from file, environment and options in that order of precedence, and every wrong one is named.
+
+import t from 'tap';
+import { loadConfig } from '#millrace/config.js';
+import { ConfigError } from '#millrace/errors.js';
+import { DEFAULT_LIMITS, LIMITS } from '#millrace/limits.js';
+
+const names = { policies: ['round-robin', 'random'], tokenizers: ['chatml-cl100k'] };
+const load = (sources: Parameters<typeof loadConfig>[1]) => loadConfig(names, sources);
+
+t.test('precedence', async t => {
+  const file = {
+    name: 'm.yaml',
+    text: 'port: 1\nhost: file\npolicy: random\nlimits: {requestsMax: 7, choicesMax: 3}',
+  };
+  const env = { MILLRACE_PORT: '2', MILLRACE_HOST: 'env', MILLRACE_LIMITS: 'choicesMax=4', OTHER: 'x' };
+  const config = load({ file, env, options: { port: 3 } });
+  t.equal(config.port, 3);
+  t.equal(config.host, 'env');
+  t.equal(config.policy, 'random');
+  t.equal(config.limits.requestsMax, 7);
+  t.equal(config.limits.choicesMax, 4);
+  t.equal(config.limits.bodyBytesMax, DEFAULT_LIMITS.bodyBytesMax);
+  t.ok(Object.isFrozen(config) && Object.isFrozen(config.limits) && Object.isFrozen(config.models));
+});
+
+t.test('models inherit what they do not set', async t => {
+  const text =
+    'policy: random\ntokenizer: chatml-cl100k\nmodels: {a: {}, b: {policy: round-robin, contextLength: 5}}';
+  const { models } = load({ file: { name: 'm.yaml', text } });
+  t.match(models.a, { policy: 'random', tokenizer: 'chatml-cl100k', contextLength: null, workers: [] });
+  t.match(models.b, { policy: 'round-robin', contextLength: 5 });
+});
+
+t.test('lists of workers', async t => {
+  t.same(load({ env: { MILLRACE_WORKERS: 'http://a:1,http://b:2' } }).workers, ['http://a:1', 'http://b:2']);
+  t.same(load({ options: { workers: ['http://a:1/'] } }).workers, ['http://a:1']);
+});
+
+t.test('every limit takes its own bounds and nothing beyond them', async t => {
+  for (const [name, { min, max }] of Object.entries(LIMITS)) {
+    for (const value of [min, max])
+      t.ok(load({ options: { limits: { [name]: value } } }), `${name}=${value}`);
+    for (const value of [min - 1, max + 1, Number.NaN, 1.5]) {
+      t.throws(() => load({ options: { limits: { [name]: value } } }), { message: new RegExp(name) });
+    }
+  }
+});
+
+const wrong: [string, Parameters<typeof load>[0], RegExp][] = [
+  ['unknown key in a file', { file: { name: 'm.yaml', text: 'prot: 1' } }, /m\.yaml: .*"prot".*"port"/],
+  ['unknown variable', { env: { MILLRACE_PROT: '1' } }, /"MILLRACE_PROT".*"MILLRACE_PORT"/],
+  ['unknown option', { options: { polcy: 'random' } }, /"polcy".*"policy"/],
+  ['unknown limit', { options: { limits: ['requestMax=1'] } }, /requestMax.*requestsMax/],
+  ['port out of range', { options: { port: '65536' } }, /port.*"65536".*0 to 65535/],
+  ['port that is no number', { env: { MILLRACE_PORT: 'http' } }, /MILLRACE_PORT is "http"/],
+  ['unknown policy', { options: { policy: 'rand' } }, /"rand".*round-robin, random.*did you mean random/],
+  ['worker with a path', { options: { workers: ['http://a:1/v1'] } }, /http:\/\/a:1\/v1/],
+  ['worker named twice', { options: { workers: ['http://a:1', 'http://a:1/'] } }, /twice/],
+  ['file that is no YAML', { file: { name: 'm.yaml', text: 'a: [' } }, /m\.yaml is not valid YAML/],
+  ['file that is a list', { file: { name: 'm.yaml', text: '- 1' } }, /m\.yaml must hold a map/],
+  ['unknown key of a model', { options: { models: { a: { polcy: 'x' } } } }, /models\.a.*"polcy".*"policy"/],
+  [
+    'context length of a model',
+    { options: { models: { a: { contextLength: 0 } } } },
+    /models\.a\.contextLength is 0/,
+  ],
+];
+for (const [what, sources, message] of wrong) {
+  t.test(`refused: ${what}`, async t => {
+    const error = t.throws(() => load(sources), { message });
+    t.ok(error instanceof ConfigError);
+  });
+}
