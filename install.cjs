@@ -30,7 +30,7 @@ function newestMs(name) {
 
 function isUpToDate() {
   if (!fs.existsSync(ADDON)) return false;
-  return fs.statSync(ADDON).mtimeMs > Math.max(...SOURCES.map(newestMs));
+  return fs.statSync(ADDON).mtimeMs >= Math.max(...SOURCES.map(newestMs));
 }
 
 function cmakeJs() {
