@@ -13,6 +13,8 @@ import type { BodyFault, HeaderList, HttpExchange, HttpServer, HttpServerOptions
 import { headerValue, type RequestFault, requestFault } from './request-rules.js';
 import { reasonPhrase, statusLine } from './status-line.js';
 
+/** For the last bytes of a response that the client does not take. */
+const LAST_BYTES_MS = 15_000;
 const KEEP_ALIVE_MS = 75_000;
 /** Second line of defence behind the body deadline of `readBody`: node's own bound for a whole request. */
 const REQUEST_DEADLINE_MS = 300_000;
@@ -122,11 +124,13 @@ class NodeExchange implements HttpExchange {
     this.#writable = fn;
   }
 
-  end(): void {
+  end(data?: string | Uint8Array): void {
     if (this.#phase === 'done') return;
     assert(this.#phase === 'streaming', 'end before start');
     this.#finish();
-    this.#res.end();
+    this.#res.end(data);
+    // Node gives a client that never takes the last bytes for ever; with the next request it sets its own limit again.
+    if (this.#res.writableLength > 0) this.#res.socket?.setTimeout(LAST_BYTES_MS);
   }
 
   abort(): void {
