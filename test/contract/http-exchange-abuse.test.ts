@@ -1,6 +1,7 @@
 // Promise: bytes that two parsers could read differently never get a 2xx, never reach the handler as a second request,
 // and never harm the server, on both servers.
 import t from 'tap';
+import { randomInteger, seededRandom } from '#millrace/runtime/random.js';
 import { RawClient, serve } from '../frontend/http/raw-client.js';
 
 const POST = 'POST /a HTTP/1.1\r\nhost: x\r\n';
@@ -60,8 +61,18 @@ const LET_PASS: Readonly<Record<string, readonly string[]>> = {
   node: ['two spaces in the line'],
 };
 
-for (const kind of ['uws', 'node'] as const) {
-  t.test(`${kind}: refused or closed, and nothing else happens`, { timeout: 30_000 }, async t => {
+const SEED = Number(process.env.SEED ?? Date.now() % 1e9);
+
+for (const [kind, cutOnce] of [
+  ['uws', false],
+  ['uws', true],
+  ['node', false],
+  ['node', true],
+] as const) {
+  const sent = cutOnce ? 'cut at a random offset' : 'in one piece';
+  t.test(`${kind}: refused or closed, and nothing else happens, ${sent}`, { timeout: 30_000 }, async t => {
+    t.comment(`SEED=${SEED}`);
+    const random = seededRandom(SEED);
     const paths: string[] = [];
     const bodies: string[] = [];
     const { port } = await serve(t, kind, exchange => {
@@ -81,7 +92,9 @@ for (const kind of ['uws', 'node'] as const) {
       paths.length = 0;
       bodies.length = 0;
       const client = await RawClient.connect(port);
-      await client.send(bytes);
+      const cut = cutOnce ? 1 + randomInteger(random, bytes.length - 1) : bytes.length;
+      await client.send(bytes.slice(0, cut));
+      if (cutOnce) await client.send(bytes.slice(cut));
       client.socket.end();
       await client.until(() => client.closed);
       t.same(
@@ -104,7 +117,9 @@ for (const kind of ['uws', 'node'] as const) {
     }
     healthy.destroy();
   });
+}
 
+for (const kind of ['uws', 'node'] as const) {
   t.test(`${kind}: headers over the limit answer 431`, { timeout: 20_000 }, async t => {
     const { port } = await serve(t, kind, exchange => exchange.respond(200, [], ''));
     for (const [bytes, status] of [

@@ -1,5 +1,6 @@
 /** Plain HTTP client for tests of the mock engine's surface: whole answers, parsed SSE frames and broken streams. */
 
+/** A parsed body or frame. */
 // biome-ignore lint/suspicious/noExplicitAny: bodies and frames are read as the JSON of another program
 export type Json = any;
 
@@ -16,11 +17,13 @@ export interface SseAnswer {
 
 const jsonHeaders = { 'content-type': 'application/json' };
 
+/** POSTs a JSON body. */
 export function post(url: string, path: string, body: unknown, signal?: AbortSignal): Promise<Response> {
   const init = { method: 'POST', headers: jsonHeaders, body: JSON.stringify(body) };
   return fetch(url + path, signal === undefined ? init : { ...init, signal });
 }
 
+/** POSTs a body and parses the whole answer. */
 export async function postJson(
   url: string,
   path: string,
@@ -30,6 +33,7 @@ export async function postJson(
   return { status: response.status, json: await response.json() };
 }
 
+/** POSTs a body with `stream: true` and reads the answer to its end, however it ends. */
 export async function postSse(url: string, path: string, body: object): Promise<SseAnswer> {
   const answer: SseAnswer = { status: 0, frames: [], done: false, broken: false, rest: '' };
   try {

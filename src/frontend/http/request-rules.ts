@@ -5,7 +5,8 @@
  * and no header list can show: a missing chunk size (read as 0), bytes beyond a chunk's size, and a header without a
  * name (which hides the ones after it). Pure, socket thread.
  */
-import type { ErrorCode } from '../../errors.js';
+import { ERROR_CODES, type ErrorCode, errorEnvelope } from '../../errors.js';
+import type { HttpExchange } from './http-exchange.js';
 
 /** Headers of one request at most; uWebSockets.js has the same bound built in. */
 export const HEADERS_MAX = 100;
@@ -65,4 +66,10 @@ export function headerValue(headers: readonly string[], name: string): string | 
     if (headers[i] === name) return headers[i + 1];
   }
   return undefined;
+}
+
+/** Answers a faulty request with OpenAI's error envelope and closes its connection. */
+export function refuse(exchange: HttpExchange, fault: RequestFault): void {
+  const body = JSON.stringify(errorEnvelope(fault.code, fault.message));
+  exchange.respond(ERROR_CODES[fault.code].status, [['content-type', 'application/json']], body, true);
 }

@@ -90,12 +90,12 @@ export class RawClient {
     return this.#pieces[0] ?? '';
   }
 
-  /** Writes bytes (latin1 when a string) and resolves when the kernel has them. */
-  send(data: string | Uint8Array): Promise<void> {
+  /** Writes bytes (latin1 when a string) and resolves when a server in this process has read them. */
+  async send(data: string | Uint8Array): Promise<void> {
     const bytes = typeof data === 'string' ? Buffer.from(data, 'latin1') : data;
-    return new Promise(resolve => {
-      this.socket.write(bytes, () => resolve());
-    });
+    await new Promise<void>(resolve => this.socket.write(bytes, () => resolve()));
+    // The kernel hands them over at once; the server, on this very loop, accepts in one turn and reads in the next.
+    for (let turn = 0; turn < 3; turn++) await new Promise(setImmediate);
   }
 
   /** Resolves when `done` holds or the connection is closed. */
