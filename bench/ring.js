@@ -6,7 +6,6 @@
  *           holds two wake-ups. A trip starts only when the echo thread has gone to sleep.
  * draining: both threads drain in a loop and never sleep, as a busy thread does; no wake-up at all.
  */
-import { parseArgs } from 'node:util';
 import { Worker } from 'node:worker_threads';
 import { Bell, BellRinger, createBell } from '#millrace/ring/bell.js';
 import { RingConsumer } from '#millrace/ring/ring-consumer.js';
@@ -15,26 +14,35 @@ import { RingMemory } from '#millrace/ring/ring-memory.js';
 import { RingProducer } from '#millrace/ring/ring-producer.js';
 import { createRing } from '#millrace/ring/spsc-ring.js';
 import { systemClock } from '#millrace/runtime/clock.js';
-import { commit, machine, percentile, printResult, progress } from './lib/report.js';
+import { commit, machine, parseFlags, percentile, printResult, progress } from './lib/report.js';
 
-const { values: flags } = parseArgs({
-  options: {
-    json: { type: 'boolean', default: false },
-    trips: { type: 'string', default: '20000' },
-    bytes: { type: 'string', default: '256' },
+const flags = parseFlags({
+  usage: 'node bench/ring.js [flags]',
+  summary:
+    'Round trip of one message between two threads over a pair of rings, both asleep and both draining.',
+  flags: {
+    json: { type: 'boolean', help: 'print one JSON object' },
+    trips: {
+      type: 'number',
+      default: 20_000,
+      min: 1,
+      max: 1_000_000,
+      integer: true,
+      help: 'asleep trips; draining runs ten times as many',
+    },
+    bytes: { type: 'number', default: 256, min: 0, max: 65_536, integer: true, help: 'payload of a message' },
   },
+  examples: ['node bench/ring.js', 'node bench/ring.js --json --trips 100000'],
 });
 const settings = {
-  asleepTrips: Number(flags.trips),
-  drainingTrips: Number(flags.trips) * 10,
+  asleepTrips: flags.trips,
+  drainingTrips: flags.trips * 10,
   warmUpTrips: 2000,
-  messageBytes: Number(flags.bytes),
+  messageBytes: flags.bytes,
   ringBytes: 1024 * 1024,
 };
-for (const [name, value] of Object.entries(settings))
-  if (!Number.isInteger(value) || value < 1 || value > 100_000_000)
-    throw new Error(`${name} is ${value}, allowed are whole numbers 1 to 100000000`);
 const CLOSE_KIND = 2;
+const PROGRESS_STEPS = 10;
 
 async function openEcho(mode) {
   const options = { epoch: 1, name: 'bench', queueBytesMax: 0, messageBytesMax: settings.messageBytes };
@@ -79,8 +87,9 @@ async function asleep() {
   const pending = () => echo.consumer.pending;
   const tripsUs = new Float64Array(settings.asleepTrips);
   const trips = settings.warmUpTrips + settings.asleepTrips;
+  const bar = progress('asleep', PROGRESS_STEPS);
   for (let trip = 0; trip < trips; trip++) {
-    if (trip % 1000 === 0) progress('asleep', trip / trips);
+    if (trip % Math.ceil(trips / PROGRESS_STEPS) === 0) bar.step();
     while (!echo.echoSleeps());
     answer.key = trip;
     const startMs = performance.now();
@@ -90,6 +99,7 @@ async function asleep() {
     if (trip >= settings.warmUpTrips)
       tripsUs[trip - settings.warmUpTrips] = (performance.now() - startMs) * 1000;
   }
+  bar.done();
   await closeEcho(echo);
   return tripsUs;
 }
@@ -100,8 +110,9 @@ async function draining() {
   const answer = answerChecker(settings.messageBytes);
   const tripsUs = new Float64Array(settings.drainingTrips);
   const trips = settings.warmUpTrips + settings.drainingTrips;
+  const bar = progress('draining', PROGRESS_STEPS);
   for (let trip = 0; trip < trips; trip++) {
-    if (trip % 10_000 === 0) progress('draining', trip / trips);
+    if (trip % Math.ceil(trips / PROGRESS_STEPS) === 0) bar.step();
     answer.key = trip;
     const startMs = performance.now();
     echo.producer.send(1, trip, payload);
@@ -110,11 +121,12 @@ async function draining() {
     if (trip >= settings.warmUpTrips)
       tripsUs[trip - settings.warmUpTrips] = (performance.now() - startMs) * 1000;
   }
+  bar.done();
   await closeEcho(echo);
   return tripsUs;
 }
 
-const summary = tripsUs => ({ p50: percentile([...tripsUs], 50), p99: percentile([...tripsUs], 99) });
+const summary = tripsUs => ({ p50: percentile(tripsUs, 50), p99: percentile(tripsUs, 99) });
 const results = { asleepUs: summary(await asleep()), drainingUs: summary(await draining()) };
 printResult(
   { bench: 'ring', commit: commit(), machine: machine(), settings, results },

@@ -1,3 +1,4 @@
+// The addon's argument readers: see arguments.h.
 #include "arguments.h"
 
 #include <cmath>

@@ -1,3 +1,4 @@
+// The attached arrays of one thread: see attachments.h.
 #include "attachments.h"
 
 namespace millrace {

@@ -1,3 +1,4 @@
+// The JSON side of the frame scanner: see frame_parser.h. Function for function the twin of src/engines/frame-parser.ts.
 #include "frame_parser.h"
 
 #include <cstring>

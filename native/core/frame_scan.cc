@@ -1,3 +1,4 @@
+// The event side of the frame scanner: see frame_scan.h. The twin of src/engines/frame-scanner.ts.
 #include "frame_scan.h"
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+// Reservation of load: see reserve.h.
 #include "reserve.h"
 
 #include "millrace/load_descriptor.h"

@@ -144,7 +144,8 @@ async function startAll(given: MockCommand, engines: MockEngine[]): Promise<void
   const first = given.engine.port ?? 0;
   for (let at = 0; at < given.count; at++) {
     const port = first === 0 ? 0 : first + at;
-    const engine = await startMockEngine({ ...given.engine, port, tokenizer });
+    const faultSeed = (given.engine.seed ?? standard('seed')) + at;
+    const engine = await startMockEngine({ ...given.engine, port, faultSeed, tokenizer });
     engines.push(engine);
     const { url, model } = engine;
     const line = given.json

@@ -67,7 +67,7 @@ export interface EngineRequest {
 
 export interface EngineClientOptions {
   readonly clock: Clock;
-  /** Deadline for a connection, in milliseconds; undici keeps it to about half a second when it is above 1 s. */
+  /** Deadline for a connection, in milliseconds. undici keeps it with its own timers, up to about 0.5 s late. */
   readonly connectDeadlineMs: number;
 }
 
@@ -83,6 +83,14 @@ const REASONS: Readonly<Record<EngineFaultKind, string>> = {
   protocol: 'the worker did not answer in valid HTTP',
   aborted: 'the call was ended on this side',
 };
+
+/** How `get` reports a fault. */
+const FAULT_CODES = {
+  unreachable: 'MILLRACE_WORKER_UNREACHABLE',
+  reset: 'MILLRACE_WORKER_DIED',
+  protocol: 'MILLRACE_WORKER_PROTOCOL',
+  aborted: 'MILLRACE_WORKER_UNREACHABLE',
+} as const;
 
 function faultKind(error: unknown, code: unknown, sent: boolean): EngineFaultKind {
   if (error instanceof errors.HTTPParserError) return CUT_BODY.test(error.message) ? 'reset' : 'protocol';
@@ -295,10 +303,3 @@ export class EngineClient {
     return pool;
   }
 }
-
-const FAULT_CODES = {
-  unreachable: 'MILLRACE_WORKER_UNREACHABLE',
-  reset: 'MILLRACE_WORKER_DIED',
-  protocol: 'MILLRACE_WORKER_PROTOCOL',
-  aborted: 'MILLRACE_WORKER_UNREACHABLE',
-} as const;

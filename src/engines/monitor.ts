@@ -6,7 +6,7 @@
  * the registry; the data path tells it of failures, so that a dead worker is out of rotation before the next check.
  */
 
-import { MillraceError } from '../errors.js';
+import { ConfigError, MillraceError } from '../errors.js';
 import type { Limits } from '../limits.js';
 import type { Clock, Timer } from '../runtime/clock.js';
 import type { Logger } from '../runtime/logger.js';
@@ -75,10 +75,7 @@ export class WorkerMonitor {
   watch(worker: MonitoredWorker): void {
     const adapter = this.#options.adapters.get(worker.engine);
     if (adapter === undefined) {
-      throw new MillraceError(
-        'MILLRACE_CONFIG',
-        `no adapter for engine "${worker.engine}" of worker ${worker.url}`,
-      );
+      throw new ConfigError(`no adapter for engine "${worker.engine}" of worker ${worker.url}`);
     }
     this.#watches.get(worker.slot)?.stop();
     const watch = new Watch(worker, adapter, this.#options);

@@ -1,13 +1,14 @@
 /**
  * The metrics of a data plane (R1, R7): Dynamo's front-end names, so that its boards work, and ours under `millrace_`.
- * Each plane has its own registry. Requests are counted when they start and end; tokens go to typed arrays; what lives
- * elsewhere (rings, load table) is read at scrape time. Owned by the socket thread.
+ * Each plane has its own registry of prom-client, which renders the text. Requests are counted when they start and end;
+ * tokens go to typed arrays; what lives elsewhere (rings, load table) is read at scrape time. Owned by the socket thread.
  */
 import { monitorEventLoopDelay } from 'node:perf_hooks';
-import { Counter, Gauge, type Metric, Registry } from 'prom-client';
+import { Gauge, type Metric, Registry } from 'prom-client';
 import { ERROR_CODES, type ErrorCode } from '../errors.js';
 import { ASK_REASONS, type AskReason, END_CAUSES, type EndCause } from '../messages/records.js';
 import { ModelCounter, ModelHistogram } from './model-histogram.js';
+import { SeriesCounter } from './series-counter.js';
 
 /** Models that get a label of their own; a request for any other counts as `unknown`. */
 const MODELS_MAX = 256;
@@ -94,15 +95,17 @@ function errorType(code: ErrorCode | null): string {
   return status < 500 ? 'validation' : 'internal';
 }
 
-/** Per-model metrics in typed arrays, registered so that they appear in the text. */
+/** Makes a metric of ours appear in the text. */
+function register<M extends ModelCounter | ModelHistogram | SeriesCounter>(registry: Registry, metric: M): M {
+  // The registry needs no more than a name and get(), which its types do not say.
+  registry.registerMetric(metric as unknown as Metric);
+  return metric;
+}
+
 function createModelMetrics(registry: Registry, models: readonly string[]) {
-  const register = <M extends ModelCounter | ModelHistogram>(metric: M): M => {
-    // The registry needs no more than a name and get(), which its types do not say.
-    registry.registerMetric(metric as unknown as Metric);
-    return metric;
-  };
   const histogram = (name: string, help: string, bounds: readonly number[]): ModelHistogram =>
-    register(new ModelHistogram(`dynamo_frontend_${name}`, help, bounds, models, MODELS_MAX));
+    register(registry, new ModelHistogram(`dynamo_frontend_${name}`, help, bounds, models, MODELS_MAX));
+  const tokensName = 'dynamo_frontend_output_tokens_total';
   return {
     duration: histogram('request_duration_seconds', 'Whole request', DURATION_SECONDS),
     input: histogram('input_sequence_tokens', 'Prompt tokens of a request', INPUT_TOKENS),
@@ -114,20 +117,16 @@ function createModelMetrics(registry: Registry, models: readonly string[]) {
       'Time per token after the first',
       INTER_TOKEN_SECONDS,
     ),
-    tokens: register(
-      new ModelCounter('dynamo_frontend_output_tokens_total', 'Generated tokens', models, MODELS_MAX),
-    ),
+    tokens: register(registry, new ModelCounter(tokensName, 'Generated tokens', models, MODELS_MAX)),
   };
 }
 
-/** Counters that are touched a few times per request. */
 function createRequestMetrics(registry: Registry) {
-  const registers = [registry];
-  const counter = <L extends string>(name: string, help: string, ...labelNames: L[]): Counter<L> =>
-    new Counter({ name, help, labelNames, registers });
-  const gauge = <L extends string>(name: string, help: string, ...labelNames: L[]): Gauge<L> =>
-    new Gauge({ name, help, labelNames, registers });
-  const kind = ['model', 'endpoint', 'request_type'] as const;
+  const counter = (name: string, help: string, ...labelNames: string[]): SeriesCounter =>
+    register(registry, new SeriesCounter('counter', name, help, labelNames));
+  const gauge = (name: string, help: string, ...labelNames: string[]): SeriesCounter =>
+    register(registry, new SeriesCounter('gauge', name, help, labelNames));
+  const kind = ['model', 'endpoint', 'request_type'];
   return {
     ended: counter('dynamo_frontend_requests_total', 'Requests ended', ...kind, 'status', 'error_type'),
     started: counter('dynamo_frontend_requests_started_total', 'Requests begun', ...kind),
@@ -202,8 +201,8 @@ export function createMetrics(models: readonly string[], sources: MetricSources)
   const counts = createRequestMetrics(registry);
   const stop = createScrapedGauges(registry, sources);
   // A series that exists from the start shows its first increase; one that appears with it does not.
-  for (const reason of ASK_REASONS) counts.asks.inc({ reason }, 0);
-  for (const cause of END_CAUSES) counts.causes.inc({ cause }, 0);
+  for (const reason of ASK_REASONS) counts.asks.add(0, reason);
+  for (const cause of END_CAUSES) counts.causes.add(0, cause);
 
   const modelIndex = (model: string): number => indexOf.get(model) ?? 0;
   const addModel = (model: string): number => {
@@ -217,22 +216,21 @@ export function createMetrics(models: readonly string[], sources: MetricSources)
     modelIndex,
     requestStarted(name, endpoint, type) {
       const model = names[modelIndex(name)]!;
-      counts.started.inc({ model, endpoint, request_type: type });
-      counts.active.inc({ model });
+      counts.started.add(1, model, endpoint, type);
+      counts.active.add(1, model);
     },
     requestEnded(request) {
       const { endpoint, type, cause, code, promptTokens, cachedTokens, completionTokens } = request;
       const index = modelIndex(request.model);
-      const labels = { model: names[index]!, endpoint, request_type: type };
-      const status = code === null ? 'success' : 'error';
-      counts.ended.inc({ ...labels, status, error_type: errorType(code) });
-      counts.active.dec({ model: labels.model });
-      counts.causes.inc({ cause });
-      if (cause === 'rejected') counts.rejected.inc({ model: labels.model, endpoint });
-      if (cause === 'slow_client') counts.slowClients.inc();
+      const model = names[index]!;
+      counts.ended.add(1, model, endpoint, type, code === null ? 'success' : 'error', errorType(code));
+      counts.active.add(-1, model);
+      counts.causes.add(1, cause);
+      if (cause === 'rejected') counts.rejected.add(1, model, endpoint);
+      if (cause === 'slow_client') counts.slowClients.add(1);
       if (cause === 'client_gone') {
-        counts.canceled.inc(labels);
-        counts.disconnected.inc();
+        counts.canceled.add(1, model, endpoint, type);
+        counts.disconnected.add(1);
       }
       perModel.duration.add(index, request.seconds);
       if (promptTokens !== null) perModel.input.add(index, promptTokens);
@@ -244,8 +242,8 @@ export function createMetrics(models: readonly string[], sources: MetricSources)
       perModel.tokens.add(index, count);
       if (gapSeconds >= 0) perModel.interToken.add(index, gapSeconds / count, count);
     },
-    asked: reason => counts.asks.inc({ reason }),
-    poolThreadRestarted: () => counts.restarts.inc(),
+    asked: reason => counts.asks.add(1, reason),
+    poolThreadRestarted: () => counts.restarts.add(1),
     text: () => registry.metrics(),
     contentType: registry.contentType,
     close: stop,

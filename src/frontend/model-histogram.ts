@@ -9,7 +9,7 @@ import type { MetricValue } from 'prom-client';
 export interface ScrapedMetric {
   readonly name: string;
   readonly help: string;
-  readonly type: 'counter' | 'histogram';
+  readonly type: 'counter' | 'gauge' | 'histogram';
   readonly aggregator: 'sum';
   readonly values: (MetricValue<string> & { metricName?: string })[];
 }

@@ -101,18 +101,13 @@ export class ClientStream {
   flush(): void {
     this.#dirty = false;
     if (this.#closed || this.#blockedSinceMs !== null) return;
-    if (this.#pendingBytes > 0) {
-      const data = this.#takePending();
-      this.#lastWriteMs = this.#hooks.nowMs();
-      if (!this.#exchange.write(data)) {
-        this.#blockedSinceMs = this.#lastWriteMs;
-        return;
-      }
-    }
     if (this.#ending) {
       this.#closed = true;
-      this.#exchange.end();
+      this.#exchange.end(this.#pendingBytes > 0 ? this.#takePending() : undefined);
       this.#hooks.onFinished();
+    } else if (this.#pendingBytes > 0) {
+      this.#lastWriteMs = this.#hooks.nowMs();
+      if (!this.#exchange.write(this.#takePending())) this.#blockedSinceMs = this.#lastWriteMs;
     }
   }
 

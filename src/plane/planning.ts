@@ -96,8 +96,8 @@ export class Planning {
     const request = parseRequest(ask.api, ask.body, this.#options.limits);
     const model = this.#model(request.model);
     const serving = this.#workers.filter(worker => worker.models.some(entry => entry.id === model.name));
-    const ready = this.#preprocess(request, model, serving, ask.body.length);
     const contextLength = model.contextLength ?? narrowestContext(serving, model.name);
+    const ready = this.#preprocess(request, model, serving, contextLength, ask.body.length);
     const maxTokens =
       ready.mode === 'token' || request.prompt.kind === 'ids'
         ? resolveMaxTokens(request, ready.promptTokens, contextLength)
@@ -153,12 +153,15 @@ export class Planning {
     request: TokenRequest,
     model: ModelView,
     serving: readonly WorkerView[],
+    contextLength: number | null,
     bodyBytes: number,
   ): Preprocessed {
     const prompt = request.prompt;
     const canToken =
       model.tokenizer !== null &&
       request.engineOnly.length === 0 &&
+      // A chat without max_tokens fills the context; where nobody says how long that is, the engine has to decide.
+      (request.api === 'completions' || request.stop.maxTokens !== null || contextLength !== null) &&
       serving.some(worker => worker.returnsTokenIds);
     if (!canToken || model.tokenizer === null) {
       const estimate = prompt.kind === 'ids' ? prompt.ids.length : Math.ceil(bodyBytes / BYTES_PER_TOKEN);
@@ -209,7 +212,7 @@ export class Planning {
       promptIds: ready.mode === 'token' ? ready.promptIds : null,
       maxTokens,
       eosIds: ready.eosIds,
-      requestId: ask.headers.find(([name]) => name === 'x-request-id')?.[1] ?? `millrace-${ask.request}`,
+      requestId: engineRequestId(ask),
     });
     return {
       request: ask.request,
@@ -259,4 +262,10 @@ function narrowestContext(workers: readonly WorkerView[], model: string): number
     if (length !== null && (narrowest === null || length < narrowest)) narrowest = length;
   }
   return narrowest;
+}
+
+/** Unique per attempt: an engine may refuse an id that it still runs. */
+function engineRequestId(ask: Ask): string {
+  const given = ask.headers.find(([name]) => name === 'x-request-id')?.[1] ?? 'millrace';
+  return `${given}-${ask.request}-${ask.attempt}`;
 }

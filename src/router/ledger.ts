@@ -105,8 +105,9 @@ export class Ledger {
   ): number {
     assertAmount('prefillTokens', prefillTokens);
     assertAmount('blocks', blocks);
-    assert(ownerEpoch > 0 && ownerEpoch < EPOCH_DISCARDED, 'ownerEpoch is a thread epoch');
-    assert(this.#entryCount > 0, 'a ledger without a partition does not reserve');
+    if (!(ownerEpoch > 0 && ownerEpoch < EPOCH_DISCARDED))
+      assert.fail(`${ownerEpoch} is no epoch of a thread`);
+    if (this.#entryCount === 0) assert.fail('a ledger without a partition does not reserve');
     if (!this.#loadTable.holds(slot, slotGeneration)) return RESERVE_STALE;
     if (
       this.#loadTable.readActivePrefillTokens(slot, slotGeneration) >= LINE_AMOUNT_MAX ||
@@ -247,7 +248,7 @@ export class Ledger {
   #subtract(entry: number, word: number, amount: number): void {
     const line = this.#word(entry, LEDGER.slot);
     const before = Atomics.sub(this.#table, line * LOAD_LINE_WORDS + word, amount);
-    assert(before >= amount, 'a load line never goes below zero');
+    if (before < amount) assert.fail(`load line ${line} went below zero`);
   }
 
   #move(entry: number, from: number, to: number): boolean {
@@ -275,7 +276,8 @@ export class Ledger {
 const isLiving = (state: number): boolean => state === LEDGER_STATE.prefill || state === LEDGER_STATE.decode;
 
 function assertAmount(name: string, amount: number): void {
-  assert(Number.isInteger(amount) && amount >= 0 && amount <= RESERVATION_AMOUNT_MAX, `${name} is in range`);
+  if (amount >>> 0 !== amount || amount > RESERVATION_AMOUNT_MAX)
+    assert.fail(`${name} ${amount} is out of range`);
 }
 
 /**
@@ -308,7 +310,7 @@ function reserveTwin(
       LEDGER_STATE.free,
       LEDGER_STATE.claimed,
     );
-    assert(claim === LEDGER_STATE.free, 'only one thread reserves in a partition');
+    if (claim !== LEDGER_STATE.free) assert.fail('two threads reserve in one partition');
     const last = Atomics.load(words, entry + LEDGER.entryGeneration);
     const generation = nextEntryGeneration(last);
     Atomics.store(words, entry + LEDGER.entryGeneration, generation);

@@ -154,7 +154,7 @@ export class LoadTable {
   }
 
   #base(slot: number, generation: number): number {
-    assert(slot >= 0 && slot < this.workersMax, 'slot is in the table');
+    // A slot outside the table needs no check of its own: Atomics throws RangeError for an index outside the array.
     return loadLine(slot, generation) * LOAD_LINE_WORDS;
   }
 }

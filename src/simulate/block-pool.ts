@@ -132,6 +132,7 @@ export class BlockPool {
     blocks.length = 0;
   }
 
+  /** A copy of the whole state. */
   snapshot(): BlockPoolSnapshot {
     const blocks = new Map<number, BlockState>();
     for (let block = 0; block < this.#untouched; block++) {

@@ -20,7 +20,7 @@ export interface EngineSettings {
   readonly speed: number | 'unlimited';
   /** Probability of an end-of-sequence token at each position; 0: an answer always has `max_tokens` tokens. */
   readonly eosRate: number;
-  /** Seeds the text, which is the same on every engine with this seed, and with the port the faults. */
+  /** Seeds the text: it is the same on every engine with this seed. */
   readonly seed: number;
 }
 

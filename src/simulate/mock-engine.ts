@@ -8,7 +8,7 @@ import { LIMITS } from '../limits.js';
 import { loadTokenizer } from '../preprocess/tokenizers/load.js';
 import type { Tokenizer } from '../preprocess/tokenizers/tokenizer.js';
 import { type Clock, systemClock } from '../runtime/clock.js';
-import { randomInteger, seededRandom } from '../runtime/random.js';
+import { seededRandom } from '../runtime/random.js';
 import { createAnswerVocabulary } from './answer-vocabulary.js';
 import { EngineCore } from './engine-core.js';
 import { type EngineSettings, resolveEngineSettings } from './engine-settings.js';
@@ -30,6 +30,8 @@ export interface MockEngineOptions extends Partial<EngineSettings> {
   /** 0, the default, lets the system choose. */
   readonly port?: number;
   readonly faults?: FaultRates;
+  /** Seeds the draw of faults; default: `seed`. Engines of one fleet must not all fail at the same request. */
+  readonly faultSeed?: number;
   /** Shared by several engines of a process; loaded when absent. */
   readonly tokenizer?: Tokenizer;
   readonly serverKind?: HttpServerKind;
@@ -66,18 +68,16 @@ export async function startMockEngine(options: MockEngineOptions = {}): Promise<
   const vocabulary = createAnswerVocabulary(tokenizer);
   const core = new EngineCore<SequenceOwner>(settings, vocabulary);
   const engine = new LiveEngine(core, { clock, defer: setImmediate });
-  // Engines of one fleet share the seed of the text but must not fail all at the same request.
-  const random = seededRandom(settings.seed + (options.port ?? 0));
-  const faults = new FaultPlan(options.faults ?? {}, random);
+  const faults = new FaultPlan(options.faults ?? {}, seededRandom(options.faultSeed ?? settings.seed));
   let answers = 0;
-  const prefix = randomInteger(seededRandom(clock.wallMs()), 0x100000000).toString(16);
+  let idPrefix = '';
   const surface = new VllmSurface({
     engine,
     vocabulary,
     model: { name: model, maxModelLen: settings.maxModelLen, tokenizer },
     faults,
     clock,
-    newId: () => `${prefix}-${++answers}`,
+    newId: () => `${idPrefix}-${++answers}`,
   });
   const server = await createHttpServer(options.serverKind ?? 'auto', {
     headerBytesMax: LIMITS.headerBytesMax.default,
@@ -85,6 +85,7 @@ export async function startMockEngine(options: MockEngineOptions = {}): Promise<
     onExchange: exchange => surface.handle(exchange),
   });
   const { port } = await server.listen(host, options.port ?? 0);
+  idPrefix = `${clock.wallMs().toString(36)}-${port}`;
   return {
     url: `http://${host.includes(':') ? `[${host}]` : host}:${port}`,
     port,

@@ -94,7 +94,7 @@ export class TokenSource {
     if (mix32(second + choice + 1) < this.#eosBelow && masked?.has(this.eosId) !== true) return this.eosId;
     const ids = this.#ids;
     let at = (second + choice) % ids.length;
-    // A mask that holds every id would be a loop without end; `masked` is a request's stop list and the check is cheap.
+    // Bounded, because a mask could hold every id.
     for (let tries = 0; tries < ids.length && masked?.has(ids[at]!) === true; tries++)
       at = (at + 1) % ids.length;
     return ids[at]!;

@@ -15,7 +15,7 @@ import {
 import { randomInteger, seededRandom } from '#millrace/runtime/random.js';
 
 const SEED = Number(process.env.SEED ?? Date.now() % 2 ** 31);
-const RUNS = process.env.MILLRACE_TEST_LONG === '1' ? 20_000 : 400;
+const RUNS = process.env.MILLRACE_TEST_LONG === '1' ? 20_000 : 200;
 t.comment(`seed ${SEED}`);
 
 const u32 = fc.integer({ min: 0, max: 0xffff_ffff });
@@ -119,7 +119,6 @@ const world = fc.record({
   models: fc.array(
     fc.record({
       name: text,
-      aliases: fc.array(text, { maxLength: 3 }),
       policy: text,
       tokenizer: fc.option(text),
       contextLength: amount,
@@ -257,7 +256,6 @@ t.test('a WORLD of the wrong shape names the field', async t => {
     [{ version: 1, workers: [{ ...worker, slot: -1 }], models: [] }, 'workers[0].slot'],
     [{ version: 1, workers: [{ ...worker, blockSize: 0 }], models: [] }, 'workers[0].blockSize'],
     [{ version: 1, workers: [worker, { ...worker, models: [{}] }], models: [] }, 'workers[1].models[0].id'],
-    [{ version: 1, workers: [worker], models: [{ name: 'm' }] }, 'models[0].aliases'],
   ];
   for (const [value, field] of cases) {
     const record = joined([Uint8Array.of(RECORD_VERSION), Buffer.from(JSON.stringify(value))], 0);

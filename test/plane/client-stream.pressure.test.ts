@@ -27,7 +27,10 @@ function fixture(bufferBytesMax = 1000) {
     onWritable: (fn: () => void) => {
       state.writable = fn;
     },
-    end: () => state.ended++,
+    end(data?: string | Uint8Array) {
+      if (data !== undefined) state.writes.push(Buffer.from(data).toString());
+      state.ended++;
+    },
     abort: () => state.aborted++,
   } as unknown as HttpExchange;
   const stream = new ClientStream(exchange, bufferBytesMax, {

@@ -84,18 +84,23 @@ function reserveForEver(task: PoolTask): void {
   const random = seededRandom(task.seed);
   const { mailbox } = task;
   const taken = new Int32Array(mailbox.buffer, 4, 1);
+  const reserveOne = (): number => {
+    const slot = randomInteger(random, task.slots);
+    const generation = table.snapshot(slot)?.generation ?? 1;
+    return ledger.reserve(
+      slot,
+      generation,
+      randomInteger(random, 9000),
+      randomInteger(random, 99),
+      task.epoch,
+    );
+  };
+  // Never posted, so that every death leaves at least this one to the reaper.
+  while (reserveOne() <= 0);
   for (;;) {
     const ids: number[] = [];
     for (let count = 0; count < BURST; count += 1) {
-      const slot = randomInteger(random, task.slots);
-      const generation = table.snapshot(slot)?.generation ?? 1;
-      const id = ledger.reserve(
-        slot,
-        generation,
-        randomInteger(random, 9000),
-        randomInteger(random, 99),
-        task.epoch,
-      );
+      const id = reserveOne();
       if (id > 0) ids.push(id);
     }
     for (const id of ids) {

@@ -39,111 +39,140 @@ function makeSides(addon: Addon | null): Sides {
   return { table, ledgers };
 }
 
-/** Runs the steps against the naive model; returns every answer, to compare one side with the other. */
-function drive(name: string, addon: Addon | null): number[] {
-  const random = seededRandom(SEED);
-  const pick = (bound: number): number => randomInteger(random, bound);
-  const { table, ledgers } = makeSides(addon);
-  const socket = ledgers[0] as Ledger;
-  const held = new Map<number, Held>();
-  const gone: number[] = [];
-  const generations = Array.from({ length: SLOTS }, () => 1);
-  const partitionUsed = [0, 0];
-  const answers: number[] = [];
-  const wrong: string[] = [];
-  const check = (what: string, got: unknown, wanted: unknown): void => {
-    if (got !== wanted && wrong.length < 5) wrong.push(`${what}: ${got}, wanted ${wanted}`);
-    answers.push(Number(got));
-  };
-  const anyId = (): number => {
-    const ids = pick(8) === 0 && gone.length > 0 ? gone : [...held.keys()];
-    return ids.length === 0 ? 0 : (ids[pick(ids.length)] as number);
-  };
-  const partitionOf = (id: number): number => Math.floor((id & 0xfffff) / (ENTRIES / 2));
-  const forget = (id: number): void => {
-    held.delete(id);
-    partitionUsed[partitionOf(id)]! -= 1;
-    gone.push(id);
-    if (gone.length > 200) gone.shift();
-  };
+/** One side under random calls, beside the naive model: a list of what is reserved. */
+class Trial {
+  readonly answers: number[] = [];
+  readonly wrong: string[] = [];
+  readonly #random = seededRandom(SEED);
+  readonly #sides: Sides;
+  readonly #socket: Ledger;
+  readonly #held = new Map<number, Held>();
+  readonly #gone: number[] = [];
+  readonly #generations = Array.from({ length: SLOTS }, () => 1);
+  readonly #used = [0, 0];
 
-  const reserve = (): void => {
-    const pool = pick(2);
-    const slot = pick(SLOTS);
-    const living = generations[slot] as number;
-    const stale = pick(10) === 0;
+  constructor(addon: Addon | null) {
+    this.#sides = makeSides(addon);
+    this.#socket = this.#sides.ledgers[0] as Ledger;
+  }
+
+  step(): void {
+    const operations = [this.#reserve, this.#reserve, this.#adopt, this.#firstToken, this.#release];
+    if (this.#pick(80) === 0) operations.push(this.#replace, this.#reap, this.#replace, this.#reap);
+    operations[this.#pick(operations.length)]!.call(this);
+  }
+
+  checkSums(): void {
+    const slot = this.#pick(SLOTS);
+    const generation = this.#generations[slot] as number;
+    const own = [...this.#held.values()].filter(e => e.slot === slot && e.generation % 2 === generation % 2);
+    const tokens = own.reduce((sum, e) => sum + (e.prefill ? e.tokens : 0), 0);
+    const blocks = own.reduce((sum, e) => sum + e.blocks, 0);
+    const load = this.#sides.table.snapshot(slot);
+    this.#check('line tokens', load?.activePrefillTokens, tokens);
+    this.#check('line blocks', load?.decodeBlocks, blocks);
+    this.#check('line requests', load?.requests, own.length);
+    const sum = this.#socket.sum(slot, generation);
+    this.#check(
+      'sum',
+      sum.activePrefillTokens + sum.decodeBlocks + sum.requests,
+      tokens + blocks + own.length,
+    );
+    this.#check('held', this.#socket.held(), this.#held.size);
+  }
+
+  #reserve(): void {
+    const pool = this.#pick(2);
+    const slot = this.#pick(SLOTS);
+    const stale = this.#pick(10) === 0;
     const entry: Held = {
       slot,
-      generation: stale ? living + 1 : living,
-      tokens: pick(5000),
-      blocks: pick(300),
+      generation: (this.#generations[slot] as number) + (stale ? 1 : 0),
+      tokens: this.#pick(5000),
+      blocks: this.#pick(300),
       owner: EPOCHS[pool] as number,
       prefill: true,
     };
-    const id = ledgers[pool]!.reserve(slot, entry.generation, entry.tokens, entry.blocks, entry.owner);
-    answers.push(id);
-    if (stale) check('stale', id, RESERVE_STALE);
-    else if (partitionUsed[pool] === ENTRIES / 2) check('full', id, RESERVE_FULL);
+    const ledger = this.#sides.ledgers[pool] as Ledger;
+    const id = ledger.reserve(slot, entry.generation, entry.tokens, entry.blocks, entry.owner);
+    this.answers.push(id);
+    if (stale) this.#check('stale', id, RESERVE_STALE);
+    else if (this.#used[pool] === ENTRIES / 2) this.#check('full', id, RESERVE_FULL);
     else {
-      check('fresh id', id > 0 && !held.has(id) && partitionOf(id) === pool, true);
-      held.set(id, entry);
-      partitionUsed[pool]! += 1;
+      this.#check('fresh id', id > 0 && !this.#held.has(id) && partitionOf(id) === pool, true);
+      this.#held.set(id, entry);
+      this.#used[pool]! += 1;
     }
-  };
-  const operations: (() => void)[] = [
-    reserve,
-    reserve,
-    () => {
-      const id = anyId();
-      const entry = held.get(id);
-      const from = EPOCHS[pick(2)] as number;
-      check('adopt', socket.adopt(id, from, SOCKET_EPOCH), entry?.owner === from);
-      if (entry?.owner === from) entry.owner = SOCKET_EPOCH;
-    },
-    () => {
-      const id = anyId();
-      const entry = held.get(id);
-      check('firstToken', socket.firstToken(id), entry?.prefill === true);
-      if (entry) entry.prefill = false;
-    },
-    () => {
-      const id = anyId();
-      check('release', socket.release(id), held.has(id));
-      if (held.has(id)) forget(id);
-    },
-    () => {
-      if (pick(40) !== 0) return;
-      const slot = pick(SLOTS);
-      generations[slot]! += 1;
-      table.install(slot, generations[slot] as number, SLOT_STATE.ready);
-    },
-    () => {
-      if (pick(40) !== 0) return;
-      const dead = EPOCHS[pick(2)] as number;
-      const lost = [...held].filter(([, { owner }]) => owner === dead).map(([id]) => id);
-      check('reap', socket.reap(dead), lost.length);
-      for (const id of lost) forget(id);
-    },
-  ];
-
-  for (let step = 0; step < STEPS && wrong.length === 0; step += 1) {
-    operations[pick(operations.length)]!();
-    if (step % 16 !== 0) continue;
-    const slot = pick(SLOTS);
-    const generation = generations[slot] as number;
-    const own = [...held.values()].filter(e => e.slot === slot && e.generation % 2 === generation % 2);
-    const tokens = own.reduce((sum, e) => sum + (e.prefill ? e.tokens : 0), 0);
-    const blocks = own.reduce((sum, e) => sum + e.blocks, 0);
-    const load = table.snapshot(slot);
-    check('line tokens', load?.activePrefillTokens, tokens);
-    check('line blocks', load?.decodeBlocks, blocks);
-    check('line requests', load?.requests, own.length);
-    const sum = socket.sum(slot, generation);
-    check('sum', sum.activePrefillTokens + sum.decodeBlocks + sum.requests, tokens + blocks + own.length);
-    check('held', socket.held(), held.size);
   }
-  t.same(wrong, [], `${name}: seed ${SEED}, ${STEPS} steps, ${answers.length} answers checked`);
-  return answers;
+
+  #adopt(): void {
+    const id = this.#anyId();
+    const entry = this.#held.get(id);
+    const from = EPOCHS[this.#pick(2)] as number;
+    this.#check('adopt', this.#socket.adopt(id, from, SOCKET_EPOCH), entry?.owner === from);
+    if (entry?.owner === from) entry.owner = SOCKET_EPOCH;
+  }
+
+  #firstToken(): void {
+    const id = this.#anyId();
+    const entry = this.#held.get(id);
+    this.#check('firstToken', this.#socket.firstToken(id), entry?.prefill === true);
+    if (entry) entry.prefill = false;
+  }
+
+  #release(): void {
+    const id = this.#anyId();
+    this.#check('release', this.#socket.release(id), this.#held.has(id));
+    if (this.#held.has(id)) this.#forget(id);
+  }
+
+  #replace(): void {
+    const slot = this.#pick(SLOTS);
+    this.#generations[slot]! += 1;
+    this.#sides.table.install(slot, this.#generations[slot] as number, SLOT_STATE.ready);
+  }
+
+  #reap(): void {
+    const dead = EPOCHS[this.#pick(2)] as number;
+    const lost = [...this.#held].filter(([, { owner }]) => owner === dead).map(([id]) => id);
+    this.#check('reap', this.#socket.reap(dead), lost.length);
+    for (const id of lost) this.#forget(id);
+  }
+
+  #forget(id: number): void {
+    this.#held.delete(id);
+    this.#used[partitionOf(id)]! -= 1;
+    this.#gone.push(id);
+    if (this.#gone.length > 200) this.#gone.shift();
+  }
+
+  /** A living id, or now and then one that is gone. */
+  #anyId(): number {
+    const ids = this.#pick(8) === 0 && this.#gone.length > 0 ? this.#gone : [...this.#held.keys()];
+    return ids.length === 0 ? 0 : (ids[this.#pick(ids.length)] as number);
+  }
+
+  #pick(bound: number): number {
+    return randomInteger(this.#random, bound);
+  }
+
+  #check(what: string, got: unknown, wanted: unknown): void {
+    if (got !== wanted) this.wrong.push(`${what}: ${got}, wanted ${wanted}`);
+    this.answers.push(Number(got));
+  }
+}
+
+const partitionOf = (id: number): number => Math.floor((id & 0xfffff) / (ENTRIES / 2));
+
+/** Runs the steps up to the first wrong answer; returns every answer, to compare one side with the other. */
+function drive(name: string, addon: Addon | null): number[] {
+  const trial = new Trial(addon);
+  for (let step = 0; step < STEPS && trial.wrong.length === 0; step += 1) {
+    trial.step();
+    if (step % 16 === 0) trial.checkSums();
+  }
+  t.same(trial.wrong, [], `${name}: seed ${SEED}, ${STEPS} steps, ${trial.answers.length} answers checked`);
+  return trial.answers;
 }
 
 const twin = drive('twin', null);

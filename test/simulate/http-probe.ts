@@ -1,10 +1,13 @@
 /** Plain HTTP client for tests of the mock engine's surface: whole answers, parsed SSE frames and broken streams. */
 
+/** A parsed body or frame. */
+// biome-ignore lint/suspicious/noExplicitAny: bodies and frames are read as the JSON of another program
+export type Json = any;
+
 /** A parsed SSE answer: `frames` are the JSON of each `data:` line before the end marker. */
 export interface SseAnswer {
   status: number;
-  // biome-ignore lint/suspicious/noExplicitAny: frames are read as the JSON of another program
-  frames: any[];
+  frames: Json[];
   done: boolean;
   /** The connection broke before the answer ended. */
   broken: boolean;
@@ -14,21 +17,23 @@ export interface SseAnswer {
 
 const jsonHeaders = { 'content-type': 'application/json' };
 
+/** POSTs a JSON body. */
 export function post(url: string, path: string, body: unknown, signal?: AbortSignal): Promise<Response> {
   const init = { method: 'POST', headers: jsonHeaders, body: JSON.stringify(body) };
   return fetch(url + path, signal === undefined ? init : { ...init, signal });
 }
 
-// biome-ignore lint/suspicious/noExplicitAny: bodies are read as the JSON of another program
+/** POSTs a body and parses the whole answer. */
 export async function postJson(
   url: string,
   path: string,
   body: unknown,
-): Promise<{ status: number; json: any }> {
+): Promise<{ status: number; json: Json }> {
   const response = await post(url, path, body);
   return { status: response.status, json: await response.json() };
 }
 
+/** POSTs a body with `stream: true` and reads the answer to its end, however it ends. */
 export async function postSse(url: string, path: string, body: object): Promise<SseAnswer> {
   const answer: SseAnswer = { status: 0, frames: [], done: false, broken: false, rest: '' };
   try {

@@ -1,5 +1,6 @@
 // Promise: over a real socket, the mock engine answers as a stock vLLM server does.
 
+import OpenAI from 'openai';
 import t, { type Test } from 'tap';
 import {
   loadMockTokenizer,
@@ -16,7 +17,7 @@ const start = async (t: Test, options: MockEngineOptions = {}) => {
 };
 const COMPLETIONS = '/v1/completions';
 const CHAT = '/v1/chat/completions';
-const messages = [{ role: 'user', content: 'hello' }];
+const messages = [{ role: 'user' as const, content: 'hello' }];
 
 t.test('completions: stream and whole answer hold the same text and ids', async t => {
   const { url, counters } = await start(t);
@@ -166,6 +167,43 @@ t.test('a client that goes away frees its blocks', async t => {
   t.same([core.running, core.waiting, core.pool.active, counters.running], [0, 0, 0, 0]);
 });
 
+t.test('a client that reads late gets every frame', async t => {
+  const { url, core, counters } = await start(t);
+  const ask = { prompt: 'x', max_tokens: 30_000, n: 2, stream: true, return_token_ids: true };
+  const response = await post(url, COMPLETIONS, ask);
+  while (core.running > 0) await new Promise(resolve => setImmediate(resolve));
+  t.equal(counters.running, 1, 'the engine is done, its answer waits for the client');
+  const frames = (await response.text()).split('\n\n');
+  t.equal(frames.length, 2 * 30_000 + 2);
+  t.equal(frames.at(-2), 'data: [DONE]');
+});
+
+t.test('the openai client understands it', async t => {
+  const { url } = await start(t);
+  const client = new OpenAI({ baseURL: `${url}/v1`, apiKey: 'none' });
+  const model = (await client.models.list()).data[0]!.id;
+  const whole = await client.chat.completions.create({ model, messages, max_tokens: 9 });
+  let text = '';
+  let tokens = 0;
+  const options = { include_usage: true };
+  const stream = await client.chat.completions.create({
+    model,
+    messages,
+    max_tokens: 9,
+    stream: true,
+    stream_options: options,
+  });
+  for await (const chunk of stream) {
+    text += chunk.choices[0]?.delta.content ?? '';
+    tokens += chunk.usage?.completion_tokens ?? 0;
+  }
+  t.equal(text, whole.choices[0]!.message.content);
+  t.equal(tokens, 9);
+  await t.rejects(client.completions.create({ model, prompt: 'x', max_tokens: 99_999 }), {
+    message: /^400 /,
+  });
+});
+
 t.test('errors have the envelope of vLLM', async t => {
   const { url, counters } = await start(t, { maxModelLen: 64 });
   const cases: [string, object, number, string | null][] = [
@@ -179,6 +217,8 @@ t.test('errors have the envelope of vLLM', async t => {
     [COMPLETIONS, { prompt: 'x', max_tokens: 4, min_tokens: 5 }, 400, 'min_tokens'],
     [COMPLETIONS, { prompt: 'x', stop: [''] }, 400, 'stop'],
     [COMPLETIONS, { prompt: 'x', stream: 'yes' }, 400, 'stream'],
+    [COMPLETIONS, { prompt: 'x', stream_options: { include_usage: true } }, 400, 'stream_options'],
+    [COMPLETIONS, { prompt: 'x', stop_token_ids: Array(257).fill(1) }, 400, 'stop_token_ids'],
     [CHAT, { messages: [] }, 400, 'messages'],
     [CHAT, { messages: [{ role: 'user', content: [{ type: 'image_url' }] }] }, 400, 'messages[0].content'],
     ['/tokenize', { prompt: 3 }, 400, 'prompt'],
@@ -192,7 +232,7 @@ t.test('errors have the envelope of vLLM', async t => {
   }
   const broken = await fetch(url + COMPLETIONS, { method: 'POST', body: '{"prompt":' });
   t.equal(broken.status, 400);
-  t.match(counters, { requests: 13, refused: 13, running: 0 });
+  t.match(counters, { requests: 15, refused: 15, running: 0 });
 });
 
 t.test('the other routes', async t => {

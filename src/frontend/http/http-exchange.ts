@@ -50,8 +50,8 @@ export interface HttpExchange {
   bufferedBytes(): number;
   /** Runs each time the socket can take more after a `write` returned false; what was kept has been handed to it first. */
   onWritable(fn: () => void): void;
-  /** Ends a started response. */
-  end(): void;
+  /** Ends a started response, with a last piece in the same system call where the server can. */
+  end(data?: string | Uint8Array): void;
   /** Closes the connection at once, without a proper end: the client sees a broken response. */
   abort(): void;
   /** Runs once if the connection goes away before `end`, `respond` or `abort` was called. */

@@ -10,13 +10,20 @@ import { ConfigError, ERROR_CODES, type ErrorCode, errorEnvelope } from '../../e
 import { type Clock, systemClock } from '../../runtime/clock.js';
 import { BodyCollector } from './body-collector.js';
 import type { BodyFault, HeaderList, HttpExchange, HttpServer, HttpServerOptions } from './http-exchange.js';
-import { headerValue, requestFault } from './request-rules.js';
+import { headerValue, type RequestFault, refuse, requestFault } from './request-rules.js';
 import { reasonPhrase, statusLine } from './status-line.js';
 
+/** For the last bytes of a response that the client does not take. */
+const LAST_BYTES_MS = 15_000;
 const KEEP_ALIVE_MS = 75_000;
 /** Second line of defence behind the body deadline of `readBody`: node's own bound for a whole request. */
 const REQUEST_DEADLINE_MS = 300_000;
-const JSON_HEADERS: HeaderList = [['content-type', 'application/json']];
+
+// Node's parser lets 'HTTP/2.0' in a request line pass.
+const NOT_HTTP_1: RequestFault = {
+  code: 'MILLRACE_INVALID_REQUEST',
+  message: 'the version in the request line must be HTTP/1.0 or HTTP/1.1',
+};
 
 type Phase = 'open' | 'streaming' | 'done';
 
@@ -116,11 +123,13 @@ class NodeExchange implements HttpExchange {
     this.#writable = fn;
   }
 
-  end(): void {
+  end(data?: string | Uint8Array): void {
     if (this.#phase === 'done') return;
     assert(this.#phase === 'streaming', 'end before start');
     this.#finish();
-    this.#res.end();
+    this.#res.end(data);
+    // Node gives a client that never takes the last bytes for ever; with the next request it sets its own limit again.
+    if (this.#res.writableLength > 0) this.#res.socket?.setTimeout(LAST_BYTES_MS);
   }
 
   abort(): void {
@@ -161,18 +170,21 @@ export function exchangeFromNode(
   return new NodeExchange(req, res, clock);
 }
 
-/** The answer to bytes that never became a request. */
-function parserFault(error: NodeJS.ErrnoException, headerBytesMax: number): [ErrorCode, string] {
+/** Answers bytes that never became a request, and closes their connection. */
+function refuseBytes(socket: Socket, error: NodeJS.ErrnoException, headerBytesMax: number): void {
+  let code: ErrorCode = 'MILLRACE_INVALID_REQUEST';
+  let message = 'malformed HTTP request';
   if (error.code === 'HPE_HEADER_OVERFLOW') {
-    return [
-      'MILLRACE_HEADERS_TOO_LARGE',
-      `request line and headers must stay within ${headerBytesMax} bytes`,
-    ];
+    code = 'MILLRACE_HEADERS_TOO_LARGE';
+    message = `request line and headers must stay within ${headerBytesMax} bytes`;
+  } else if (error.code === 'ERR_HTTP_REQUEST_TIMEOUT') {
+    code = 'MILLRACE_BODY_TIMEOUT';
+    message = 'the request did not arrive in time';
   }
-  if (error.code === 'ERR_HTTP_REQUEST_TIMEOUT') {
-    return ['MILLRACE_BODY_TIMEOUT', 'the request did not arrive in time'];
-  }
-  return ['MILLRACE_INVALID_REQUEST', 'malformed HTTP request'];
+  const body = JSON.stringify(errorEnvelope(code, message));
+  const head = `HTTP/1.1 ${statusLine(ERROR_CODES[code].status)}\r\ncontent-type: application/json\r\n`;
+  const tail = `content-length: ${Buffer.byteLength(body)}\r\nconnection: close\r\n\r\n`;
+  socket.end(head + tail + body, () => socket.destroy());
 }
 
 /** Creates the node:http server; `notice` is passed through to `HttpServer.notice`. */
@@ -196,24 +208,17 @@ export function createNodeServer(options: HttpServerOptions, notice: string | nu
     res.on('close', () => busy.delete(req.socket));
     const exchange = new NodeExchange(req, res, clock);
     const targetBytes = exchange.method.length + (req.url ?? '').length;
-    const fault = requestFault(exchange.headers, targetBytes, options.headerBytesMax);
+    const fault =
+      req.httpVersionMajor === 1
+        ? requestFault(exchange.headers, targetBytes, options.headerBytesMax)
+        : NOT_HTTP_1;
     if (fault === null) options.onExchange(exchange);
-    else {
-      const envelope = JSON.stringify(errorEnvelope(fault.code, fault.message));
-      exchange.respond(ERROR_CODES[fault.code].status, JSON_HEADERS, envelope, true);
-    }
+    else refuse(exchange, fault);
   });
   server.on('clientError', (error: NodeJS.ErrnoException, stream) => {
     const socket = stream as Socket;
-    if (!socket.writable || busy.has(socket) || error.code === 'ECONNRESET') {
-      socket.destroy();
-      return;
-    }
-    const [code, message] = parserFault(error, options.headerBytesMax);
-    const body = JSON.stringify(errorEnvelope(code, message));
-    const head = `HTTP/1.1 ${statusLine(ERROR_CODES[code].status)}\r\ncontent-type: application/json\r\n`;
-    const tail = `content-length: ${Buffer.byteLength(body)}\r\nconnection: close\r\n\r\n`;
-    socket.end(head + tail + body, () => socket.destroy());
+    if (!socket.writable || busy.has(socket) || error.code === 'ECONNRESET') socket.destroy();
+    else refuseBytes(socket, error, options.headerBytesMax);
   });
 
   let closed: Promise<void> | null = null;

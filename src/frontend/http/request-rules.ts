@@ -1,9 +1,12 @@
 /**
  * Request rules (R1): what a request's headers must satisfy before anyone looks at it, the same for every server.
  * node:http refuses most of these in its parser; uWebSockets.js takes the first of two Content-Lengths and treats any
- * Transfer-Encoding as chunked, which behind a proxy would be request smuggling (RFC 9112 §6.3). Pure, socket thread.
+ * Transfer-Encoding as chunked, which behind a proxy would be request smuggling (RFC 9112 §6.3). What it also lets pass,
+ * and no header list can show: a missing chunk size (read as 0), bytes beyond a chunk's size, and a header without a
+ * name (which hides the ones after it). Pure, socket thread.
  */
-import type { ErrorCode } from '../../errors.js';
+import { ERROR_CODES, type ErrorCode, errorEnvelope } from '../../errors.js';
+import type { HttpExchange } from './http-exchange.js';
 
 /** Headers of one request at most; uWebSockets.js has the same bound built in. */
 export const HEADERS_MAX = 100;
@@ -19,7 +22,6 @@ const NOT_ONE_LENGTH = bad('content-length must be given once, as decimal digits
 const LENGTH_AND_ENCODING = bad('content-length and transfer-encoding exclude each other');
 const NOT_CHUNKED = bad("transfer-encoding must be 'chunked', given once");
 const NOT_ONE_HOST = bad('host must be given exactly once');
-const BAD_NAME = bad('a header name is not a token');
 const DIGITS = /^[0-9]{1,15}$/;
 
 /**
@@ -39,7 +41,6 @@ export function requestFault(
     const name = headers[i]!;
     const value = headers[i + 1]!;
     bytes += name.length + value.length;
-    if (name === '') return BAD_NAME;
     if (name === 'host') hosts++;
     else if (name === 'content-length') {
       lengths++;
@@ -65,4 +66,10 @@ export function headerValue(headers: readonly string[], name: string): string | 
     if (headers[i] === name) return headers[i + 1];
   }
   return undefined;
+}
+
+/** Answers a faulty request with OpenAI's error envelope and closes its connection. */
+export function refuse(exchange: HttpExchange, fault: RequestFault): void {
+  const body = JSON.stringify(errorEnvelope(fault.code, fault.message));
+  exchange.respond(ERROR_CODES[fault.code].status, [['content-type', 'application/json']], body, true);
 }

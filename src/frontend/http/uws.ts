@@ -1,23 +1,25 @@
 /**
  * HttpExchange over uWebSockets.js (R1, R7): the fast server. One cork and one write per flush. Its `write` under a cork
  * tells back-pressure one call late, it keeps what the kernel refused without a limit, and once a writable handler is
- * set it drains only when asked: so this file stops feeding it after the first refusal and drains it with an empty
- * cork. A second request on a connection whose first is unanswered closes the connection, and so does a half-close.
- * Runs on the socket thread, which owns every exchange.
+ * set it drains only when asked: so this file stops feeding it after the first refusal and drains it with an empty cork.
+ *
+ * What it does by itself and cannot be told otherwise: HTTP/1.1 only (505, also when a segment ends inside the request
+ * line); a half-close, or a second request while the first is unanswered, closes the connection; so do 10 s (checked
+ * every 4 s) of incomplete headers, of idle keep-alive, of a body that comes slower than 16 KiB/s, or of a client that
+ * reads nothing after a refused write. Runs on the socket thread, which owns every exchange.
  */
 
 import type { HttpRequest, HttpResponse, us_listen_socket } from 'uWebSockets.js';
 import assert from 'node:assert';
-import { ConfigError, ERROR_CODES, errorEnvelope } from '../../errors.js';
+import { ConfigError } from '../../errors.js';
 import { type Clock, systemClock } from '../../runtime/clock.js';
 import { BodyCollector } from './body-collector.js';
 import type { BodyFault, HeaderList, HttpExchange, HttpServer, HttpServerOptions } from './http-exchange.js';
-import { headerValue, requestFault } from './request-rules.js';
+import { headerValue, refuse, requestFault } from './request-rules.js';
 import { statusLine } from './status-line.js';
 
 type Phase = 'open' | 'streaming' | 'done';
 
-const JSON_HEADERS: HeaderList = [['content-type', 'application/json']];
 const LINE_BREAK = /[\r\n\0]/;
 /** LIBUS_LISTEN_EXCLUSIVE_PORT of uSockets. */
 const LISTEN_EXCLUSIVE = 1;
@@ -141,11 +143,12 @@ class UwsExchange implements HttpExchange {
     this.#writable = fn;
   }
 
-  end(): void {
+  end(data?: string | Uint8Array): void {
     if (this.#phase === 'done') return;
     assert(this.#phase === 'streaming', 'end before start');
     const res = this.#res;
     const queue = this.#queue;
+    if (data !== undefined && data.length > 0) queue.push(data);
     this.#finish();
     res.cork(() => {
       if (!this.#headSent) this.#writeHead(this.#status, this.#responseHeaders);
@@ -173,16 +176,19 @@ class UwsExchange implements HttpExchange {
     if (this.#phase === 'done') return;
     const body = this.#body;
     const aborted = this.#aborted;
-    this.#phase = 'done';
-    this.#queue = [];
+    this.#close();
     body?.fail('aborted');
     aborted?.();
   }
 
-  #finish(): void {
+  #close(): void {
     this.#phase = 'done';
     this.#blocked = false;
     this.#queue = [];
+  }
+
+  #finish(): void {
+    this.#close();
     this.#body?.cancel();
   }
 
@@ -262,8 +268,9 @@ export async function createUwsServer(options: HttpServerOptions): Promise<HttpS
     const fault = requestFault(exchange.headers, targetBytes, options.headerBytesMax);
     if (fault === null) options.onExchange(exchange);
     else {
-      const envelope = JSON.stringify(errorEnvelope(fault.code, fault.message));
-      exchange.respond(ERROR_CODES[fault.code].status, JSON_HEADERS, envelope, true);
+      // Answered a turn later: until then uWS closes the connection on whatever it takes for a next request, which
+      // after wrong framing may be a smuggled one.
+      setImmediate(() => refuse(exchange, fault));
     }
     exchange.inHandler = false;
   });

@@ -43,7 +43,8 @@ interface Choice {
   /** Kept for a whole answer. */
   readonly ids: number[];
   ending: Ending | null;
-  startedAtMs: number;
+  /** When its newest token came; before the first, when the request did. */
+  lastMs: number;
 }
 
 /** See the head of the file. Starts on construction. */
@@ -119,7 +120,7 @@ export class GenerationAnswer implements SequenceOwner {
         text: collects ? new ChoiceText(request.stopStrings, request.includeStopString) : null,
         ids: [],
         ending: null,
-        startedAtMs: sequence.arrivedMs,
+        lastMs: sequence.arrivedMs,
       });
     }
   }
@@ -189,10 +190,10 @@ export class GenerationAnswer implements SequenceOwner {
   #measure(choice: Choice): void {
     const { metrics, clock } = this.#context;
     const nowMs = clock.nowMs();
-    const seconds = (nowMs - choice.startedAtMs) / 1000;
+    const seconds = (nowMs - choice.lastMs) / 1000;
     if (choice.sequence.generated === 1) metrics.timeToFirstToken.observe(seconds);
     else metrics.interTokenLatency.observe(seconds);
-    choice.startedAtMs = nowMs;
+    choice.lastMs = nowMs;
     if (choice.ending !== null) metrics.requestLatency.observe((nowMs - choice.sequence.arrivedMs) / 1000);
   }
 

@@ -41,6 +41,7 @@ export interface ServedModel {
 
 const PROMPTS_MAX = 256;
 const TOKENS_MAX = 2_147_483_647;
+const STOP_TOKEN_IDS_MAX = 256;
 /** Default of the completions route; the chat route fills the context instead. */
 const COMPLETION_TOKENS = 16;
 
@@ -58,6 +59,8 @@ export function readGenerationRequest(api: Api, body: Body, model: ServedModel):
   const asked = maxTokensOf(api, body);
   const stream = booleanOf(body, 'stream', false);
   const streamOptions = objectOf(body.stream_options ?? {}, 'stream_options');
+  if (!stream && (body.stream_options ?? null) !== null)
+    throw new VllmError(400, 'Stream options can only be defined when `stream=True`.', 'stream_options');
   const maxTokens = prompts.map(prompt => tokensLeft(prompt.length, asked, model.maxModelLen));
   return {
     api,
@@ -67,11 +70,11 @@ export function readGenerationRequest(api: Api, body: Body, model: ServedModel):
     minTokens: integerOf(body, 'min_tokens', 0, Math.min(...maxTokens), 0),
     ignoreEos: booleanOf(body, 'ignore_eos', false),
     stopStrings: stopStringsOf(body),
-    stopTokenIds: [...idsOf(body.stop_token_ids ?? [], 'stop_token_ids', model.tokenizer.vocabularySize)],
+    stopTokenIds: stopTokenIdsOf(body, model.tokenizer.vocabularySize),
     includeStopString: booleanOf(body, 'include_stop_str_in_output', false),
     stream,
-    includeUsage: stream && booleanOf(streamOptions, 'include_usage', false),
-    continuousUsage: stream && booleanOf(streamOptions, 'continuous_usage_stats', false),
+    includeUsage: booleanOf(streamOptions, 'include_usage', false),
+    continuousUsage: booleanOf(streamOptions, 'continuous_usage_stats', false),
     returnTokenIds: booleanOf(body, 'return_token_ids', false),
     salt: saltOf(body),
   };
@@ -163,6 +166,13 @@ function stopStringsOf(body: Body): readonly string[] {
       'stop',
     );
   return list as string[];
+}
+
+function stopTokenIdsOf(body: Body, vocabularySize: number): readonly number[] {
+  const ids = idsOf(body.stop_token_ids ?? [], 'stop_token_ids', vocabularySize);
+  if (ids.length > STOP_TOKEN_IDS_MAX)
+    throw new VllmError(400, `stop_token_ids must have at most ${STOP_TOKEN_IDS_MAX} ids`, 'stop_token_ids');
+  return [...ids];
 }
 
 function saltOf(body: Body): number {

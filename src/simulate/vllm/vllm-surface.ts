@@ -30,7 +30,7 @@ export interface RequestCounters {
   finished: number;
   /** Given up by the client. */
   aborted: number;
-  /** Answered with an error of the request's own. */
+  /** Never became an answer: the request was wrong, or its body did not arrive. */
   refused: number;
   /** Ended by an injected fault. */
   faulted: number;

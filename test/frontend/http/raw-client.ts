@@ -51,11 +51,12 @@ export function parseResponses(text: string): { responses: ParsedResponse[]; res
 
 export class RawClient {
   readonly socket: Socket;
-  text = '';
-  bytes = 0;
+  /** The last few characters received: cheap to look at while megabytes arrive. */
+  tail = '';
   /** The server has closed the connection, or broken it. */
   closed = false;
   #wake: (() => void)[] = [];
+  #pieces: string[] = [];
 
   private constructor(socket: Socket) {
     this.socket = socket;
@@ -63,8 +64,8 @@ export class RawClient {
       for (const fn of this.#wake.splice(0)) fn();
     };
     socket.on('data', chunk => {
-      this.bytes += chunk.length;
-      this.text += chunk.toString('latin1');
+      this.#pieces.push(chunk.toString('latin1'));
+      this.tail = (this.tail + chunk.toString('latin1', Math.max(0, chunk.length - 16))).slice(-16);
       wake();
     });
     socket.on('error', () => {});
@@ -83,12 +84,18 @@ export class RawClient {
     return new RawClient(socket);
   }
 
-  /** Writes bytes (latin1 when a string) and resolves when the kernel has them. */
-  send(data: string | Uint8Array): Promise<void> {
+  /** All that was received. */
+  get text(): string {
+    if (this.#pieces.length > 1) this.#pieces = [this.#pieces.join('')];
+    return this.#pieces[0] ?? '';
+  }
+
+  /** Writes bytes (latin1 when a string) and resolves when a server in this process has read them. */
+  async send(data: string | Uint8Array): Promise<void> {
     const bytes = typeof data === 'string' ? Buffer.from(data, 'latin1') : data;
-    return new Promise(resolve => {
-      this.socket.write(bytes, () => resolve());
-    });
+    await new Promise<void>(resolve => this.socket.write(bytes, () => resolve()));
+    // The kernel hands them over at once; the server, on this very loop, accepts in one turn and reads in the next.
+    for (let turn = 0; turn < 3; turn++) await new Promise(setImmediate);
   }
 
   /** Resolves when `done` holds or the connection is closed. */

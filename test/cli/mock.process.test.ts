@@ -1,0 +1,88 @@
+// Promise: `millrace mock` serves what it announces, ends with its parent or a signal, and explains wrong flags.
+import { type ChildProcess, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import t, { type Test } from 'tap';
+import { command } from '#millrace/cli/mock.js';
+
+const module = import.meta.resolve('#millrace/cli/mock.js');
+const script = `const { command } = await import(${JSON.stringify(module)});
+process.exitCode = await command.run(process.argv.slice(1));`;
+
+const launch = (t: Test, ...flags: string[]): ChildProcess => {
+  const child = spawn(process.execPath, ['--input-type=module', '-e', script, '--', ...flags]);
+  t.teardown(() => child.kill('SIGKILL'));
+  return child;
+};
+
+/** The first `count` lines of a child's stdout. */
+async function lines(child: ChildProcess, count: number): Promise<string[]> {
+  let text = '';
+  for await (const bytes of child.stdout!.iterator({ destroyOnReturn: false })) {
+    text += String(bytes);
+    if (text.split('\n').length > count) break;
+  }
+  return text.split('\n').slice(0, count);
+}
+
+t.test('several engines, announced as JSON, end when stdin closes', async t => {
+  const child = launch(
+    t,
+    '--count',
+    '3',
+    '--speed',
+    'unlimited',
+    '--model',
+    'm',
+    '--json',
+    '--exit-with-stdin',
+  );
+  const announced = (await lines(child, 3)).map(line => JSON.parse(line) as { url: string });
+  t.equal(new Set(announced.map(one => one.url)).size, 3);
+  const texts: string[] = [];
+  for (const { url, ...rest } of announced) {
+    t.same(rest, { event: 'listening', model: 'm' });
+    const body = JSON.stringify({ model: 'm', prompt: 'hi', max_tokens: 5 });
+    const answer = await fetch(`${url}/v1/completions`, { method: 'POST', body });
+    texts.push(((await answer.json()) as { choices: { text: string }[] }).choices[0]!.text);
+  }
+  t.equal(new Set(texts).size, 1, 'all engines of a fleet give the same text');
+  child.stdin!.end();
+  t.same(await once(child, 'exit'), [0, null]);
+});
+
+for (const signal of ['SIGTERM', 'SIGINT'] as const)
+  t.test(`${signal} ends it cleanly, also with an answer under way`, async t => {
+    const child = launch(t);
+    const [line] = await lines(child, 1);
+    const url = /http:\S+$/.exec(line!)![0];
+    const body = JSON.stringify({ prompt: 'hi', max_tokens: 30_000, stream: true });
+    const answer = await fetch(`${url}/v1/completions`, { method: 'POST', body });
+    t.equal(answer.status, 200);
+    child.kill(signal);
+    t.same(await once(child, 'exit'), [0, null]);
+    await t.rejects(answer.text());
+  });
+
+t.test('wrong flags are explained', async t => {
+  const cases: [string[], RegExp][] = [
+    [['--sped', '2'], /unknown flag --sped; did you mean --speed\?/],
+    [['--blokcs=3'], /did you mean --blocks\?/],
+    [['--speed', '0'], /--speed must be a number from 0.001 to 1000000; got '0'/],
+    [['--block-size', 'x'], /--block-size must be an integer from 1 to 1024; got 'x'/],
+    [['--count', '65'], /--count must be an integer from 1 to 64/],
+    [['--count', '2', '--port', '65535'], /--port must be an integer from 0 to 65534/],
+    [['--blocks', '2', '--max-model-len', '1000'], /maxModelLen must be at most .* = 128/],
+    [['--faults', 'boom=1'], /unknown kind 'boom'/],
+    [['extra'], /extra/],
+    [['--model'], /--model/],
+  ];
+  for (const [flags, wanted] of cases) {
+    const written: string[] = [];
+    const write = t.capture(process.stderr, 'write', (text: string) => written.push(text) > 0);
+    t.equal(await command.run(flags), 2, flags.join(' '));
+    write.restore();
+    t.match(written.join(''), wanted, flags.join(' '));
+  }
+  for (const flag of ['--count', '--faults', '--exit-with-stdin', '--max-batched-tokens'])
+    t.ok(command.help.includes(flag), flag);
+});
