@@ -58,7 +58,6 @@ function namedWorkers(config: Config): ReadonlySet<string> {
 
 export class Plane {
   readonly #options: PlaneOptions;
-  readonly #loadTable: LoadTable;
   readonly #client: EngineClient;
   readonly #registry: WorkerRegistry;
   readonly #monitor: WorkerMonitor;
@@ -66,6 +65,8 @@ export class Plane {
   readonly #tables: ReadonlyMap<string, DetokenizerTable>;
   readonly #startedSeconds: number;
   readonly #poolThreads: number;
+  /** What every worker carries; only to be read outside the plane. */
+  readonly loadTable: LoadTable;
   readonly socket: SocketThread;
   readonly supervisor: Supervisor;
   #server: HttpServer | null = null;
@@ -97,13 +98,13 @@ export class Plane {
     const addon = loadAddon();
     const loadMemory = createLoadMemory(limits.workersMax);
     const ledgerMemory = createLedgerMemory(limits.ledgerEntries);
-    this.#loadTable = new LoadTable(loadMemory);
-    const ledger = new Ledger({ memory: ledgerMemory, loadTable: this.#loadTable, partition: null, addon });
+    this.loadTable = new LoadTable(loadMemory);
+    const ledger = new Ledger({ memory: ledgerMemory, loadTable: this.loadTable, partition: null, addon });
     this.#client = new EngineClient({ clock, connectDeadlineMs: limits.connectDeadlineMs });
     const adapter = createVllmAdapter({ scanner: createFrameScanner(addon) });
     this.#registry = new WorkerRegistry({
       workersMax: limits.workersMax,
-      table: this.#loadTable,
+      table: this.loadTable,
       onChange: change => {
         if (change.kind === 'facts' || change.kind === 'removed') this.#publishWorld();
       },
@@ -276,7 +277,7 @@ export class Plane {
         ]),
       readWorkerLoads: () =>
         this.#registry.list().flatMap(({ slot, url }) => {
-          const load = this.#loadTable.snapshot(slot);
+          const load = this.loadTable.snapshot(slot);
           if (load === null) return [];
           return [
             { worker: url, kind: 'requests' as const, load: load.requests },

@@ -87,6 +87,11 @@ export class SocketThread implements RequestContext {
     return this.#retainedBytes;
   }
 
+  /** Asks that wait for a pool thread to come up. */
+  get parkedAsks(): number {
+    return this.#parked.size;
+  }
+
   get isDraining(): boolean {
     return this.#draining;
   }
