@@ -22,6 +22,7 @@ export interface ModelConfig {
   readonly contextLength: number | null;
 }
 
+/** The whole configuration: frozen, every value checked. Units are those of the settings and limits tables. */
 export interface Config {
   readonly host: string;
   readonly port: number;
@@ -44,6 +45,7 @@ export interface ConfigNames {
   readonly tokenizers: readonly string[];
 }
 
+/** Where configuration may come from; each may be absent. */
 export interface ConfigSources {
   /** Text of a YAML file and its name for messages. */
   readonly file?: { readonly name: string; readonly text: string };

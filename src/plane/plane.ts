@@ -34,6 +34,7 @@ const SOCKET_EPOCH = 0x8000_0000;
 /** Time that the pool threads get to take their CLOSE. */
 const POOL_CLOSE_DEADLINE_MS = 2000;
 
+/** What a plane is made from. */
 export interface PlaneOptions {
   readonly config: Config;
   readonly clock: Clock;
@@ -56,6 +57,7 @@ function namedWorkers(config: Config): ReadonlySet<string> {
   return new Set([...config.workers, ...Object.values(config.models).flatMap(model => model.workers)]);
 }
 
+/** A running data plane; made by `Plane.start`, ended by `close`. */
 export class Plane {
   readonly #options: PlaneOptions;
   readonly #client: EngineClient;
