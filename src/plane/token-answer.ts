@@ -15,7 +15,7 @@ import {
 import { FRAME, FRAME_FLAG } from '../engines/frame-descriptor.js';
 import type { FinishReason, Usage } from '../messages/delta.js';
 import type { Plan } from '../messages/records.js';
-import { type DetokenizerTable, StreamDetokenizer } from '../preprocess/detokenizer.js';
+import { type DetokenizerTable, StreamDetokenizer, startsText } from '../preprocess/detokenizer.js';
 import { StopMatcher } from '../preprocess/stop-matcher.js';
 import { type BatchOutcome, emptyOutcome } from './batch-outcome.js';
 
@@ -53,8 +53,9 @@ export class TokenAnswer {
     this.#eosIds = new Set(plan.eosIds);
     this.#endIds = new Set([...plan.eosIds, ...plan.stop.tokenIds]);
     const { strings, includeStopString } = plan.stop;
+    const isStart = plan.skipSpecialTokens && plan.calls.every(call => startsText(table, call.promptIds));
     this.#choices = Array.from({ length: plan.choices }, () => ({
-      detokenizer: new StreamDetokenizer(table, plan.skipSpecialTokens),
+      detokenizer: new StreamDetokenizer(table, plan.skipSpecialTokens, isStart),
       stops: strings.length === 0 ? null : new StopMatcher(strings, includeStopString),
       tokens: 0,
       finished: false,
