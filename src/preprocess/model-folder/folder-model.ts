@@ -20,7 +20,13 @@ function templateOf(folder: ModelFolder, clock: Pick<Clock, 'wallMs'>): ChatTemp
 async function encoderOf(folder: ModelFolder, kind: EncoderKind | undefined): Promise<IdEncoder> {
   try {
     const json = Buffer.from(new Uint8Array(folder.tokenizerJson)).toString('utf8');
-    return await createIdEncoder(json, JSON.parse(folder.tokenizerConfig) as object, kind);
+    const encoder = await createIdEncoder(json, JSON.parse(folder.tokenizerConfig) as object, kind);
+    for (const [text, id] of folder.specials) {
+      const given = encoder.idOf(text);
+      // The library numbers added tokens itself: a file with other numbers is not one that it wrote.
+      if (given !== id) throw new Error(`added token "${text}" has the id ${id}, but it is read as ${given}`);
+    }
+    return encoder;
   } catch (error) {
     throw folderError(folder, 'tokenizer.json', error);
   }

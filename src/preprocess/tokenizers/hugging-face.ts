@@ -13,6 +13,8 @@ export type EncoderKind = 'native' | 'javascript';
 /** Text to ids of one model. */
 export interface IdEncoder {
   readonly kind: EncoderKind;
+  /** Id that the library gives to a token, or null when it has none of that text. */
+  idOf(token: string): number | null;
   /** With `addSpecialTokens` the model's own frame around a text, such as its begin-of-sequence token, is added. */
   encode(text: string, addSpecialTokens: boolean): Uint32Array | Promise<Uint32Array>;
 }
@@ -23,6 +25,7 @@ interface NativeModule {
     fromString(json: string): {
       disableTruncation(): void;
       disablePadding(): void;
+      tokenToId(token: string): number | null;
       encode(
         text: string,
         pair: null,
@@ -51,6 +54,7 @@ async function createJavaScriptEncoder(json: string, config: object): Promise<Id
   const tokenizer = new Tokenizer(JSON.parse(json) as object, config);
   return {
     kind: 'javascript',
+    idOf: token => tokenizer.token_to_id(token) ?? null,
     encode: (text, addSpecialTokens) =>
       Uint32Array.from(tokenizer.encode(text, { add_special_tokens: addSpecialTokens }).ids),
   };
@@ -73,6 +77,7 @@ export async function createIdEncoder(json: string, config: object, kind?: Encod
   tokenizer.disablePadding();
   return {
     kind: 'native',
+    idOf: token => tokenizer.tokenToId(token),
     encode: async (text, addSpecialTokens) =>
       Uint32Array.from((await tokenizer.encode(text, null, { addSpecialTokens })).getIds()),
   };
