@@ -220,7 +220,7 @@ export class PlaneRequest {
         onBatch: batch => this.#onBatch(batch),
         onStreamEnd: () => this.#onStreamEnd(),
         onUnary: (body, contentType) => this.#onUnary(body, contentType),
-        onRefused: (status, body) => this.#onRefused(status, body),
+        onRefused: (status, body) => this.#onRefusal(engineError(status, body)),
         onFailed: (failure, code, message) => this.#onFailed(failure, code, message),
       },
     );
@@ -229,8 +229,7 @@ export class PlaneRequest {
 
   #onBatch(batch: FrameBatch): void {
     if (this.#answer === null && !this.#opens(batch)) return;
-    const answer = this.#answer!;
-    const outcome = answer.take(batch);
+    const outcome = this.#answer!.take(batch);
     const nowMs = this.#context.clock.nowMs();
     if (outcome.tokens > 0) this.#onTokens(outcome.tokens, nowMs);
     this.#lastEventMs = nowMs;
@@ -294,13 +293,8 @@ export class PlaneRequest {
     this.#end('completed', null);
   }
 
-  #onRefused(status: number, body: string): void {
-    this.#onRefusal(engineError(status, body));
-  }
-
   #onRefusal({ code, message, param, httpStatus, retryable }: EngineError): void {
-    const retryAfterMs = code === 'MILLRACE_OVERLOADED' ? { retryAfterMs: 1000 } : {};
-    const detail = { param, httpStatus, ...retryAfterMs };
+    const detail = { param, httpStatus, retryAfterMs: code === 'MILLRACE_OVERLOADED' ? 1000 : 0 };
     if (retryable) this.#onFailed('protocol', code, message, detail);
     else this.fail(code, message, detail);
   }
