@@ -1,6 +1,7 @@
 /** What `millrace serve` tells a person when it is up: what runs, what was not found, and the line to try. */
 import type { PlaneStatus } from '../plane/plane.js';
 
+/** What the banner shows. */
 export interface BannerFacts {
   readonly version: string;
   readonly url: string;

@@ -12,6 +12,7 @@ import type { Clock } from '../runtime/clock.js';
 const START_DEADLINE_MS = 20_000;
 const EXIT_DEADLINE_MS = 2000;
 
+/** Running mock engines, owned by `serve`. */
 export interface MockChildren {
   readonly urls: readonly string[];
   readonly pids: readonly number[];

@@ -7,7 +7,7 @@ import { strict as assert } from 'node:assert';
 import type { Config } from '../config.js';
 import { WorkerRegistry } from '../discovery/registry.js';
 import { EngineClient } from '../engines/client.js';
-import { createFrameScanner } from '../engines/frame-scanner.js';
+import { createFrameScanner, type FrameScanner } from '../engines/frame-scanner.js';
 import { WorkerMonitor } from '../engines/monitor.js';
 import { createVllmAdapter, VLLM } from '../engines/vllm.js';
 import { ConfigError } from '../errors.js';
@@ -34,6 +34,7 @@ const SOCKET_EPOCH = 0x8000_0000;
 /** Time that the pool threads get to take their CLOSE. */
 const POOL_CLOSE_DEADLINE_MS = 2000;
 
+/** What a plane is made from. */
 export interface PlaneOptions {
   readonly config: Config;
   readonly clock: Clock;
@@ -56,16 +57,19 @@ function namedWorkers(config: Config): ReadonlySet<string> {
   return new Set([...config.workers, ...Object.values(config.models).flatMap(model => model.workers)]);
 }
 
+/** A running data plane; made by `Plane.start`, ended by `close`. */
 export class Plane {
   readonly #options: PlaneOptions;
-  readonly #loadTable: LoadTable;
   readonly #client: EngineClient;
+  readonly #scanner: FrameScanner;
   readonly #registry: WorkerRegistry;
   readonly #monitor: WorkerMonitor;
   readonly #metrics: Metrics;
   readonly #tables: ReadonlyMap<string, DetokenizerTable>;
   readonly #startedSeconds: number;
   readonly #poolThreads: number;
+  /** What every worker carries; only to be read outside the plane. */
+  readonly loadTable: LoadTable;
   readonly socket: SocketThread;
   readonly supervisor: Supervisor;
   #server: HttpServer | null = null;
@@ -97,13 +101,14 @@ export class Plane {
     const addon = loadAddon();
     const loadMemory = createLoadMemory(limits.workersMax);
     const ledgerMemory = createLedgerMemory(limits.ledgerEntries);
-    this.#loadTable = new LoadTable(loadMemory);
-    const ledger = new Ledger({ memory: ledgerMemory, loadTable: this.#loadTable, partition: null, addon });
+    this.loadTable = new LoadTable(loadMemory);
+    const ledger = new Ledger({ memory: ledgerMemory, loadTable: this.loadTable, partition: null, addon });
     this.#client = new EngineClient({ clock, connectDeadlineMs: limits.connectDeadlineMs });
-    const adapter = createVllmAdapter({ scanner: createFrameScanner(addon) });
+    this.#scanner = createFrameScanner(addon);
+    const adapter = createVllmAdapter({ scanner: this.#scanner });
     this.#registry = new WorkerRegistry({
       workersMax: limits.workersMax,
-      table: this.#loadTable,
+      table: this.loadTable,
       onChange: change => {
         if (change.kind === 'facts' || change.kind === 'removed') this.#publishWorld();
       },
@@ -218,6 +223,7 @@ export class Plane {
     await this.#client.close();
     await this.#server?.close();
     this.#metrics.close();
+    this.#scanner.close();
   }
 
   #addWorker(url: string): void {
@@ -276,7 +282,7 @@ export class Plane {
         ]),
       readWorkerLoads: () =>
         this.#registry.list().flatMap(({ slot, url }) => {
-          const load = this.#loadTable.snapshot(slot);
+          const load = this.loadTable.snapshot(slot);
           if (load === null) return [];
           return [
             { worker: url, kind: 'requests' as const, load: load.requests },
