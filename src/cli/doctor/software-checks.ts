@@ -5,7 +5,8 @@ import type { Probe } from './probe.js';
 /** The same as `engines.node` of package.json. */
 const NODE_MIN = [20, 18] as const;
 
-const BUILD_PROGRAMS = ['g++', 'make', 'cmake'] as const;
+/** What a build of the addon needs; of a row's programs, one is enough, and the first is named. */
+const BUILD_PROGRAMS = [['g++', 'clang++'], ['make', 'ninja'], ['cmake']] as const;
 
 /** How a package manager of the system installs; the first one found is named. */
 const INSTALLERS: readonly (readonly [program: string, command: string])[] = [
@@ -50,7 +51,9 @@ export function checkAddon(probe: Probe): Check {
   const cost = 'pure JavaScript serves: one pool thread, one socket thread, slower tokenizing and hashing';
   if (reason.includes('MILLRACE_NO_ADDON'))
     return fault('addon', 'absent', reason, cost, 'unset MILLRACE_NO_ADDON');
-  const missing = BUILD_PROGRAMS.filter(program => probe.run(program, ['--version']) === null);
+  const missing = BUILD_PROGRAMS.filter(programs =>
+    programs.every(program => probe.run(program, ['--version']) === null),
+  ).map(programs => programs[0]);
   const tools = missing.length === 0 ? '' : `${install(probe, ...missing)} && `;
   const found = missing.length === 0 ? reason : `${reason}; not installed: ${missing.join(', ')}`;
   return fault('addon', 'absent', found, cost, `${tools}${rebuild(probe)}`);
@@ -105,7 +108,7 @@ const LIBRARY_FOLDERS = [
 ];
 
 /**
- * Where the dynamic loader finds a library: its cache, LD_LIBRARY_PATH's stand-in of standard folders, or null.
+ * Where the dynamic loader finds a library: its cache, then the standard folders; null: nowhere.
  * `dlopen` itself is not tried: a library of another build may run code as it loads.
  */
 function findLibrary(probe: Probe, library: string): string | null {
