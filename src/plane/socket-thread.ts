@@ -23,6 +23,7 @@ import type { RequestContext, RequestEnd, RequestObserver } from './request-cont
 /** Precision of every deadline. */
 const SWEEP_PERIOD_MS = 100;
 
+/** What a socket thread is made of. */
 export interface SocketThreadOptions {
   readonly clock: Clock;
   readonly limits: Limits;
@@ -46,6 +47,7 @@ interface ParkedAsk {
   readonly body: readonly Uint8Array[];
 }
 
+/** The requests of one socket thread and what they share. */
 export class SocketThread implements RequestContext {
   readonly clock: Clock;
   readonly limits: Limits;
