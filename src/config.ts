@@ -60,7 +60,12 @@ export interface ConfigSources {
 }
 
 /** Variables that belong to the build and the tests, not to the configuration. */
-const OTHER_VARIABLES = ['MILLRACE_REQUIRE_ADDON', 'MILLRACE_NO_ADDON', 'MILLRACE_TEST_LONG'];
+const OTHER_VARIABLES = [
+  'MILLRACE_REQUIRE_ADDON',
+  'MILLRACE_NO_ADDON',
+  'MILLRACE_WERROR',
+  'MILLRACE_TEST_LONG',
+];
 
 const envName = (setting: Setting): string =>
   `MILLRACE_${setting.key.replace(/[A-Z]/g, letter => `_${letter}`).toUpperCase()}`;
@@ -193,6 +198,9 @@ export function loadConfig(names: ConfigNames, sources: ConfigSources): Config {
   };
   if (shared.tokenizer !== null && shared.modelPath !== null) {
     throw new ConfigError('tokenizer and modelPath are both set; a folder brings its own tokenizer: set one');
+  }
+  if ((limits.ringBytes & (limits.ringBytes - 1)) !== 0) {
+    throw new ConfigError(`limits: ringBytes is ${limits.ringBytes}; allowed: a power of two`);
   }
   return Object.freeze({
     ...merged,
