@@ -82,17 +82,26 @@ function readFile(at: { path: string; source: string }, file: FileName): Buffer 
   }
 }
 
-function readFields(at: { path: string; source: string }, file: FileName): JsonFields {
-  const bytes = readFile(at, file);
-  if (bytes === null) return {};
+function parseFields(
+  at: { path: string; source: string },
+  file: FileName,
+  bytes: Buffer,
+  parse: (text: string) => unknown,
+): JsonFields {
   let value: unknown;
   try {
-    value = parseLenientJson(bytes.toString('utf8'));
+    value = parse(bytes.toString('utf8'));
   } catch (error) {
     throw folderError(at, file, `is not valid JSON: ${(error as Error).message}`);
   }
   if (!isFields(value)) throw folderError(at, file, 'must hold a JSON object');
   return value;
+}
+
+/** The fields of a small file; none when there is no such file. */
+function readFields(at: { path: string; source: string }, file: FileName): JsonFields {
+  const bytes = readFile(at, file);
+  return bytes === null ? {} : parseFields(at, file, bytes, parseLenientJson);
 }
 
 /** The first source that the folder has, in the order of transformers: a file of its own wins over the tokenizer's. */
@@ -161,9 +170,8 @@ export function openModelFolder(path: string, source: string): OpenedFolder {
   const templates = readTemplates(at, tokenizerConfig);
   let tokens: ReturnType<typeof readTokenTable>;
   let added: ReturnType<typeof readAddedTokens>;
+  const json = parseFields(at, 'tokenizer.json', bytes, JSON.parse);
   try {
-    const json: unknown = JSON.parse(bytes.toString('utf8'));
-    if (!isFields(json)) throw new Error('must hold a JSON object');
     tokens = readTokenTable(path, json);
     added = readAddedTokens(json);
   } catch (error) {
