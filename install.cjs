@@ -30,7 +30,7 @@ function newestMs(name) {
 
 function isUpToDate() {
   if (!fs.existsSync(ADDON)) return false;
-  return fs.statSync(ADDON).mtimeMs > Math.max(...SOURCES.map(newestMs));
+  return fs.statSync(ADDON).mtimeMs >= Math.max(...SOURCES.map(newestMs));
 }
 
 function cmakeJs() {
@@ -41,15 +41,17 @@ function cmakeJs() {
   }
 }
 
-/** The first lines that say what went wrong: CMake and compilers print them before the summary of the failure. */
+/** The first lines that say what went wrong, without cmake-js's own prefix and its summary of the failure. */
 function failureOf(result) {
   if (result.error) return result.error.message;
-  const lines = `${result.stdout}\n${result.stderr}`.split('\n').map(line => line.trim());
+  const lines = `${result.stdout}\n${result.stderr}`
+    .split('\n')
+    .map(line => line.replace(/^ERR!? |^ERROR OMG /, '').trim());
   const telling = lines.filter(line => /error|not found|not available|could not/i.test(line));
-  return (telling.length > 0 ? telling : lines.filter(line => line !== ''))
-    .slice(0, 3)
-    .join(' | ')
-    .slice(0, 500);
+  const chosen = (telling.length > 0 ? telling : lines).filter(
+    line => line !== '' && !/^Process terminated/.test(line),
+  );
+  return [...new Set(chosen)].slice(0, 3).join(' | ').slice(0, 500);
 }
 
 /** Builds; returns null, or the reason why there is no addon. */

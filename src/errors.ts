@@ -78,10 +78,12 @@ export const ERROR_CODES = {
   MILLRACE_CONFIG: { class: 'ConfigError', status: 500, type: 'config_error', retryable: false },
 } as const satisfies Record<string, CodeFacts>;
 
+/** The name of a stable code. */
 export type ErrorCode = keyof typeof ERROR_CODES;
 
 const BRAND = Symbol.for('millrace.error');
 
+/** What an error says beyond its code and message. */
 export interface ErrorDetail {
   /** The request field at fault, in OpenAI's dotted form (`messages[0].content`). */
   param?: string | null;

@@ -3,6 +3,10 @@
  * `config.ts` validates against this table and `--help` prints it; nothing else holds a magic bound.
  */
 
+/**
+ * One limit: its unit, its allowed range (both ends included), its default and what it guards, in words for
+ * `--help`.
+ */
 export interface Limit {
   readonly unit: 'bytes' | 'count' | 'ms' | 'tokens';
   readonly min: number;
@@ -24,6 +28,7 @@ const limit = (unit: Limit['unit'], min: number, max: number, value: number, gua
   guards,
 });
 
+/** The table of all limits. */
 export const LIMITS = {
   bodyBytesMax: limit('bytes', KIB, 256 * MIB, 4 * MIB, 'one request body (413 above)'),
   headerBytesMax: limit('bytes', KIB, 64 * KIB, 16 * KIB, 'the request line and headers (431 above)'),
@@ -70,6 +75,7 @@ export const LIMITS = {
   stopTokenIdsMax: limit('count', 1, 4096, 256, 'ids in `stop_token_ids` and in `stop` together'),
 } as const satisfies Record<string, Limit>;
 
+/** The name of a limit, as in the configuration. */
 export type LimitName = keyof typeof LIMITS;
 /** One number per limit, in the limit's unit. */
 export type Limits = Readonly<Record<LimitName, number>>;

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "block_hash.h"
+#include "frame_parser.h"
 #include "frame_scan.h"
 #include "millrace/frame_descriptor.h"
 #include "millrace/load_descriptor.h"
@@ -61,6 +62,21 @@ void scan_exact(const std::string& stream, std::mt19937& random) {
   check(table[kScanHeaderFrames] >= 0, "frames is a count");
 }
 
+// The JSON alone, with nothing behind it: a read past its end leaves the buffer at once.
+void parse_exact(const std::string& stream) {
+  const size_t json = stream.find('{');
+  if (json == std::string::npos) return;
+  const size_t length = stream.find_first_of("\r\n", json) - json;
+  const std::string data = stream.substr(json, length);
+  const std::unique_ptr<uint8_t[]> bytes(new uint8_t[data.size()]);
+  std::memcpy(bytes.get(), data.data(), data.size());
+  std::vector<uint32_t> ids(kFrameIdsMax);
+  std::vector<int32_t> row(millrace::kFrameWords);
+  millrace::FrameParser parser(bytes.get(), ids.data());
+  const bool whole = parser.parse(0, static_cast<int32_t>(data.size()), row.data());
+  check(whole == ((row[millrace::kFrameFlags] & millrace::kFrameFlagMalformed) == 0), "the flag says what parse says");
+}
+
 void scan_full(std::mt19937& random) {
   std::string stream;
   for (int n = 0; n < 600; n++) stream += ":\n\n";
@@ -98,7 +114,11 @@ void reserve_exact(std::mt19937& random) {
 int main(int, char** argv) {
   std::mt19937 random(static_cast<uint32_t>(std::strtoul(argv[1], nullptr, 10)));
   const long cases = std::strtol(argv[2], nullptr, 10);
-  for (long i = 0; i < cases; i++) scan_exact(random_stream(random), random);
+  for (long i = 0; i < cases; i++) {
+    const std::string stream = random_stream(random);
+    scan_exact(stream, random);
+    parse_exact(stream);
+  }
   scan_full(random);
   for (int i = 0; i < 2000; i++) hash_exact(random);
   for (int i = 0; i < 2000; i++) reserve_exact(random);

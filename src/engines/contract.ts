@@ -29,6 +29,7 @@ export interface EngineLoad {
 /** GET of a small answer under a deadline; given to `probe` so that adapters do no I/O of their own. */
 export type Fetcher = (path: string) => Promise<{ status: number; body: string }>;
 
+/** What an adapter makes one call from. Built by the pool thread from a TokenRequest and the decision; read only. */
 export interface EncodeInput {
   readonly request: TokenRequest;
   readonly mode: AnswerMode;
@@ -44,6 +45,7 @@ export interface EncodeInput {
   readonly requestId: string;
 }
 
+/** The HTTP call to a worker, without its host: the plan carries it to the socket thread. */
 export interface EncodedCall {
   readonly method: string;
   readonly path: string;
@@ -64,6 +66,10 @@ export interface FrameBatch {
   readonly ids: Uint32Array;
 }
 
+/**
+ * Why a stream is unusable: a frame over its limit, a frame that is not what the engine promised, or an end too
+ * early.
+ */
 export type StreamFault = 'frameTooLong' | 'malformed' | 'truncated';
 
 /** Decoder of one answer. Pure: bytes in, batches out. */
@@ -77,6 +83,7 @@ export interface EngineStream {
   end(): StreamFault | null;
 }
 
+/** One kind of engine. An adapter keeps no state between calls, so one instance serves a whole thread. */
 export interface EngineAdapter {
   readonly engine: string;
   /** Learns what the worker can do. Throws WorkerError with a message for operators. */

@@ -10,12 +10,14 @@
  * (with its quotes, braces or brackets). `idsFirst` indexes the ids array of the same scan.
  */
 
+/** 32-bit words of one row. */
 export const FRAME_WORDS = 16;
 /** Frames that one scan can report; a scan that fills the table says how far it came and is called again. */
 export const FRAMES_MAX = 512;
 /** Token ids that one scan can report. */
 export const FRAME_IDS_MAX = 8192;
 
+/** Word of each field in a row. */
 export const FRAME = {
   start: 0,
   end: 1,
@@ -35,6 +37,7 @@ export const FRAME = {
   tokenIdsEnd: 15,
 } as const;
 
+/** Bits of a row's `flags`. */
 export const FRAME_FLAG = {
   /** `data: [DONE]`. */
   done: 1,
@@ -58,6 +61,7 @@ export const FRAME_FLAG = {
 
 /** Words of the header that a scan writes before the rows. */
 export const SCAN_HEADER_WORDS = 4;
+/** Word of each field in the header of a scan. */
 export const SCAN_HEADER = {
   /** Rows written. */
   frames: 0,

@@ -1,5 +1,6 @@
 /** Delta: a piece of an answer, in the terms of the engine and of `generate()`; HTTP formats are made from it. */
 
+/** Why a choice ended, in OpenAI's words. */
 export type FinishReason = 'stop' | 'length' | 'tool_calls' | 'content_filter';
 
 /** Token counts of a request, summed over its choices. */
@@ -10,6 +11,7 @@ export interface Usage {
   readonly cachedTokens: number | null;
 }
 
+/** A piece of one choice. Fields that are absent did not change with this piece. */
 export interface Delta {
   /** Choice that this piece belongs to, 0-based. */
   readonly index: number;

@@ -11,12 +11,15 @@ export const RECORD_VERSION = 1;
 
 /** The kind of a ring record; part of the ring's record header. */
 export const RECORD_KIND = { ask: 1, plan: 2, reject: 3, done: 4, world: 5, close: 6 } as const;
+/** The number of a record kind. */
 export type RecordKind = (typeof RECORD_KIND)[keyof typeof RECORD_KIND];
 
 /** Why an ASK is sent: the metric `millrace_asks_total{reason}`. */
 export const ASK_REASONS = ['first', 'pool_lost', 'worker_failed', 'adoption_failed'] as const;
+/** One of ASK_REASONS. */
 export type AskReason = (typeof ASK_REASONS)[number];
 
+/** Socket thread → pool thread: plan this request. The only way to a plan, first or repeated. */
 export interface Ask {
   /** Names the request on its socket thread; never reused while the request lives. */
   readonly request: number;
@@ -54,6 +57,7 @@ export interface PlanStep {
   readonly body: Uint8Array;
 }
 
+/** One engine request of a plan; a request with a list of prompts has several. */
 export interface PlanCall {
   /** Added to the engine's choice index. */
   readonly choiceBase: number;
@@ -62,6 +66,7 @@ export interface PlanCall {
   readonly steps: readonly PlanStep[];
 }
 
+/** Pool thread → socket thread: the answer to an ASK. Whoever consumes it owns its reservations from then on. */
 export interface Plan {
   readonly request: number;
   readonly attempt: number;
@@ -89,6 +94,7 @@ export interface Plan {
   readonly calls: readonly PlanCall[];
 }
 
+/** Pool thread → socket thread: the request cannot be served; becomes an HTTP error. */
 export interface Reject {
   readonly request: number;
   readonly attempt: number;
@@ -110,6 +116,7 @@ export const END_CAUSES = [
   'drained',
   'internal',
 ] as const;
+/** One of END_CAUSES. */
 export type EndCause = (typeof END_CAUSES)[number];
 
 /** Tells the pool thread that planned it how a request ended. */

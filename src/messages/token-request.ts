@@ -3,8 +3,10 @@
  * ASK (R3), read by the router and by the engine adapters. It never crosses a thread itself: the ASK and the PLAN do.
  */
 
+/** The HTTP API that a request came in by. */
 export type Api = 'chat' | 'completions';
 
+/** One message of a chat prompt. */
 export interface ChatMessage {
   readonly role: string;
   /** Text parts are joined; a message whose parts are not all text keeps `parts` and forces relay mode. */
@@ -13,11 +15,13 @@ export interface ChatMessage {
   readonly hasMedia: boolean;
 }
 
+/** The prompt in the form in which the client gave it. */
 export type Prompt =
   | { readonly kind: 'ids'; readonly ids: Uint32Array }
   | { readonly kind: 'text'; readonly text: string }
   | { readonly kind: 'messages'; readonly messages: readonly ChatMessage[] };
 
+/** How tokens are drawn; an absent field leaves it to the engine. */
 export interface Sampling {
   readonly n: number;
   readonly temperature?: number;
@@ -27,6 +31,7 @@ export interface Sampling {
   readonly frequencyPenalty?: number;
 }
 
+/** When a choice ends. */
 export interface Stop {
   /** Tokens to generate at most per choice; null leaves it to the context length. */
   readonly maxTokens: number | null;
@@ -39,6 +44,7 @@ export interface Stop {
   readonly includeStopString: boolean;
 }
 
+/** What the client wants to see of the answer. */
 export interface Output {
   readonly stream: boolean;
   /** A last chunk with `usage` (`stream_options.include_usage`). */
@@ -48,6 +54,7 @@ export interface Output {
   readonly skipSpecialTokens: boolean;
 }
 
+/** A parsed and checked request. Immutable; owned by the pool thread that parsed it. */
 export interface TokenRequest {
   readonly api: Api;
   readonly model: string;

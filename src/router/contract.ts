@@ -4,6 +4,7 @@
  */
 import type { Random } from '../runtime/random.js';
 
+/** What a selector may know of a request. */
 export interface RequestView {
   readonly model: string;
   readonly promptTokens: number;
@@ -20,6 +21,7 @@ export interface Candidate {
   readonly decodeBlocks: number;
 }
 
+/** The choice of a selector. */
 export interface Decision {
   readonly slot: number;
   readonly generation: number;
@@ -27,6 +29,7 @@ export interface Decision {
   readonly reason: string;
 }
 
+/** One policy. Belongs to one pool thread. */
 export interface Selector {
   readonly policy: string;
   /** Picks one of `candidates` (never empty, excluded slots already filtered out). */

@@ -15,7 +15,9 @@
  * A reservation id is (entry generation mod 2^12) × 2^20 + index, never 0: a stale id names no living entry.
  */
 
+/** 32-bit words of a line: two cache lines. */
 export const LOAD_LINE_WORDS = 32;
+/** Word of each field in a line of the load table. */
 export const LOAD = {
   activePrefillTokens: 0,
   decodeBlocks: 1,
@@ -34,7 +36,9 @@ export const LOAD_UNKNOWN = 0xffff_ffff;
 /** State of a worker slot. Only `ready` may be chosen. */
 export const SLOT_STATE = { absent: 0, ready: 1, draining: 2, unavailable: 3 } as const;
 
+/** 32-bit words of an entry: one cache line. */
 export const LEDGER_ENTRY_WORDS = 16;
+/** Word of each field in an entry of the ledger. */
 export const LEDGER = {
   state: 0,
   owner: 1,
@@ -51,5 +55,7 @@ export const LEDGER = {
  */
 export const LEDGER_STATE = { free: 0, claimed: 1, prefill: 2, decode: 3, releasing: 4 } as const;
 
+/** Low bits of a reservation id that hold the index of its entry. */
 export const RESERVATION_INDEX_BITS = 20;
+/** The id that names no reservation. */
 export const RESERVATION_NONE = 0;

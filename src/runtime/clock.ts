@@ -3,10 +3,12 @@
  * real one; `ManualClock` moves only when a test or a simulation says so.
  */
 
+/** A timer that was set; `cancel` after it ran is a no-op. */
 export interface Timer {
   cancel(): void;
 }
 
+/** Time and timers, in milliseconds. */
 export interface Clock {
   /** Monotonic milliseconds, with fractions. */
   nowMs(): number;
@@ -18,6 +20,7 @@ export interface Clock {
   every(periodMs: number, fn: () => void): Timer;
 }
 
+/** The real clock of the process. */
 export const systemClock: Clock = {
   nowMs: () => performance.now(),
   wallMs: () => Date.now(),

@@ -1,9 +1,12 @@
 /** One line per event on a stream, as text for people or JSON for machines. Never holds prompt or completion text. */
 
+/** Lowest level that is written; `silent` writes nothing. */
 export type LogLevel = 'debug' | 'info' | 'warn' | 'error' | 'silent';
 
+/** Facts beside the message; undefined ones are left out. */
 export type LogFields = Readonly<Record<string, string | number | boolean | null | undefined>>;
 
+/** Writes one line per call, at once. */
 export interface Logger {
   debug(message: string, fields?: LogFields): void;
   info(message: string, fields?: LogFields): void;
@@ -13,6 +16,7 @@ export interface Logger {
 
 const RANK: Readonly<Record<LogLevel, number>> = { debug: 0, info: 1, warn: 2, error: 3, silent: 4 };
 
+/** How lines are written. `write` gets whole lines with their line end; `wallMs` gives the time stamp. */
 export interface LoggerOptions {
   level: LogLevel;
   format: 'text' | 'json';

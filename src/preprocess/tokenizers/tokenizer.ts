@@ -1,5 +1,6 @@
 /** Tokenizer (R3): text to ids and the facts that the detokenizer (R6) needs. Built once per thread, then read only. */
 
+/** One tokenizer with its vocabulary. Immutable after loading; each pool or socket thread loads its own. */
 export interface Tokenizer {
   readonly name: string;
   /** One more than the highest id. */

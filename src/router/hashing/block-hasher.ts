@@ -113,9 +113,13 @@ class WasmBlockHasher implements BlockHasher {
 
 /** hash-wasm gives digests in XXH3's canonical form, which is big-endian. */
 function writeDigest(digest: Uint8Array, out: Uint32Array, index: number): void {
-  const view = new DataView(digest.buffer, digest.byteOffset, digest.byteLength);
-  out[index * HASH_WORDS] = view.getUint32(4);
-  out[index * HASH_WORDS + 1] = view.getUint32(0);
+  out[index * HASH_WORDS] = bigEndian(digest, 4);
+  out[index * HASH_WORDS + 1] = bigEndian(digest, 0);
+}
+
+/** The 32-bit word at `at`; its sign bit is right once it is stored in a Uint32Array. */
+function bigEndian(bytes: Uint8Array, at: number): number {
+  return (bytes[at]! << 24) | (bytes[at + 1]! << 16) | (bytes[at + 2]! << 8) | bytes[at + 3]!;
 }
 
 function checkedBlocks(
