@@ -1,8 +1,11 @@
-// Speed of the tokenizer beside tiktoken's WebAssembly on the same texts in the same process, and of the detokenizer.
+// Cost of R3 and R6: the tokenizer beside tiktoken's WebAssembly on the same texts in the same process, the detokenizer,
+// and the reading of a chat body.
 // `--json` prints one object on stdout. Micro-bench: imports the modules that it measures.
 import { cpus } from 'node:os';
 import { get_encoding } from 'tiktoken';
+import { DEFAULT_LIMITS } from '#millrace/limits.js';
 import { createDetokenizerTable, StreamDetokenizer } from '#millrace/preprocess/detokenizer.js';
+import { parseRequest } from '#millrace/preprocess/parse-request.js';
 import { loadTokenizer } from '#millrace/preprocess/tokenizers/load.js';
 import { randomInteger, seededRandom } from '#millrace/runtime/random.js';
 
@@ -88,6 +91,25 @@ for (const [name, samples] of Object.entries(texts)) {
   detokenize[name] = { nanosecondsPerToken: one / ids.length, inBatchesOf8: eight / (ids.length & ~7) };
 }
 
+/** A chat of `turns` messages of `bytes` each; the mark makes it more than ASCII. */
+function chatBody(turns, bytes, mark) {
+  const messages = Array.from({ length: turns }, (_, turn) => ({
+    role: turn % 2 === 0 ? 'user' : 'assistant',
+    content: prose(bytes, random) + mark,
+  }));
+  return Buffer.from(JSON.stringify({ model: 'm', messages, stream: true, max_tokens: 64 }));
+}
+const parse = {};
+for (const [name, body] of [
+  ['chat 1 KB', chatBody(2, 450, '')],
+  ['chat 240 KB', chatBody(20, 12_288, '')],
+  ['chat 240 KB, not ASCII', chatBody(20, 12_288, '…')],
+]) {
+  const ours = nanosecondsPerCall(() => parseRequest('chat', body, DEFAULT_LIMITS));
+  const plain = nanosecondsPerCall(() => JSON.parse(body.toString()));
+  parse[name] = { bytes: body.length, microseconds: ours / 1e3, jsonParseMicroseconds: plain / 1e3 };
+}
+
 const result = {
   machine: { cpu: cpus()[0]?.model, cores: cpus().length, node: process.version },
   settings: { seed: SEED, rounds: ROUNDS, roundMs: ROUND_MS },
@@ -95,10 +117,12 @@ const result = {
   tableMs,
   encode,
   detokenize,
+  parse,
 };
 if (process.argv.includes('--json')) console.log(JSON.stringify(result));
 else {
   console.log(`load ${loadMs.toFixed(0)} ms, detokenizer table ${tableMs.toFixed(0)} ms`);
   console.table(encode);
   console.table(detokenize);
+  console.table(parse);
 }

@@ -22,6 +22,7 @@ export interface ModelConfig {
   readonly contextLength: number | null;
 }
 
+/** The whole configuration: frozen, every value checked. Units are those of the settings and limits tables. */
 export interface Config {
   readonly host: string;
   readonly port: number;
@@ -44,6 +45,7 @@ export interface ConfigNames {
   readonly tokenizers: readonly string[];
 }
 
+/** Where configuration may come from; each may be absent. */
 export interface ConfigSources {
   /** Text of a YAML file and its name for messages. */
   readonly file?: { readonly name: string; readonly text: string };
@@ -85,7 +87,9 @@ function readFile(file: NonNullable<ConfigSources['file']>): Record<string, unkn
   try {
     document = parseYaml(file.text, { maxAliasCount: 100 });
   } catch (cause) {
-    throw new ConfigError(`${file.name} is not valid YAML: ${(cause as Error).message}`, { cause });
+    // The lines after the first show the place in the file, which may hold what does not belong in a log.
+    const [said] = (cause as Error).message.split(/:?\n/, 1);
+    throw new ConfigError(`${file.name} is not valid YAML: ${said}`, { cause });
   }
   if (document === null || document === undefined) return {};
   if (typeof document !== 'object' || Array.isArray(document)) {

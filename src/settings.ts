@@ -10,6 +10,7 @@ import { nearestName } from './runtime/nearest-name.js';
 /** How a setting was given, for error messages: `--port`, `MILLRACE_PORT`, `port in millrace.yaml`. */
 export type Source = string;
 
+/** One row of the table. */
 export interface Setting {
   /** Key in the configuration object and in YAML. */
   readonly key: string;
@@ -105,6 +106,10 @@ export function limitValues(raw: unknown, source: Source): Partial<Record<LimitN
 
 /** The rows; order is the order of `--help`. */
 export function settings(policies: readonly string[], tokenizers: readonly string[]): readonly Setting[] {
+  return [...serviceSettings(policies, tokenizers), ...processSettings()];
+}
+
+function serviceSettings(policies: readonly string[], tokenizers: readonly string[]): readonly Setting[] {
   return [
     {
       key: 'host',
@@ -147,6 +152,11 @@ export function settings(policies: readonly string[], tokenizers: readonly strin
       default: null,
       parse: oneOf(tokenizers),
     },
+  ];
+}
+
+function processSettings(): readonly Setting[] {
+  return [
     {
       key: 'httpServer',
       flag: 'http-server',

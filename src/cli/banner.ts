@@ -1,6 +1,7 @@
 /** What `millrace serve` tells a person when it is up: what runs, what was not found, and the line to try. */
 import type { PlaneStatus } from '../plane/plane.js';
 
+/** What the banner shows. */
 export interface BannerFacts {
   readonly version: string;
   readonly url: string;
@@ -10,6 +11,9 @@ export interface BannerFacts {
   readonly workers: readonly { readonly url: string; readonly state: string }[];
   readonly areMocks: boolean;
 }
+
+/** `text` as one word of a POSIX shell. */
+const shellWord = (text: string): string => `'${text.replaceAll("'", "'\\''")}'`;
 
 const row = (label: string, text: string): string => `  ${label.padEnd(9)} ${text}`;
 
@@ -51,7 +55,7 @@ export function banner(facts: BannerFacts): string {
     '',
     'Try it:',
     `  curl ${facts.url}/v1/chat/completions -H 'content-type: application/json' \\`,
-    `    -d '${JSON.stringify(body)}'`,
+    `    -d ${shellWord(JSON.stringify(body))}`,
   );
   return `${lines.join('\n')}\n`;
 }

@@ -17,14 +17,26 @@ export interface Command {
 /** How a flag is given: with a value, several times with a value, or alone. */
 export type FlagKind = 'value' | 'values' | 'switch';
 
+/** What a flag of each kind gives; distributes over a union of kinds. */
+type FlagValue<Kind extends FlagKind> = Kind extends 'switch'
+  ? boolean
+  : Kind extends 'values'
+    ? string[]
+    : string;
+
+/** The flags that were given, by name. */
+export type FlagValues<Flags extends Readonly<Record<string, FlagKind>>> = {
+  readonly [Name in keyof Flags]?: FlagValue<Flags[Name]>;
+};
+
 /**
  * Reads `--flag value`, `--flag=value` and switches. Returns texts, lists of texts and booleans by flag name.
  * Throws ConfigError that names the nearest valid flag, or the flag whose value is missing.
  */
-export function readFlags(
+export function readFlags<Flags extends Readonly<Record<string, FlagKind>>>(
   argv: readonly string[],
-  flags: Readonly<Record<string, FlagKind>>,
-): Record<string, string | string[] | boolean | undefined> {
+  flags: Flags,
+): FlagValues<Flags> {
   for (const word of argv) {
     const name = /^--([^=]+)/.exec(word)?.[1];
     if (name === undefined || Object.hasOwn(flags, name)) continue;
@@ -47,8 +59,9 @@ export function readFlags(
       strict: true,
       allowPositionals: false,
     });
-    return values as Record<string, string | string[] | boolean | undefined>;
+    return values as FlagValues<Flags>;
   } catch (cause) {
-    throw new ConfigError((cause as Error).message, { cause });
+    // Node explains some of these in several lines.
+    throw new ConfigError((cause as Error).message.replaceAll('\n', ' '), { cause });
   }
 }

@@ -12,6 +12,7 @@ import type { Clock } from '../runtime/clock.js';
 const START_DEADLINE_MS = 20_000;
 const EXIT_DEADLINE_MS = 2000;
 
+/** Running mock engines, owned by `serve`. */
 export interface MockChildren {
   readonly urls: readonly string[];
   readonly pids: readonly number[];
@@ -38,8 +39,9 @@ export async function startMockChildren(
     '--json',
     '--exit-with-stdin',
   ];
+  // In process groups of their own: Ctrl-C in a terminal goes to a whole group, and they must outlive the drain.
   const children = Array.from({ length: count }, () =>
-    spawn(process.execPath, argv, { stdio: ['pipe', 'pipe', 'inherit'] }),
+    spawn(process.execPath, argv, { stdio: ['pipe', 'pipe', 'inherit'], detached: true }),
   );
   const close = async (): Promise<void> => {
     await Promise.all(children.map(child => endChild(child, clock)));

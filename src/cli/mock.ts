@@ -2,9 +2,7 @@
  * `millrace mock`: one or more mock engines in one process, until a signal or the end of stdin. Stands in for a fleet of
  * vLLM servers: for a first try of `millrace serve`, for benches and for tests.
  */
-import { parseArgs } from 'node:util';
 import { ConfigError } from '../errors.js';
-import { nearestName } from '../runtime/nearest-name.js';
 import { ENGINE_SETTING_RANGES, type EngineSettings } from '../simulate/engine-settings.js';
 import { FAULT_KINDS, parseFaultRates } from '../simulate/faults.js';
 import {
@@ -14,6 +12,7 @@ import {
   type MockEngineOptions,
   startMockEngine,
 } from '../simulate/mock-engine.js';
+import { type Command, type FlagKind, readFlags } from './command.js';
 
 const ENGINES_MAX = 64;
 const PORT_MAX = 65_535;
@@ -30,23 +29,23 @@ const SETTING_FLAGS = {
   'max-model-len': 'maxModelLen',
 } as const satisfies Record<string, keyof EngineSettings>;
 
-const OPTIONS = {
-  count: { type: 'string' },
-  host: { type: 'string' },
-  port: { type: 'string' },
-  model: { type: 'string' },
-  faults: { type: 'string' },
-  'exit-with-stdin': { type: 'boolean' },
-  json: { type: 'boolean' },
-  speed: { type: 'string' },
-  'eos-rate': { type: 'string' },
-  seed: { type: 'string' },
-  blocks: { type: 'string' },
-  'block-size': { type: 'string' },
-  'max-num-seqs': { type: 'string' },
-  'max-batched-tokens': { type: 'string' },
-  'max-model-len': { type: 'string' },
-} as const;
+const FLAGS = {
+  count: 'value',
+  host: 'value',
+  port: 'value',
+  model: 'value',
+  faults: 'value',
+  'exit-with-stdin': 'switch',
+  json: 'switch',
+  speed: 'value',
+  'eos-rate': 'value',
+  seed: 'value',
+  blocks: 'value',
+  'block-size': 'value',
+  'max-num-seqs': 'value',
+  'max-batched-tokens': 'value',
+  'max-model-len': 'value',
+} as const satisfies Readonly<Record<string, FlagKind>>;
 
 interface MockCommand {
   readonly count: number;
@@ -91,23 +90,8 @@ function numberIn(flag: string, text: string, min: number, max: number, integer:
   throw new ConfigError(`--${flag} must be ${kind} from ${min} to ${max}; got '${text}'`, { param: flag });
 }
 
-/** parseArgs, with errors of our own: an unknown flag names the nearest one. */
-function readFlags(argv: string[]): ReturnType<typeof parseArgs<{ options: typeof OPTIONS }>>['values'] {
-  const { tokens } = parseArgs({ args: argv, options: OPTIONS, strict: false, tokens: true });
-  for (const token of tokens) {
-    if (token.kind !== 'option' || Object.hasOwn(OPTIONS, token.name)) continue;
-    const nearest = nearestName(token.name, Object.keys(OPTIONS));
-    throw new ConfigError(`unknown flag ${token.rawName}; did you mean --${nearest}?`);
-  }
-  try {
-    return parseArgs({ args: argv, options: OPTIONS }).values;
-  } catch (error) {
-    throw new ConfigError((error as Error).message, { cause: error });
-  }
-}
-
-function readCommand(argv: string[]): MockCommand {
-  const values = readFlags(argv);
+function readCommand(argv: readonly string[]): MockCommand {
+  const values = readFlags(argv, FLAGS);
   const count = numberIn('count', values.count ?? '1', 1, ENGINES_MAX, true);
   const settings: Partial<Record<keyof EngineSettings, number | 'unlimited'>> = {};
   for (const [flag, setting] of Object.entries(SETTING_FLAGS)) {
@@ -155,7 +139,7 @@ async function startAll(given: MockCommand, engines: MockEngine[]): Promise<void
   }
 }
 
-async function run(argv: string[]): Promise<number> {
+async function run(argv: readonly string[]): Promise<number> {
   const engines: MockEngine[] = [];
   let stopListening = (): void => {};
   try {
@@ -176,7 +160,7 @@ async function run(argv: string[]): Promise<number> {
 }
 
 /** The `mock` subcommand. `run` resolves with the exit code: 0 after a stop, 1 if it cannot listen, 2 for wrong flags. */
-export const command = {
+export const command: Command = {
   name: 'mock',
   summary: 'start mock engines with the HTTP routes of vLLM',
   help: HELP,

@@ -174,13 +174,14 @@ async function run(argv: readonly string[]): Promise<number> {
   const given = configFromFlags(flags);
   const logger = createLogger({ level: given.logLevel, format: given.logFormat });
   const { config, mocks } = await withWorkers(given, clock);
-  const plane = await Plane.start({ config, clock, logger, seed: clock.wallMs() >>> 0 });
+  let plane: Plane | null = null;
   try {
+    plane = await Plane.start({ config, clock, logger, seed: clock.wallMs() >>> 0 });
     const { port } = await plane.listen(config.host, config.port);
     await workersAnswered(plane, clock);
     announce(plane, config, port, mocks, flags.json === true);
   } catch (error) {
-    await plane.close(0);
+    await plane?.close(0);
     await mocks?.close();
     throw error;
   }

@@ -37,6 +37,7 @@ export interface SlotTable {
   setScraped(slot: number, generation: number, load: ScrapedLoad, nowSeconds: number): boolean;
 }
 
+/** A worker as a configuration or a discovery store names it. */
 export interface WorkerDeclaration {
   /** `http://host:port` or `https://host:port`, no path. */
   readonly url: string;
@@ -71,6 +72,7 @@ interface Entry {
   draining: boolean;
 }
 
+/** What a registry needs of its plane. */
 export interface WorkerRegistryOptions {
   /** Slots, `workersMax` of limits.ts; equals the slots of the table. */
   readonly workersMax: number;
@@ -79,6 +81,7 @@ export interface WorkerRegistryOptions {
   readonly onChange: (change: RegistryChange) => void;
 }
 
+/** Gives workers their slots and generations and keeps their state. One thread owns it. */
 export class WorkerRegistry {
   readonly #workersMax: number;
   readonly #table: SlotTable;

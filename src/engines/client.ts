@@ -23,6 +23,7 @@ const IDLE_CONNECTION_MS = 4_000;
  */
 export type EngineFaultKind = 'unreachable' | 'reset' | 'protocol' | 'aborted';
 
+/** How a call failed, told once. */
 export interface EngineFault {
   readonly kind: EngineFaultKind;
   /** For callers: kind and error code in words, without addresses. */
@@ -55,6 +56,7 @@ export interface EngineCall {
   resume(): void;
 }
 
+/** One HTTP request to a worker. */
 export interface EngineRequest {
   /** Scheme, host and port of the worker: `http://10.0.0.7:8000`. */
   readonly origin: string;
@@ -65,6 +67,7 @@ export interface EngineRequest {
   readonly body: Uint8Array;
 }
 
+/** Settings of a client; the clock bounds probes and scrapes. */
 export interface EngineClientOptions {
   readonly clock: Clock;
   /** Deadline for a connection, in milliseconds. undici keeps it with its own timers, up to about 0.5 s late. */

@@ -5,6 +5,7 @@
  */
 import type { ErrorCode } from '../errors.js';
 
+/** An engine's error in our terms: code, status and whether another worker may do better. */
 export interface EngineError {
   readonly code: ErrorCode;
   /** For the client: no path, stack or address of the engine. */

@@ -49,6 +49,7 @@ export type WorkerGet = (
 /** How a request failed on a worker: nothing listened; the connection broke; the answer stopped coming. */
 export type DataPathFailure = 'unreachable' | 'reset' | 'stalled';
 
+/** What the monitor needs of its plane. */
 export interface WorkerMonitorOptions {
   readonly clock: Clock;
   readonly log: Logger;

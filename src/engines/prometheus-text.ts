@@ -4,6 +4,7 @@
  * Format: Prometheus text exposition format 0.0.4.
  */
 
+/** One line of a Prometheus page. */
 export interface Sample {
   readonly labels: ReadonlyMap<string, string>;
   readonly value: number;

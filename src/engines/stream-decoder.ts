@@ -16,6 +16,7 @@ export interface StreamScanner {
   scan(bytes: Uint8Array, from: number, to: number): void;
 }
 
+/** Bounds of one stream, in bytes. */
 export interface StreamLimits {
   /** Bytes of the first frame with data, which may repeat the prompt. */
   readonly firstFrameBytesMax: number;

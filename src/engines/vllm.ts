@@ -22,6 +22,7 @@ const TOKEN_IDS_SINCE: readonly [number, number, number] = [0, 10, 2];
 /** `owned_by` of the models that Millrace's own mock engine lists; real vLLM says `vllm`. */
 const MOCK_OWNER = 'millrace-mock';
 
+/** Parts of the adapter that belong to a thread. */
 export interface VllmAdapterOptions {
   /** Frame scanner of this thread; `openStream` needs it, a pool thread does not. */
   readonly scanner?: StreamScanner;

@@ -11,8 +11,10 @@ import type { PlanStep } from '../messages/records.js';
 /** Bytes of an error answer that are read. */
 const ERROR_BODY_BYTES_MAX = 65_536;
 
+/** What went wrong, in the terms of the health monitor. */
 export type AttemptFailure = 'unreachable' | 'reset' | 'stalled' | 'protocol';
 
+/** What an attempt tells its request. */
 export interface AttemptEvents {
   onBatch(batch: FrameBatch): void;
   /** Final: the event stream ended with its end marker. */
@@ -25,6 +27,7 @@ export interface AttemptEvents {
   onFailed(failure: AttemptFailure, code: ErrorCode, message: string): void;
 }
 
+/** What an attempt is made of. */
 export interface AttemptOptions {
   readonly client: EngineClient;
   readonly origin: string;
@@ -33,6 +36,7 @@ export interface AttemptOptions {
   readonly answerBytesMax: number;
 }
 
+/** One engine call and the decoding of its answer. */
 export class EngineAttempt {
   readonly #options: AttemptOptions;
   readonly #events: AttemptEvents;

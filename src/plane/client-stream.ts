@@ -5,6 +5,7 @@
  */
 import type { HeaderList, HttpExchange } from '../frontend/http/http-exchange.js';
 
+/** What a client stream asks of its request. */
 export interface ClientStreamHooks {
   nowMs(): number;
   /** This stream has something to write; `flush` is due once in this loop turn. */
@@ -20,6 +21,7 @@ export interface ClientStreamHooks {
 /** Share of the buffer bound at which the engine is paused, so that what is already under way still fits. */
 const PAUSE_SHARE = 0.25;
 
+/** Buffered writes of one streamed answer; see the top of this file. */
 export class ClientStream {
   readonly #exchange: HttpExchange;
   readonly #hooks: ClientStreamHooks;

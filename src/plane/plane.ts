@@ -3,7 +3,7 @@
  * supervisor, watches the workers, opens the HTTP server and closes everything in order. It touches nothing of the
  * host process: no signals, no exit, no environment.
  */
-
+import { strict as assert } from 'node:assert';
 import type { Config } from '../config.js';
 import { WorkerRegistry } from '../discovery/registry.js';
 import { EngineClient } from '../engines/client.js';
@@ -34,6 +34,7 @@ const SOCKET_EPOCH = 0x8000_0000;
 /** Time that the pool threads get to take their CLOSE. */
 const POOL_CLOSE_DEADLINE_MS = 2000;
 
+/** What a plane is made from. */
 export interface PlaneOptions {
   readonly config: Config;
   readonly clock: Clock;
@@ -51,9 +52,14 @@ export interface PlaneStatus {
   readonly poolThreads: number;
 }
 
+/** Every worker that the configuration names, once. */
+function namedWorkers(config: Config): ReadonlySet<string> {
+  return new Set([...config.workers, ...Object.values(config.models).flatMap(model => model.workers)]);
+}
+
+/** A running data plane; made by `Plane.start`, ended by `close`. */
 export class Plane {
   readonly #options: PlaneOptions;
-  readonly #loadTable: LoadTable;
   readonly #client: EngineClient;
   readonly #registry: WorkerRegistry;
   readonly #monitor: WorkerMonitor;
@@ -61,6 +67,8 @@ export class Plane {
   readonly #tables: ReadonlyMap<string, DetokenizerTable>;
   readonly #startedSeconds: number;
   readonly #poolThreads: number;
+  /** What every worker carries; only to be read outside the plane. */
+  readonly loadTable: LoadTable;
   readonly socket: SocketThread;
   readonly supervisor: Supervisor;
   #server: HttpServer | null = null;
@@ -71,6 +79,9 @@ export class Plane {
   /** Starts a plane that serves nothing yet; `listen` opens its server. Throws ConfigError. */
   static async start(options: PlaneOptions): Promise<Plane> {
     const { config } = options;
+    const { workersMax } = config.limits;
+    if (namedWorkers(config).size > workersMax)
+      throw new ConfigError(`more than ${workersMax} workers; raise the limit workersMax`);
     const names = [config.tokenizer, ...Object.values(config.models).map(model => model.tokenizer)];
     const tables = new Map<string, DetokenizerTable>();
     for (const name of names) {
@@ -89,13 +100,13 @@ export class Plane {
     const addon = loadAddon();
     const loadMemory = createLoadMemory(limits.workersMax);
     const ledgerMemory = createLedgerMemory(limits.ledgerEntries);
-    this.#loadTable = new LoadTable(loadMemory);
-    const ledger = new Ledger({ memory: ledgerMemory, loadTable: this.#loadTable, partition: null, addon });
+    this.loadTable = new LoadTable(loadMemory);
+    const ledger = new Ledger({ memory: ledgerMemory, loadTable: this.loadTable, partition: null, addon });
     this.#client = new EngineClient({ clock, connectDeadlineMs: limits.connectDeadlineMs });
     const adapter = createVllmAdapter({ scanner: createFrameScanner(addon) });
     this.#registry = new WorkerRegistry({
       workersMax: limits.workersMax,
-      table: this.#loadTable,
+      table: this.loadTable,
       onChange: change => {
         if (change.kind === 'facts' || change.kind === 'removed') this.#publishWorld();
       },
@@ -140,12 +151,7 @@ export class Plane {
       },
       restarted: () => this.#metrics.poolThreadRestarted(),
     });
-    for (const url of new Set([
-      ...config.workers,
-      ...Object.values(config.models).flatMap(model => model.workers),
-    ])) {
-      this.#addWorker(url);
-    }
+    for (const url of namedWorkers(config)) this.#addWorker(url);
   }
 
   /** Opens the HTTP server. Rejects with ConfigError when the address is taken. */
@@ -218,11 +224,9 @@ export class Plane {
   }
 
   #addWorker(url: string): void {
-    const { workersMax } = this.#options.config.limits;
     const worker = this.#registry.add({ url, engine: VLLM });
-    if (worker === 'full')
-      throw new ConfigError(`more than ${workersMax} workers; raise the limit workersMax`);
-    if (worker !== 'duplicate') this.#monitor.watch(worker);
+    assert(worker !== 'full' && worker !== 'duplicate', 'start checked the workers');
+    this.#monitor.watch(worker);
   }
 
   #reportFailure(slot: number, generation: number, failure: AttemptFailure): void {
@@ -275,7 +279,7 @@ export class Plane {
         ]),
       readWorkerLoads: () =>
         this.#registry.list().flatMap(({ slot, url }) => {
-          const load = this.#loadTable.snapshot(slot);
+          const load = this.loadTable.snapshot(slot);
           if (load === null) return [];
           return [
             { worker: url, kind: 'requests' as const, load: load.requests },

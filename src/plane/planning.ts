@@ -39,6 +39,7 @@ interface Preprocessed {
   readonly tokenizer: string;
 }
 
+/** What planning needs of its pool thread. */
 export interface PlanningOptions {
   readonly limits: Limits;
   readonly decider: Decider;

@@ -24,6 +24,7 @@ export interface LinkMemory {
   readonly socketBell: SharedArrayBuffer;
 }
 
+/** What the link tells the socket thread. */
 export interface PoolLinkEvents {
   onPlan(plan: Plan, epoch: number): void;
   onReject(reject: Reject): void;
@@ -47,6 +48,7 @@ export interface NamedRingDepth extends RingDepth {
   readonly ring: string;
 }
 
+/** The socket thread's rings to all pool threads. */
 export class PoolLink {
   readonly #limits: Limits;
   readonly #events: PoolLinkEvents;

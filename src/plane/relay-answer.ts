@@ -19,6 +19,7 @@ const USAGE_CHUNK = FRAME_FLAG.usage | FRAME_FLAG.noChoices;
 /** Unary bodies above this are not parsed for their usage: the socket thread does no long work. */
 const USAGE_BODY_BYTES_MAX = 262_144;
 
+/** A relayed answer; see the top of this file. */
 export class RelayAnswer implements Answer {
   readonly #plan: Plan;
   readonly #client: ClientStream | null;

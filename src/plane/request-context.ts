@@ -34,6 +34,7 @@ export interface RequestObserver {
   tokens(plan: Plan, count: number, gapMs: number | null): void;
 }
 
+/** The socket thread as one request sees it. */
 export interface RequestContext {
   readonly clock: Clock;
   readonly limits: Limits;

@@ -25,6 +25,7 @@ const JSON_TYPE = /^application\/(?:[\w.+-]+\+)?json\b/i;
 /** Request headers that planning may look at. */
 const ASK_HEADERS = ['x-request-id', 'authorization', 'traceparent'] as const;
 
+/** One request and its state; see the top of this file. */
 export class PlaneRequest {
   readonly id: number;
   readonly #context: RequestContext;

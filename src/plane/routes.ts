@@ -13,6 +13,7 @@ export interface Health {
   readonly requestsInFlight: number;
 }
 
+/** What the routes call. */
 export interface RouteTargets {
   accept(api: Api, exchange: HttpExchange): void;
   health(): Health;

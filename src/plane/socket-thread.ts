@@ -23,6 +23,7 @@ import type { RequestContext, RequestEnd, RequestObserver } from './request-cont
 /** Precision of every deadline. */
 const SWEEP_PERIOD_MS = 100;
 
+/** What a socket thread is made of. */
 export interface SocketThreadOptions {
   readonly clock: Clock;
   readonly limits: Limits;
@@ -46,6 +47,7 @@ interface ParkedAsk {
   readonly body: readonly Uint8Array[];
 }
 
+/** The requests of one socket thread and what they share. */
 export class SocketThread implements RequestContext {
   readonly clock: Clock;
   readonly limits: Limits;
@@ -85,6 +87,11 @@ export class SocketThread implements RequestContext {
 
   get retainedBytes(): number {
     return this.#retainedBytes;
+  }
+
+  /** Asks that wait for a pool thread to come up. */
+  get parkedAsks(): number {
+    return this.#parked.size;
   }
 
   get isDraining(): boolean {

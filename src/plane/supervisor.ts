@@ -15,6 +15,7 @@ const RESTART_WINDOW_MS = 10_000;
 const BACKOFF_FIRST_MS = 10;
 const BACKOFF_MAX_MS = 1000;
 
+/** What the supervisor needs; the callbacks run on the main thread. */
 export interface SupervisorOptions {
   readonly threads: number;
   readonly limits: Limits;
@@ -35,6 +36,7 @@ export interface SupervisorOptions {
   readonly off: () => void;
 }
 
+/** Counts for `/health` and metrics. */
 export interface SupervisorState {
   /** Threads that run now. */
   readonly running: number;
@@ -45,6 +47,7 @@ export interface SupervisorState {
 
 const BYTES_PER_MIB = 1_048_576;
 
+/** Owns the piscina pool and its endless tasks. */
 export class Supervisor {
   readonly #options: SupervisorOptions;
   readonly #pool: Piscina;

@@ -35,6 +35,7 @@ interface Choice {
   engineFinished: boolean;
 }
 
+/** A token-mode answer; see the top of this file. */
 export class TokenAnswer {
   readonly #plan: Plan;
   readonly #output: TokenOutput;

@@ -57,6 +57,7 @@ export function checkNumber(value: unknown, param: string, range: NumberRange): 
   throw invalidField(param, `must be ${kind} ${span}, got ${describe(value)}`);
 }
 
+/** A number field of a body, checked against its range; undefined when absent or null. Throws InvalidRequestError. */
 export function numberField(object: JsonObject, name: string, range: NumberRange): number | undefined {
   const value = fieldValue(object, name);
   return value === undefined ? undefined : checkNumber(value, name, range);

@@ -14,7 +14,8 @@ function tooLong(param: string, message: string): InvalidRequestError {
 
 /**
  * The `max_tokens` to send, per choice; null (a chat that does not say, context unknown) leaves it to the engine.
- * `contextLength` counts prompt and answer together, in tokens. Throws InvalidRequestError MILLRACE_CONTEXT_LENGTH when
+ * `promptTokens` must be exact (in relay mode it is not: pass no context length there). `contextLength` counts prompt
+ * and answer together, in tokens. Throws InvalidRequestError MILLRACE_CONTEXT_LENGTH when
  * the prompt leaves no room for a token, or for the tokens that the request wants, which vLLM refuses too.
  */
 export function resolveMaxTokens(

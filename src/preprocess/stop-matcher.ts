@@ -40,6 +40,7 @@ function advance(pattern: Pattern, unit: number): boolean {
   return whole;
 }
 
+/** What a push releases. */
 export interface StopResult {
   /** Text that may be sent now. */
   readonly text: string;
@@ -47,6 +48,7 @@ export interface StopResult {
   readonly matched: string | null;
 }
 
+/** Finds stop strings in the text of one choice as it grows; owned by that choice. */
 export class StopMatcher {
   readonly #patterns: Pattern[];
   readonly #includeStopString: boolean;

@@ -22,6 +22,7 @@ import { attachRing } from './spsc-ring.js';
 /** Messages of one `drain` when the caller names no number: a fast producer must not hold the thread for ever. */
 export const DRAIN_MESSAGES_MAX = 4096;
 
+/** How a consumer is set up. */
 export interface RingConsumerOptions {
   /** Epoch under which the ring was made. */
   readonly epoch: number;

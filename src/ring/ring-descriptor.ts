@@ -25,8 +25,10 @@
  * the rest (word 0 and 1 only, so 8 bytes are enough). A message longer than the longest record is a chain of them.
  */
 
+/** Bytes before the records. */
 export const RING_HEADER_BYTES = 512;
 
+/** Word offsets of the header. */
 export const RING = {
   capacityBytes: 0,
   epoch: 1,
@@ -39,18 +41,26 @@ export const RING = {
   wantSpace: 96,
 } as const;
 
+/** Smallest ring, in bytes of records. */
 export const RING_CAPACITY_BYTES_MIN = 1024;
+/** Largest ring, in bytes of records. */
 export const RING_CAPACITY_BYTES_MAX = 256 * 1024 * 1024;
 
 /** The longest record is the capacity shifted by this: an eighth, so record and padding always fit an empty ring. */
 export const RECORD_CAPACITY_SHIFT = 3;
 
+/** Every record starts at a multiple of this. */
 export const RECORD_ALIGN_BYTES = 8;
+/** Bytes of a record before its payload. */
 export const RECORD_HEADER_BYTES = 16;
+/** Word offsets of the record header. */
 export const RECORD = { length: 0, kindAndFlags: 1, key: 2, remaining: 3 } as const;
 
+/** Flags of a record, above the kind. */
 export const RECORD_FLAG = { first: 1, last: 2, padding: 4 } as const;
+/** Bits of the kind, below the flags. */
 export const RECORD_FLAGS_SHIFT = 16;
+/** Highest kind. */
 export const RECORD_KIND_MAX = 0xffff;
 
 /** Bytes that a record of `lengthBytes` takes in the ring. */

@@ -21,6 +21,7 @@ import {
 import type { RingMemory } from './ring-memory.js';
 import { attachRing } from './spsc-ring.js';
 
+/** How a producer is set up. */
 export interface RingProducerOptions {
   /** Epoch under which the ring was made. */
   readonly epoch: number;

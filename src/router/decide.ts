@@ -31,6 +31,7 @@ export interface DecideRequest extends RequestView {
   readonly outputTokens: number | null;
 }
 
+/** What a decider needs of its pool thread. */
 export interface DeciderOptions {
   readonly loadTable: LoadTable;
   readonly ledger: Ledger;

@@ -48,6 +48,7 @@ export interface LoadSum {
   readonly requests: number;
 }
 
+/** Which memory a ledger views, and what this thread may do with it. */
 export interface LedgerOptions {
   /** From `createLedgerMemory`. */
   readonly memory: SharedArrayBuffer;

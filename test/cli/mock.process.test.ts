@@ -65,7 +65,7 @@ for (const signal of ['SIGTERM', 'SIGINT'] as const)
 
 t.test('wrong flags are explained', async t => {
   const cases: [string[], RegExp][] = [
-    [['--sped', '2'], /unknown flag --sped; did you mean --speed\?/],
+    [['--sped', '2'], /there is no flag --sped; did you mean --speed\?/],
     [['--blokcs=3'], /did you mean --blocks\?/],
     [['--speed', '0'], /--speed must be a number from 0.001 to 1000000; got '0'/],
     [['--block-size', 'x'], /--block-size must be an integer from 1 to 1024; got 'x'/],

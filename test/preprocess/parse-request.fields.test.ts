@@ -164,6 +164,7 @@ t.test('odd but legal JSON', async t => {
   };
   t.equal(text('"\\ud800x\\udc00"'), '\ufffdx\ufffd', 'lone surrogates');
   t.equal(text('"\\uD83D\\uDC4D"'), '👍', 'a pair');
+  t.equal(text('"\\uDC4D\\uD83D"'), '\ufffd\ufffd', 'a pair the wrong way round');
   t.equal(text('"é\u2028👍"'), 'é\u2028👍');
   const deep = parse('{"model":"m","prompt":"x","a":[{"b":"\\udfff"}]}');
   t.same(deep.unknown, { a: [{ b: '\ufffd' }] }, 'at any depth');

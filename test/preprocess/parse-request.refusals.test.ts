@@ -48,6 +48,8 @@ t.test('bytes that are not a JSON object', async t => {
     [`{"a":[${wide(1001)}]}`, /more than 1000 keys/],
     [nested('[', ']', 64), /must be a JSON object/],
     [wide(1000), /model is required/],
+    [`{"a":[${wide(600)},${wide(600)}]}`, /model is required/],
+    [`{"a":"${'x'.repeat(50)}\\\\","b":${nested('[', ']', 70)}}`, /deeper than 64 levels/],
   ];
   for (const [body, message] of cases) {
     const refusal = refusalOf('chat', body);

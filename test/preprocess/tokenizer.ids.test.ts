@@ -6,6 +6,7 @@ import { ConfigError } from '#millrace/errors.js';
 import { renderChat } from '#millrace/preprocess/chat-template.js';
 import { loadTokenizer, TOKENIZER_NAMES } from '#millrace/preprocess/tokenizers/load.js';
 import type { Tokenizer } from '#millrace/preprocess/tokenizers/tokenizer.js';
+import { WordCache } from '#millrace/preprocess/tokenizers/word-cache.js';
 import { randomText, testRandom } from './random-text.js';
 
 const CASES = 6000;
@@ -62,6 +63,19 @@ t.test('words longer than the scanning merge, and texts longer than the scratch 
   }
   const word = 'a'.repeat(1_000_000);
   t.equal(textOf(tokenizer.encode(word)), word, 'a word of a megabyte keeps its bytes');
+});
+
+t.test('words whose hashes are equal do not share ids', async t => {
+  const cache = new WordCache();
+  const words = Buffer.from('abcabdab');
+  const ids = Uint32Array.of(7, 8);
+  const out = new Uint32Array(8);
+  cache.write(words, 0, 3, 5, ids, 0, 2);
+  t.equal(cache.read(words, 0, 3, 5, out, 1), 3);
+  t.same([...out.subarray(1, 3)], [7, 8]);
+  t.equal(cache.read(words, 3, 6, 5, out, 0), -1, 'other bytes');
+  t.equal(cache.read(words, 6, 8, 5, out, 0), -1, 'another length');
+  t.equal(cache.read(words, 0, 3, 5 + 2 ** 20, out, 0), -1, 'another hash in the same slot');
 });
 
 t.test('special tokens', async t => {

@@ -2,9 +2,11 @@
  * Runs the real ring and bell code of several threads through every interleaving of their accesses to shared memory.
  * A thread here is a plain function; one step of it is one access. To take a step the function is run again from its
  * start, its earlier accesses are answered from its log, the next one is carried out on the shared words, and the
- * access after that stops the function. Equal states (same words, same logs, same sleepers) are visited once.
+ * access after that stops the function. Equal states are visited once: same words, same sleepers and, for each thread, the
+ * same log since its last checkpoint. At a checkpoint the thread says in a few words all that its own memory depends on.
  * The model is sequentially consistent, plain accesses included.
  */
+import { RING } from '#millrace/ring/ring-descriptor.js';
 import { RingMemory } from '#millrace/ring/ring-memory.js';
 
 const SUSPENDED = Symbol('suspended');
@@ -20,17 +22,24 @@ interface State {
   readonly logs: readonly (readonly number[])[];
   /** The word that each thread sleeps on, or −1. */
   readonly sleeping: readonly number[];
+  /** The last checkpoint of each thread and the log since then. */
+  readonly local: readonly string[];
   readonly ended: readonly boolean[];
 }
 
-/** Thrown when some interleaving breaks a promise; `trace` is the thread number of each step. */
+/** Thrown when some interleaving breaks a promise; the message lists the thread of each step. */
 export class Violation extends Error {
-  readonly trace: readonly number[];
-
-  constructor(message: string, trace: readonly number[]) {
-    super(`${message} (steps: ${trace.join('')})`);
-    this.trace = trace;
+  constructor(message: string, last: Taken | null) {
+    const steps: number[] = [];
+    for (let taken = last; taken !== null; taken = taken.before) steps.unshift(taken.thread);
+    super(`${message} (steps: ${steps.join('')})`);
   }
+}
+
+/** The last of the steps that led to a state. */
+interface Taken {
+  readonly thread: number;
+  readonly before: Taken | null;
 }
 
 /** What a thread of the explorer sees of the world. */
@@ -38,6 +47,8 @@ export class Stepper {
   cells: Int32Array = new Int32Array(0);
   log: number[] = [];
   sleepsOn = -1;
+  #label = '';
+  #labelAt = 0;
   #replayed = 0;
   #stepped = false;
   #inSetup = false;
@@ -46,9 +57,22 @@ export class Stepper {
     this.cells = cells;
     this.log = [...log];
     this.sleepsOn = -1;
+    this.#label = '';
+    this.#labelAt = 0;
     this.#replayed = 0;
     this.#stepped = false;
     this.#inSetup = false;
+  }
+
+  /** `label` and the words of the world decide how the thread goes on from here. */
+  checkpoint(label: string): void {
+    this.#label = label;
+    this.#labelAt = this.#replayed;
+  }
+
+  /** Names the thread's own state. */
+  local(): string {
+    return `${this.#label}:${this.log.slice(this.#labelAt).join()}`;
   }
 
   /** Carries out `access` if its turn has come; `body` of a setup counts as one step together. */
@@ -76,10 +100,34 @@ export class Stepper {
   }
 }
 
-/** Ring memory whose every access is a step of one thread. Copies of payload are a step per word. */
+/** Contents that were read, so that a log of numbers can name them: equal contents have one number. */
+const REMEMBERED: Buffer[] = [];
+const TOKENS = new Map<string, number>();
+
+function remember(bytes: Buffer): number {
+  const text = bytes.toString('latin1');
+  const known = TOKENS.get(text);
+  if (known !== undefined) return known;
+  TOKENS.set(text, REMEMBERED.length);
+  return REMEMBERED.push(bytes) - 1;
+}
+
+function halves(bytes: number): [number, number][] {
+  const middle = (bytes >> 3) << 2;
+  return middle === 0
+    ? [[0, bytes]]
+    : [
+        [0, middle],
+        [middle, bytes],
+      ];
+}
+
+/** Ring memory whose every access is a step of one thread. A copy of payload is two steps. */
 export class SteppedMemory extends RingMemory {
   readonly stepper: Stepper;
   readonly base: number;
+  /** What the producer knows of the consumer; part of its checkpoints. */
+  lastHead = 0;
 
   constructor(segment: Segment, stepper: Stepper) {
     super(segment.image);
@@ -88,7 +136,9 @@ export class SteppedMemory extends RingMemory {
   }
 
   override load(word: number): number {
-    return this.stepper.step(() => this.stepper.cells[this.base + word]!);
+    const value = this.stepper.step(() => this.stepper.cells[this.base + word]!);
+    if (word === RING.head) this.lastHead = value;
+    return value;
   }
 
   override get(word: number): number {
@@ -115,13 +165,26 @@ export class SteppedMemory extends RingMemory {
   }
 
   override copyIn(byte: number, part: Uint8Array, start: number, end: number): void {
-    const bytes = Buffer.from(part.subarray(start, end));
-    for (let at = 0; at < bytes.byteLength; at += 4) this.put((byte + at) >> 2, bytes.readInt32LE(at));
+    const target = this.base * 4 + byte;
+    for (const [from, to] of halves(end - start))
+      this.stepper.step(() => {
+        const cells = new Uint8Array(this.stepper.cells.buffer);
+        cells.set(part.subarray(start + from, start + to), target + from);
+        return 0;
+      });
   }
 
+  /** A copy, read in two steps, so that a write in between shows; the log keeps the number of what was read. */
   override view(byte: number, length: number): Uint8Array {
     const bytes = Buffer.alloc(length);
-    for (let at = 0; at < length; at += 4) bytes.writeInt32LE(this.get((byte + at) >> 2), at);
+    const source = this.base * 4 + byte;
+    for (const [from, to] of halves(length)) {
+      const token = this.stepper.step(() => {
+        const cells = new Uint8Array(this.stepper.cells.buffer);
+        return remember(Buffer.from(cells.subarray(source + from, source + to)));
+      });
+      bytes.set(REMEMBERED[token]!, from);
+    }
     return bytes;
   }
 
@@ -170,26 +233,28 @@ export function explore(cells: Int32Array, threads: readonly Thread[], statesMax
     cells,
     logs: threads.map(() => []),
     sleeping: threads.map(() => -1),
+    local: threads.map(() => ''),
     ended: threads.map(() => false),
   };
-  const stack: { state: State; trace: number[] }[] = [{ state: first, trace: [] }];
+  const stack: { state: State; taken: Taken | null }[] = [{ state: first, taken: null }];
   for (let top = stack.pop(); top !== undefined; top = stack.pop()) {
-    const { state, trace } = top;
+    const { state, taken } = top;
     const ready = threads.map((_, i) => i).filter(i => !state.ended[i] && state.sleeping[i] === -1);
-    if (ready.length === 0 && state.ended.includes(false)) throw new Violation('lost wake-up', trace);
+    if (ready.length === 0 && state.ended.includes(false)) throw new Violation('lost wake-up', taken);
     for (const index of ready) {
-      const next = step(state, index, threads[index]!, stepper, [...trace, index]);
+      const now = { thread: index, before: taken };
+      const next = step(state, index, threads[index]!, stepper, now);
       const key = stateKey(next);
       if (seen.has(key)) continue;
       seen.add(key);
       if (seen.size > statesMax) throw new Error(`more than ${statesMax} states`);
-      stack.push({ state: next, trace: [...trace, index] });
+      stack.push({ state: next, taken: now });
     }
   }
   return seen.size;
 }
 
-function step(state: State, index: number, thread: Thread, stepper: Stepper, trace: number[]): State {
+function step(state: State, index: number, thread: Thread, stepper: Stepper, taken: Taken): State {
   const cells = state.cells.slice();
   stepper.begin(cells, state.logs[index]!);
   let ended = false;
@@ -198,7 +263,7 @@ function step(state: State, index: number, thread: Thread, stepper: Stepper, tra
     ended = true;
   } catch (error) {
     if (error !== SUSPENDED)
-      throw new Violation(error instanceof Error ? error.message : String(error), trace);
+      throw new Violation(error instanceof Error ? error.message : String(error), taken);
   }
   const notified = cells[NOTIFY_CELL]!;
   cells[NOTIFY_CELL] = 0;
@@ -208,6 +273,7 @@ function step(state: State, index: number, thread: Thread, stepper: Stepper, tra
     cells,
     logs: state.logs.map((log, i) => (i === index ? stepper.log : log)),
     sleeping,
+    local: state.local.map((was, i) => (i === index ? stepper.local() : was)),
     ended: state.ended.map((was, i) => (i === index ? ended : was)),
   };
 }
@@ -220,10 +286,5 @@ function stateKey(state: State): string {
     low = Math.imul(low + value, 0x85ebca6b) ^ (low >>> 13);
   };
   for (const cell of state.cells) mix(cell);
-  for (const log of state.logs) {
-    mix(log.length);
-    for (const value of log) mix(value);
-  }
-  for (const word of state.sleeping) mix(word);
-  return `${high >>> 0},${low >>> 0}`;
+  return `${high >>> 0},${low >>> 0},${state.sleeping.join()},${state.local.join('|')}`;
 }

@@ -54,14 +54,19 @@ function run(scenario: Scenario): number {
       for (let i = 0; i < filled; i++) assert.equal(made.send(1, i, [payloadOf(i, 112)]), 'ok');
       return made;
     });
+    const checkpoint = (at: number): void =>
+      stepper.checkpoint(`${at} ${sender.queuedBytes} ${side.ring.lastHead}`);
     messages.forEach((bytes, i) => {
+      checkpoint(i);
       if (scenario.ringBeforeSend) side.ringer.ring();
       const result = sender.send(1, filled + i, [payloadOf(filled + i, bytes)]);
       assert.notEqual(result, 'full');
       if (!scenario.ringBeforeSend) sender.publish();
     });
-    while (!sender.flush()) {
+    checkpoint(messages.length);
+    while (!scenario.ringBeforeSend && !sender.flush()) {
       if (arm(side.bell, side.bellMemory, () => sender.sendable) !== null) side.bell.disarm();
+      checkpoint(messages.length);
     }
   };
   const consumer: Thread = stepper => {
@@ -74,9 +79,11 @@ function run(scenario: Scenario): number {
       assert.equal(key, received, 'order');
       assert.ok(payloadOf(key, sizes[key]!).equals(bytes), 'torn message');
       received += 1;
+      stepper.checkpoint(`took ${received}`);
     };
     while (received < sizes.length) {
-      if (receiver.drain(onMessage) > 0) continue;
+      stepper.checkpoint(`has ${received}`);
+      if (receiver.drain(onMessage, 1) > 0) continue;
       if (arm(side.bell, side.bellMemory, () => receiver.pending) !== null) side.bell.disarm();
     }
   };
@@ -95,7 +102,7 @@ t.test('wrap: padding, then a record at the beginning, over the edge of 2^32', a
 });
 
 t.test('chain: a message over two records', async t => {
-  t.ok(run({ messages: [116] }) > 1000);
+  t.ok(run({ messages: [116, 4] }) > 1000);
 });
 
 t.test('space: a full ring, a queued message, both sides may sleep', async t => {
@@ -153,7 +160,11 @@ t.test('planted faults are found', async t => {
   t.throws(() => run({ ...full, producerMemory: KeepsWishes }), lost, 'no wish for room');
   const torn = /torn message|order|ring explored/;
   t.throws(() => run({ messages: [4], producerMemory: PublishesAtClaim }), torn, 'published at the claim');
-  t.throws(() => run({ ...full, consumerMemory: FreesBeforeReading }), torn, 'freed before it was read');
+  t.throws(
+    () => run({ ...full, messages: [112, 4], consumerMemory: FreesBeforeReading }),
+    torn,
+    'freed before it was read',
+  );
   t.throws(
     () => run({ messages: [112, 4], filled: 7, queueBytesMax: 1024, producerMemory: LeavesOldLengths }),
     /torn message|order|ring explored|Expected/i,

@@ -16,6 +16,7 @@ const BYTES_PER_UNIT = 3;
 
 const UTF8 = new TextEncoder();
 
+/** What a byte-level BPE tokenizer is built from. */
 export interface ByteLevelBpeOptions {
   readonly name: string;
   readonly vocabulary: Vocabulary;
@@ -24,6 +25,7 @@ export interface ByteLevelBpeOptions {
   readonly eosIds: Uint32Array;
 }
 
+/** Byte-level BPE over one vocabulary; one instance per thread. */
 export class ByteLevelBpe implements Tokenizer {
   readonly name: string;
   readonly vocabularySize: number;

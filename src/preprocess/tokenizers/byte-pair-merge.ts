@@ -12,6 +12,7 @@ export const SCAN_BYTES_MAX = 48;
 /** A heap key is rank × 2^32 + position: exact in a double, and the leftmost of equal ranks comes first. */
 const POSITION_SPAN = 2 ** 32;
 
+/** Merges the bytes of one word to ids; reusable scratch memory, one per tokenizer. */
 export class BytePairMerge {
   readonly #vocabulary: Vocabulary;
   readonly #bounds = new Int32Array(SCAN_BYTES_MAX + 1);

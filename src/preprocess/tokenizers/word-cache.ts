@@ -12,6 +12,7 @@ const IDS_MAX = 8;
 /** Words of 32 bits per slot: hash, byte length and id count, then the ids. */
 const SLOT_WORDS = 2 + IDS_MAX;
 
+/** Bounded cache from the bytes of a word to its ids; a new word replaces the one in its place. */
 export class WordCache {
   readonly #words = new Uint8Array(SLOTS * WORD_BYTES_MAX);
   readonly #facts = new Int32Array(SLOTS * SLOT_WORDS);
