@@ -55,10 +55,12 @@ function finishOf(value: unknown): EngineFinish | null {
   return 'stop';
 }
 
-const record = (value: unknown): Record<string, unknown> | null =>
-  typeof value === 'object' && value !== null && !Array.isArray(value)
-    ? (value as Record<string, unknown>)
-    : null;
+/** Whether a value of a parsed frame is an object, not null and not a list. */
+export function isObject(value: unknown): value is Record<string, unknown> {
+  return typeof value === 'object' && value !== null && !Array.isArray(value);
+}
+
+const record = (value: unknown): Record<string, unknown> | null => (isObject(value) ? value : null);
 
 const count = (value: unknown): number | null =>
   Number.isSafeInteger(value) && (value as number) >= 0 ? (value as number) : null;
@@ -89,10 +91,10 @@ export function errorOf(batch: FrameBatch, row: number): EngineError {
 }
 
 /**
- * All choices of a frame whose row has the flag `severalChoices` or `idsOverflow`. Null when the frame is not a JSON
- * object with a list of choices: the engine broke its protocol.
+ * The JSON object of the row's frame, for what its row does not hold. Null when it is none: values that nobody asks
+ * for are not validated by the scanner.
  */
-export function explodeFrame(batch: FrameBatch, row: number): ChoiceEvent[] | null {
+export function frameObject(batch: FrameBatch, row: number): Record<string, unknown> | null {
   const at = rowStart(row);
   const frame = readText(batch.bytes, batch.table[at + FRAME.start]!, batch.table[at + FRAME.end]!);
   const data = frame
@@ -100,7 +102,15 @@ export function explodeFrame(batch: FrameBatch, row: number): ChoiceEvent[] | nu
     .filter(line => line.startsWith('data:'))
     .map(line => line.slice(line[5] === ' ' ? 6 : 5))
     .join('\n');
-  const choices = record(parseJson(data))?.choices;
+  return record(parseJson(data));
+}
+
+/**
+ * All choices of a frame whose row has the flag `severalChoices` or `idsOverflow`. Null when the frame is not a JSON
+ * object with a list of choices: the engine broke its protocol.
+ */
+export function explodeFrame(batch: FrameBatch, row: number): ChoiceEvent[] | null {
+  const choices = frameObject(batch, row)?.choices;
   if (!Array.isArray(choices)) return null;
   const events: ChoiceEvent[] = [];
   for (const [index, value] of choices.entries()) {

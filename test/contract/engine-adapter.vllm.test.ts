@@ -169,7 +169,13 @@ t.test('vLLM: the call of token mode', t => {
 t.test('vLLM: relayed streams ask for usage when the client did not', t => {
   const adapter = createVllmAdapter();
   const relay = (raw: Record<string, unknown>, includeUsage: boolean, api: 'chat' | 'completions') => {
-    const output = { stream: true, includeUsage, continuousUsage: false, skipSpecialTokens: true };
+    const output = {
+      stream: true,
+      includeUsage,
+      continuousUsage: false,
+      skipSpecialTokens: true,
+      logprobs: null,
+    };
     const call = adapter.encode(
       makeInput({ mode: 'relay', promptIds: null, request: makeRequest({ api, raw, output }) }),
     );
