@@ -4,6 +4,8 @@
  *
  * asleep:   both threads sleep on their bell (Atomics.waitAsync in an event loop) when the message comes; each trip
  *           holds two wake-ups. A trip starts only when the echo thread has gone to sleep.
+ * floor:    two wake-ups by blocking Atomics.wait without ring, bell or event loop: what asleep is to be compared with,
+ *           because an idle virtual core can cost tens of microseconds to wake whatever the code does.
  * draining: both threads drain in a loop and never sleep, as a busy thread does; no wake-up at all.
  */
 import { Worker } from 'node:worker_threads';
@@ -126,8 +128,33 @@ async function draining() {
   return tripsUs;
 }
 
+async function floor() {
+  const words = new Int32Array(new SharedArrayBuffer(128));
+  const trips = settings.warmUpTrips + settings.asleepTrips;
+  const worker = new Worker(new URL('./lib/ring-echo.js', import.meta.url), {
+    workerData: { mode: 'floor', words, trips },
+  });
+  const ended = new Promise((resolve, reject) => worker.once('error', reject).once('exit', resolve));
+  await Promise.race([new Promise(resolve => worker.once('message', resolve)), ended]);
+  const tripsUs = new Float64Array(settings.asleepTrips);
+  for (let trip = 1; trip <= trips; trip++) {
+    const startMs = performance.now();
+    Atomics.store(words, 0, trip);
+    Atomics.notify(words, 0);
+    while (Atomics.load(words, 16) !== trip) Atomics.wait(words, 16, trip - 1);
+    if (trip > settings.warmUpTrips)
+      tripsUs[trip - settings.warmUpTrips - 1] = (performance.now() - startMs) * 1000;
+  }
+  await ended;
+  return tripsUs;
+}
+
 const summary = tripsUs => ({ p50: percentile(tripsUs, 50), p99: percentile(tripsUs, 99) });
-const results = { asleepUs: summary(await asleep()), drainingUs: summary(await draining()) };
+const results = {
+  asleepUs: summary(await asleep()),
+  floorUs: summary(await floor()),
+  drainingUs: summary(await draining()),
+};
 printResult(
   { bench: 'ring', commit: commit(), machine: machine(), settings, results },
   {

@@ -166,6 +166,9 @@ export function loadConfig(names: ConfigNames, sources: ConfigSources): Config {
     ...(envValues.limits as object | undefined),
     ...(optionValues.limits as object | undefined),
   });
+  if ((limits.ringBytes & (limits.ringBytes - 1)) !== 0) {
+    throw new ConfigError(`limits: ringBytes is ${limits.ringBytes}; allowed: a power of two`);
+  }
   const shared = { policy: merged.policy as string, tokenizer: merged.tokenizer as string | null };
   return Object.freeze({
     ...merged,

@@ -58,8 +58,8 @@ export interface EncodedCall {
 }
 
 /**
- * Frames found by one push. Valid until the next push on any stream of this thread: copy what must live longer.
- * Rows as in frame-descriptor.ts, starting at word SCAN_HEADER_WORDS.
+ * Frames found by one push. `table` and `ids` are valid until the next push on any stream of this thread; slices of
+ * `bytes` may be kept, their memory is not used again. Rows as in frame-descriptor.ts, starting at word SCAN_HEADER_WORDS.
  */
 export interface FrameBatch {
   readonly bytes: Uint8Array;

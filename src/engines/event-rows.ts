@@ -6,7 +6,7 @@
 import type { FinishReason, Usage } from '../messages/delta.js';
 import type { FrameBatch } from './contract.js';
 import { type EngineError, readEngineError } from './engine-error.js';
-import { FRAME, FRAME_WORDS, SCAN_HEADER_WORDS } from './frame-descriptor.js';
+import { FRAME, FRAME_FLAG, FRAME_WORDS, SCAN_HEADER_WORDS } from './frame-descriptor.js';
 
 /** Why an engine ended a choice. 'aborted': the engine gave the request up, which no client asked for. */
 export type EngineFinish = FinishReason | 'aborted';
@@ -88,6 +88,20 @@ export function usageOf(batch: FrameBatch, row: number): Usage | null {
 export function errorOf(batch: FrameBatch, row: number): EngineError {
   const error = record(parseRange(batch, row, FRAME.errorStart, FRAME.errorEnd));
   return readEngineError(count(error?.code) ?? 500, error);
+}
+
+/**
+ * What the first batch of an answer begins with: 'nothing' (comments only), 'answer', the error that the engine reports
+ * instead of an answer, or 'end' (the end marker without an answer).
+ */
+export function openingOf(batch: FrameBatch): 'nothing' | 'answer' | 'end' | EngineError {
+  for (let row = 0; row < batch.count; row++) {
+    const flags = batch.table[rowStart(row) + FRAME.flags]!;
+    if ((flags & FRAME_FLAG.comment) !== 0) continue;
+    if ((flags & FRAME_FLAG.error) !== 0) return errorOf(batch, row);
+    return (flags & FRAME_FLAG.done) !== 0 ? 'end' : 'answer';
+  }
+  return 'nothing';
 }
 
 /**

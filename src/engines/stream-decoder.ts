@@ -26,8 +26,6 @@ export interface StreamLimits {
 const LF = 10;
 const CR = 13;
 const TAIL_BYTES_START = 4096;
-/** A tail that grew beyond this, for a first frame that repeats a long prompt, is given back after it. */
-const TAIL_BYTES_KEPT = 64 * 1024;
 
 type MutableBatch = { -readonly [K in keyof FrameBatch]: FrameBatch[K] };
 
@@ -121,13 +119,9 @@ class SseStream implements EngineStream {
 
   /** Makes [from, to) of `bytes`, which may be the tail itself, the new tail. */
   #keep(bytes: Uint8Array, from: number, to: number): void {
-    if (bytes === this.#tail && to - from < TAIL_BYTES_KEPT && bytes.byteLength > TAIL_BYTES_KEPT) {
-      this.#tail = null;
-    } else if (bytes === this.#tail) {
-      if (from > 0) bytes.copyWithin(0, from, to);
-      this.#tailBytes = to - from;
-      return;
-    }
+    if (bytes === this.#tail && from === 0) return;
+    // Frames that lay in the old tail were handed on and may be kept for a slow reader: its memory is theirs now.
+    this.#tail = null;
     this.#tailBytes = 0;
     if (to > from) this.#append(bytes.subarray(from, to));
   }

@@ -7,7 +7,7 @@ import { strict as assert } from 'node:assert';
 import type { Config } from '../config.js';
 import { WorkerRegistry } from '../discovery/registry.js';
 import { EngineClient } from '../engines/client.js';
-import { createFrameScanner } from '../engines/frame-scanner.js';
+import { createFrameScanner, type FrameScanner } from '../engines/frame-scanner.js';
 import { WorkerMonitor } from '../engines/monitor.js';
 import { createVllmAdapter, VLLM } from '../engines/vllm.js';
 import { ConfigError } from '../errors.js';
@@ -61,6 +61,7 @@ function namedWorkers(config: Config): ReadonlySet<string> {
 export class Plane {
   readonly #options: PlaneOptions;
   readonly #client: EngineClient;
+  readonly #scanner: FrameScanner;
   readonly #registry: WorkerRegistry;
   readonly #monitor: WorkerMonitor;
   readonly #metrics: Metrics;
@@ -103,7 +104,8 @@ export class Plane {
     this.loadTable = new LoadTable(loadMemory);
     const ledger = new Ledger({ memory: ledgerMemory, loadTable: this.loadTable, partition: null, addon });
     this.#client = new EngineClient({ clock, connectDeadlineMs: limits.connectDeadlineMs });
-    const adapter = createVllmAdapter({ scanner: createFrameScanner(addon) });
+    this.#scanner = createFrameScanner(addon);
+    const adapter = createVllmAdapter({ scanner: this.#scanner });
     this.#registry = new WorkerRegistry({
       workersMax: limits.workersMax,
       table: this.loadTable,
@@ -221,6 +223,7 @@ export class Plane {
     await this.#client.close();
     await this.#server?.close();
     this.#metrics.close();
+    this.#scanner.close();
   }
 
   #addWorker(url: string): void {

@@ -6,7 +6,8 @@
  */
 import { strict as assert } from 'node:assert';
 import type { FrameBatch } from '../engines/contract.js';
-import { engineError } from '../engines/engine-error.js';
+import { type EngineError, engineError } from '../engines/engine-error.js';
+import { openingOf } from '../engines/event-rows.js';
 import { ERROR_CODES, type ErrorCode, type ErrorDetail } from '../errors.js';
 import type { HttpExchange } from '../frontend/http/http-exchange.js';
 import { errorFrames, errorResponse } from '../frontend/openai/error-response.js';
@@ -48,7 +49,7 @@ export class PlaneRequest {
   #lastEventMs = 0;
   #sawToken = false;
   #enginePaused = false;
-  #lastFailure: { code: ErrorCode; message: string } | null = null;
+  #lastFailure: { code: ErrorCode; message: string; detail: ErrorDetail } | null = null;
 
   constructor(id: number, api: Api, exchange: HttpExchange, context: RequestContext) {
     this.id = id;
@@ -103,7 +104,8 @@ export class PlaneRequest {
     if (this.#phase !== 'asked' || reject.attempt !== this.#attempts) return;
     const failure = this.#lastFailure;
     // No other worker is left to try: what the first one did says more than that there is none.
-    if (failure !== null && reject.code === 'MILLRACE_NO_WORKER') this.fail(failure.code, failure.message);
+    if (failure !== null && reject.code === 'MILLRACE_NO_WORKER')
+      this.fail(failure.code, failure.message, failure.detail);
     else this.fail(reject.code, reject.message, { param: reject.param, retryAfterMs: reject.retryAfterMs });
   }
 
@@ -121,6 +123,9 @@ export class PlaneRequest {
     if (this.#client === null) {
       const { status, headers, body } = errorResponse(code, message, detail);
       this.#exchange.respond(status, headers, body, this.#phase === 'body');
+    } else if (this.#client.blockedSinceMs !== null) {
+      // What it has not read is dropped, so the response must not look whole.
+      this.#client.abort();
     } else {
       this.#client.pushText(errorFrames(code, message));
       this.#client.flush();
@@ -153,7 +158,10 @@ export class PlaneRequest {
     const sinceMs = this.#sawToken ? this.#lastEventMs : this.#phaseSinceMs;
     if (!this.#enginePaused && nowMs - sinceMs >= boundMs) {
       this.#onFailed('stalled', 'MILLRACE_WORKER_STALLED', `the worker sent nothing for ${boundMs} ms`);
-    } else if (this.#client !== null && nowMs - this.#client.lastWriteMs >= limits.keepAliveMs) {
+    } else if (
+      this.#client?.blockedSinceMs === null &&
+      nowMs - this.#client.lastWriteMs >= limits.keepAliveMs
+    ) {
       this.#client.pushText(KEEP_ALIVE_FRAME);
     }
   }
@@ -213,7 +221,7 @@ export class PlaneRequest {
         onBatch: batch => this.#onBatch(batch),
         onStreamEnd: () => this.#onStreamEnd(),
         onUnary: (body, contentType) => this.#onUnary(body, contentType),
-        onRefused: (status, body) => this.#onRefused(status, body),
+        onRefused: (status, body) => this.#onRefusal(engineError(status, body)),
         onFailed: (failure, code, message) => this.#onFailed(failure, code, message),
       },
     );
@@ -221,9 +229,8 @@ export class PlaneRequest {
   }
 
   #onBatch(batch: FrameBatch): void {
-    const plan = this.#plan!;
-    this.#answer ??= openAnswer(plan, this.#context, () => this.#openClient());
-    const outcome = this.#answer.take(batch);
+    if (this.#answer === null && !this.#opens(batch)) return;
+    const outcome = this.#answer!.take(batch);
     const nowMs = this.#context.clock.nowMs();
     if (outcome.tokens > 0) this.#onTokens(outcome.tokens, nowMs);
     this.#lastEventMs = nowMs;
@@ -233,6 +240,21 @@ export class PlaneRequest {
       this.#onFailed('protocol', outcome.engineError.code, outcome.engineError.message);
     } else if (this.#client?.isOverfull === true) this.#cutSlowClient();
     else if (outcome.engineNotNeeded) this.#complete();
+  }
+
+  /** Opens the answer with its first frame: an error that comes instead of one still has its status, or a retry. */
+  #opens(batch: FrameBatch): boolean {
+    const plan = this.#plan!;
+    const opening = openingOf(batch);
+    if (opening === 'nothing') return false;
+    if (opening === 'answer' && (plan.stream || plan.mode === 'token')) {
+      this.#answer = openAnswer(plan, this.#context, () => this.#openClient());
+      return true;
+    }
+    if (typeof opening === 'object') this.#onRefusal(opening);
+    else
+      this.#onFailed('protocol', 'MILLRACE_WORKER_PROTOCOL', 'the worker did not send the answer asked for');
+    return false;
   }
 
   #onTokens(count: number, nowMs: number): void {
@@ -272,21 +294,26 @@ export class PlaneRequest {
     this.#end('completed', null);
   }
 
-  #onRefused(status: number, body: string): void {
-    const refusal = engineError(status, body);
-    if (refusal.retryable) this.#onFailed('protocol', refusal.code, refusal.message);
-    else this.fail(refusal.code, refusal.message, { param: refusal.param, httpStatus: refusal.httpStatus });
+  #onRefusal({ code, message, param, httpStatus, retryable }: EngineError): void {
+    const detail = { param, httpStatus, retryAfterMs: code === 'MILLRACE_OVERLOADED' ? 1000 : 0 };
+    if (retryable) this.#onFailed('protocol', code, message, detail);
+    else this.fail(code, message, detail);
   }
 
   /** Before the first event another worker is asked for; after it the request ends with the code. */
-  #onFailed(failure: AttemptFailure, code: ErrorCode, message: string): void {
+  #onFailed(failure: AttemptFailure, code: ErrorCode, message: string, detail: ErrorDetail = {}): void {
     const step = this.#plan!.calls[0]!.steps[0]!;
     this.#context.reportFailure(step, failure);
-    if (this.#answer !== null || this.#attempts >= this.#context.limits.attemptsMax) {
-      this.fail(code, message);
+    if (this.#answer?.isComplete === true) {
+      // Nothing of the answer is missing: how its connection ended does not matter to the client.
+      this.#complete();
       return;
     }
-    this.#lastFailure = { code, message };
+    if (this.#answer !== null || this.#attempts >= this.#context.limits.attemptsMax) {
+      this.fail(code, message, detail);
+      return;
+    }
+    this.#lastFailure = { code, message, detail };
     this.#excludedSlots.push(step.slot);
     this.#letEngineGo();
     this.#ask('worker_failed');

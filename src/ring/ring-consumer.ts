@@ -34,7 +34,7 @@ export interface RingConsumerOptions {
 
 /**
  * Takes one message. `bytes` may be a view into the ring that is valid only during the call: copy what must stay.
- * Views of shared memory are refused by TextDecoder; `Buffer.from(bytes.buffer, …).toString()` takes them.
+ * On Node, TextDecoder and `Buffer.from(bytes.buffer, …)` read such views; Web APIs may refuse them.
  */
 export type OnMessage = (kind: number, key: number, bytes: Uint8Array) => void;
 

@@ -70,7 +70,7 @@ export class RingProducer {
     this.#payloadBytesMax = (this.#capacityBytes >> RECORD_CAPACITY_SHIFT) - RECORD_HEADER_BYTES;
     this.#queueBytesMax = max;
     this.#tail = memory.load(RING.tail);
-    this.#headSeen = this.#tail;
+    this.#headSeen = memory.load(RING.head);
   }
 
   /** Bytes that wait for room in the ring, each message charged 16 bytes more. */

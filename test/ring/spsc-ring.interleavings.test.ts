@@ -4,7 +4,7 @@ import t from 'tap';
 import { Bell, BellRinger, createBell } from '#millrace/ring/bell.js';
 import { RingConsumer } from '#millrace/ring/ring-consumer.js';
 import { BELL, RING } from '#millrace/ring/ring-descriptor.js';
-import type { RingMemory } from '#millrace/ring/ring-memory.js';
+import { RingMemory } from '#millrace/ring/ring-memory.js';
 import { RingProducer } from '#millrace/ring/ring-producer.js';
 import { createRing } from '#millrace/ring/spsc-ring.js';
 import { ManualClock } from '#millrace/runtime/clock.js';
@@ -19,6 +19,10 @@ interface Scenario {
   messages: readonly number[];
   /** Messages of 112 bytes (the longest record of this ring) that lie in the ring already. */
   filled?: number;
+  /** How many of those the consumer takes in its first step, to keep the number of states down. */
+  takenAtOnce?: number;
+  /** The consumer ends after so many messages, and the producer does not wait for room. */
+  endAfter?: number;
   startPosition?: number;
   queueBytesMax?: number;
   producerMemory?: Memories;
@@ -30,10 +34,19 @@ interface Scenario {
 const payloadOf = (message: number, bytes: number): Buffer => Buffer.alloc(bytes, message + 1);
 const armBell = (bell: Bell, _memory: RingMemory, pending: () => boolean) => bell.arm(pending);
 
+/** Messages that lie in the ring from the start; the producer side is free again afterwards. */
+function fillRing(ring: SharedArrayBuffer, messages: number): void {
+  const nobody = new BellRinger(new RingMemory(createBell('nobody')));
+  const producer = new RingProducer(new RingMemory(ring), nobody, { epoch: EPOCH, queueBytesMax: 0 });
+  for (let key = 0; key < messages; key++) assert.equal(producer.send(1, key, [payloadOf(key, 112)]), 'ok');
+  new Int32Array(ring)[RING.producerAttached] = 0;
+}
+
 /** All states of one producer thread and one consumer thread, each with its own bell. */
 function run(scenario: Scenario): number {
   const { messages, filled = 0, arm = armBell } = scenario;
   const ring = createRing(1024, EPOCH, scenario.startPosition ?? 0);
+  fillRing(ring, filled);
   const { segments, cells } = layOut([ring, createBell('producer'), createBell('consumer')]);
   const [ringSegment, producerBell, consumerBell] = segments as [Segment, Segment, Segment];
   const sizes = [...Array(filled).fill(112), ...messages] as number[];
@@ -48,12 +61,8 @@ function run(scenario: Scenario): number {
   };
   const producer: Thread = stepper => {
     const side = open(stepper, producerBell, consumerBell, scenario.producerMemory ?? SteppedMemory);
-    const sender = stepper.setup(() => {
-      const options = { epoch: EPOCH, queueBytesMax: scenario.queueBytesMax ?? 0 };
-      const made = new RingProducer(side.ring, side.ringer, options);
-      for (let i = 0; i < filled; i++) assert.equal(made.send(1, i, [payloadOf(i, 112)]), 'ok');
-      return made;
-    });
+    const options = { epoch: EPOCH, queueBytesMax: scenario.queueBytesMax ?? 0 };
+    const sender = stepper.setup(() => new RingProducer(side.ring, side.ringer, options));
     const checkpoint = (at: number): void =>
       stepper.checkpoint(`${at} ${sender.queuedBytes} ${side.ring.lastHead}`);
     messages.forEach((bytes, i) => {
@@ -64,7 +73,8 @@ function run(scenario: Scenario): number {
       if (!scenario.ringBeforeSend) sender.publish();
     });
     checkpoint(messages.length);
-    while (!scenario.ringBeforeSend && !sender.flush()) {
+    const once = scenario.ringBeforeSend || scenario.endAfter !== undefined;
+    while (!once && !sender.flush()) {
       if (arm(side.bell, side.bellMemory, () => sender.sendable) !== null) side.bell.disarm();
       checkpoint(messages.length);
     }
@@ -72,7 +82,6 @@ function run(scenario: Scenario): number {
   const consumer: Thread = stepper => {
     const side = open(stepper, consumerBell, producerBell, scenario.consumerMemory ?? SteppedMemory);
     const options = { epoch: EPOCH, name: 'explored', messageBytesMax: 4096 };
-    const receiver = stepper.setup(() => new RingConsumer(side.ring, side.ringer, options));
     let received = 0;
     const onMessage = (kind: number, key: number, bytes: Uint8Array): void => {
       assert.equal(kind, 1);
@@ -81,7 +90,12 @@ function run(scenario: Scenario): number {
       received += 1;
       stepper.checkpoint(`took ${received}`);
     };
-    while (received < sizes.length) {
+    const receiver = stepper.setup(() => {
+      const made = new RingConsumer(side.ring, side.ringer, options);
+      made.drain(onMessage, scenario.takenAtOnce ?? 0);
+      return made;
+    });
+    while (received < (scenario.endAfter ?? sizes.length)) {
       stepper.checkpoint(`has ${received}`);
       if (receiver.drain(onMessage, 1) > 0) continue;
       if (arm(side.bell, side.bellMemory, () => receiver.pending) !== null) side.bell.disarm();
@@ -106,7 +120,7 @@ t.test('chain: a message over two records', async t => {
 });
 
 t.test('space: a full ring, a queued message, both sides may sleep', async t => {
-  const states = run({ messages: [112], filled: 7, queueBytesMax: 1024 });
+  const states = run({ messages: [112], filled: 7, takenAtOnce: 2, queueBytesMax: 1024 });
   t.comment(`${states} states`);
   t.ok(states > 1000);
 });
@@ -156,17 +170,18 @@ t.test('planted faults are found', async t => {
   };
   t.throws(() => run({ messages: [4], arm: setsLate }), lost, 'sleeping set after the second look');
   t.throws(() => run({ messages: [4], ringBeforeSend: true }), lost, 'bell rung before the commit');
-  const full = { messages: [112], filled: 7, queueBytesMax: 1024 };
+  const full = { messages: [112], filled: 7, takenAtOnce: 3, queueBytesMax: 1024 };
   t.throws(() => run({ ...full, producerMemory: KeepsWishes }), lost, 'no wish for room');
   const torn = /torn message|order|ring explored/;
   t.throws(() => run({ messages: [4], producerMemory: PublishesAtClaim }), torn, 'published at the claim');
   t.throws(
-    () => run({ ...full, messages: [112, 4], consumerMemory: FreesBeforeReading }),
+    () =>
+      run({ ...full, messages: [112, 4], takenAtOnce: 0, endAfter: 1, consumerMemory: FreesBeforeReading }),
     torn,
     'freed before it was read',
   );
   t.throws(
-    () => run({ messages: [112, 4], filled: 7, queueBytesMax: 1024, producerMemory: LeavesOldLengths }),
+    () => run({ ...full, messages: [112, 4], takenAtOnce: 7, producerMemory: LeavesOldLengths }),
     /torn message|order|ring explored|Expected/i,
     'old length left behind',
   );
