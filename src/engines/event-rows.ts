@@ -21,6 +21,8 @@ export interface ChoiceEvent {
   readonly finish: EngineFinish | null;
   /** The stop string or token id that ended the choice; null for end of sequence or no stop. */
   readonly stopReason: string | number | null;
+  /** The value of `logprobs`; null when the frame carries none. */
+  readonly logprobs: unknown;
 }
 
 /** Word of the batch's table at which row `row` begins. */
@@ -28,7 +30,8 @@ export function rowStart(row: number): number {
   return SCAN_HEADER_WORDS + row * FRAME_WORDS;
 }
 
-function parseRange(batch: FrameBatch, row: number, start: number, end: number): unknown {
+/** The value in a range of a row: its words `start` and `end`. Null when absent, undefined when it is not JSON. */
+export function parseRange(batch: FrameBatch, row: number, start: number, end: number): unknown {
   const at = rowStart(row);
   const from = batch.table[at + start]!;
   if (from < 0) return null;
@@ -140,6 +143,7 @@ export function explodeFrame(batch: FrameBatch, row: number): ChoiceEvent[] | nu
       ids: isIdList(ids) ? ids : null,
       finish: finishOf(choice.finish_reason),
       stopReason: typeof stopReason === 'string' || typeof stopReason === 'number' ? stopReason : null,
+      logprobs: choice.logprobs ?? null,
     });
   }
   return events;

@@ -51,7 +51,11 @@ export function openAnswer(
   };
   const table = context.detokenizerTable(plan.tokenizer);
   if (!plan.stream) {
-    const format = createUnaryFormat({ ...identity, choices: plan.choices });
+    const format = createUnaryFormat({
+      ...identity,
+      choices: plan.choices,
+      logprobs: plan.logprobs !== null,
+    });
     const tokens = new TokenAnswer(plan, table, format);
     return withoutUnary(
       tokens,
@@ -102,8 +106,8 @@ function streamOutput(
     return format.begin(choice, usage());
   };
   return {
-    text(choice, text) {
-      client.pushText(begin(choice) + format.text(choice, text, usage()));
+    text(choice, text, logprobs) {
+      client.pushText(begin(choice) + format.text(choice, text, usage(), logprobs));
     },
     finish(choice: number, reason: FinishReason, stopReason) {
       client.pushText(begin(choice) + format.finish(choice, reason, stopReason, usage()));

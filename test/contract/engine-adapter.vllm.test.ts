@@ -52,8 +52,8 @@ const EVENTS = [
   { choice: 1, ids: [12, 4294967295], ...quiet },
   {
     choices: [
-      { choice: 0, text: 'x', ids: [5], finish: null, stopReason: null },
-      { choice: 1, text: '', ids: [6], finish: 'stop', stopReason: '\n\n' },
+      { choice: 0, text: 'x', ids: [5], finish: null, stopReason: null, logprobs: null },
+      { choice: 1, text: '', ids: [6], finish: 'stop', stopReason: '\n\n', logprobs: null },
     ],
   },
   { choice: 0, ids: [], finish: 'length', usage: null },
@@ -113,7 +113,9 @@ t.test('more frames and ids than one scan can report', t => {
   const { events, fault, end } = decode(adapter, [bytes.subarray(0, 100_001), bytes.subarray(100_001)]);
   t.same([events.length, fault, end], [1202, null, null]);
   t.match(events[1199], { ids: [1199, 1199, 1199] });
-  t.same(events[1200], { choices: [{ choice: 0, text: 'b', ids: long, finish: null, stopReason: null }] });
+  t.same(events[1200], {
+    choices: [{ choice: 0, text: 'b', ids: long, finish: null, stopReason: null, logprobs: null }],
+  });
   t.end();
 });
 
