@@ -8,7 +8,7 @@ import { strict as assert } from 'node:assert';
 import type { FrameBatch } from '../engines/contract.js';
 import { type EngineError, engineError } from '../engines/engine-error.js';
 import { openingOf } from '../engines/event-rows.js';
-import { ERROR_CODES, type ErrorCode, type ErrorDetail } from '../errors.js';
+import type { ErrorCode, ErrorDetail } from '../errors.js';
 import type { HttpExchange } from '../frontend/http/http-exchange.js';
 import { errorFrames, errorResponse } from '../frontend/openai/error-response.js';
 import { EVENT_STREAM_HEADERS, KEEP_ALIVE_FRAME } from '../frontend/openai/stream-format.js';
@@ -18,7 +18,7 @@ import { RESERVATION_NONE } from '../router/load-descriptor.js';
 import { type Answer, openAnswer } from './answer.js';
 import { type AttemptFailure, EngineAttempt } from './attempt.js';
 import { ClientStream } from './client-stream.js';
-import type { RequestContext } from './request-context.js';
+import { endCauseOf, type RequestContext } from './request-context.js';
 
 type Phase = 'body' | 'asked' | 'dispatched' | 'streaming' | 'flushing' | 'ended';
 
@@ -132,7 +132,7 @@ export class PlaneRequest {
       this.#client.close();
       this.#exchange.end();
     }
-    this.#end(causeOf(code), code);
+    this.#end(endCauseOf(code), code);
   }
 
   /** Checks every deadline of this request; called by the sweep of the socket thread. */
@@ -391,11 +391,4 @@ export class PlaneRequest {
     this.#phase = phase;
     this.#phaseSinceMs = this.#context.clock.nowMs();
   }
-}
-
-function causeOf(code: ErrorCode): EndCause {
-  if (code === 'MILLRACE_DEADLINE_EXCEEDED') return 'deadline';
-  const kind = ERROR_CODES[code].class;
-  if (kind === 'WorkerError') return 'worker_failed';
-  return kind === 'InternalError' ? 'internal' : 'rejected';
 }
