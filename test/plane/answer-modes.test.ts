@@ -48,8 +48,7 @@ function plain(value: Json): Json {
   return rest;
 }
 
-const answers = (fixture: PlaneFixture): Promise<number>[] =>
-  ['token', 'relayIds', 'relay'].map(mode => fixture.metric(`millrace_plans_total{mode="${mode}"}`));
+const OUTPUT_TOKENS = `dynamo_frontend_output_tokens_total{model="${MOCK_MODEL}"}`;
 
 async function start(t: Test, tokenizer: string | null, returnsTokenIds = true): Promise<PlaneFixture> {
   return startPlane(t, { mocks: [{ returnsTokenIds }], tokenizer });
@@ -59,7 +58,11 @@ t.test('relayIds: streams are the engine’s own, without the ids', async t => {
   const fixture = await start(t, null);
   for (const [path, prompt] of APIS) {
     const ask = { model: MOCK_MODEL, ...prompt, max_tokens: 12, n: 2, logprobs: path === CHAT ? true : 1 };
-    for (const options of [undefined, { include_usage: true }, { include_usage: true, continuous_usage_stats: true }]) {
+    for (const options of [
+      undefined,
+      { include_usage: true },
+      { include_usage: true, continuous_usage_stats: true },
+    ]) {
       const body = { ...ask, stream: true, ...(options === undefined ? {} : { stream_options: options }) };
       await fixture.step(t, `${path} ${JSON.stringify(options)}`, async t => {
         const got = await fixture.post(path, body);
@@ -112,9 +115,9 @@ t.test('relayIds: a folded body is the engine’s unary body', async t => {
 t.test('relayIds: token counts are exact, a body over its limit is refused', async t => {
   const fixture = await startPlane(t, { mocks: [{}], limits: { unaryAnswerBytesMax: 4096 } });
   await fixture.step(t, 'counts', async t => {
-    const before = await fixture.metric('millrace_output_tokens_total{model="mock-model"}');
+    const before = await fixture.metric(OUTPUT_TOKENS);
     await fixture.post(CHAT, { model: MOCK_MODEL, messages, max_tokens: 7, n: 2, stream: true });
-    t.equal((await fixture.metric('millrace_output_tokens_total{model="mock-model"}')) - before, 14);
+    t.equal((await fixture.metric(OUTPUT_TOKENS)) - before, 14);
   });
   await fixture.step(t, 'limit', async t => {
     const reply = await fixture.post(CHAT, { model: MOCK_MODEL, messages, max_tokens: 100 });
@@ -170,9 +173,7 @@ t.test('token mode: what a stop string hides has no log-probabilities', async t 
   const stop = tokens[5]!.slice(-1) + tokens[6] + tokens[7];
   for (const stream of [false, true]) {
     const reply = await fixture.post(CHAT, { ...ask, stop, stream });
-    const content = stream
-      ? joinLogprobs(reply).content
-      : jsonOf(reply).choices[0].logprobs.content;
+    const content = stream ? joinLogprobs(reply).content : jsonOf(reply).choices[0].logprobs.content;
     t.same(content, choices[0].logprobs.content.slice(0, 6), `stream: ${stream}`);
   }
   const whole = jsonOf(await fixture.post(CHAT, { ...ask, stop, include_stop_str_in_output: true }));
