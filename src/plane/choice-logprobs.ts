@@ -15,6 +15,7 @@ interface Waiting {
 
 const NO_BYTES = new Uint8Array(0);
 
+/** See the head of the file. */
 export class ChoiceLogprobs {
   readonly #table: DetokenizerTable;
   readonly #topMax: number;

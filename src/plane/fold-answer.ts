@@ -14,6 +14,7 @@ import type { Answer } from './answer.js';
 import { type BatchOutcome, emptyOutcome } from './batch-outcome.js';
 import { tokensOf } from './frame-tokens.js';
 
+/** See the head of the file. */
 export class FoldAnswer implements Answer {
   readonly #plan: Plan;
   readonly #answerBytesMax: number;

@@ -24,6 +24,7 @@ const USAGE_BODY_BYTES_MAX = 262_144;
 const kept = new Int32Array(FRAMES_MAX * KEPT_WORDS_MAX);
 const ofFrame = new Int32Array(KEPT_WORDS_MAX);
 
+/** See the head of the file. */
 export class RelayAnswer implements Answer {
   readonly #plan: Plan;
   readonly #client: ClientStream | null;

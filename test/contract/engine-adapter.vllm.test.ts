@@ -204,3 +204,37 @@ t.test('vLLM: relayed streams ask for usage when the client did not', t => {
   });
   t.end();
 });
+
+t.test('vLLM: with ids every answer is a stream, and what the client did not ask for is told apart', t => {
+  const adapter = createVllmAdapter();
+  const encode = (raw: Record<string, unknown>, stream: boolean, includeUsage = false) => {
+    const output = { stream, includeUsage, continuousUsage: false, skipSpecialTokens: true, logprobs: null };
+    const request = makeRequest({ api: 'chat', raw, output });
+    const call = adapter.encode(makeInput({ mode: 'relayIds', promptIds: null, request }));
+    const { usageInjected, idsInjected } = call;
+    return { usageInjected, idsInjected, ...JSON.parse(Buffer.from(call.body).toString()) };
+  };
+  const asked = { stream: true, stream_options: { include_usage: true }, return_token_ids: true };
+  const own = { model: 'worker-name', tools: [1] };
+  t.same(encode({ tools: [1], return_token_ids: false }, false), {
+    ...own,
+    ...asked,
+    usageInjected: true,
+    idsInjected: true,
+  });
+  t.same(encode({ tools: [1], ...asked }, true, true), {
+    ...own,
+    ...asked,
+    usageInjected: false,
+    idsInjected: false,
+  });
+  t.end();
+});
+
+t.test('vLLM: log-probabilities in token mode are asked for by id', t => {
+  const adapter = createVllmAdapter();
+  const output = { ...makeRequest().output, logprobs: 3 };
+  const call = adapter.encode(makeInput({ request: makeRequest({ api: 'chat', output }) }));
+  t.match(JSON.parse(Buffer.from(call.body).toString()), { logprobs: 3, return_tokens_as_token_ids: true });
+  t.end();
+});
