@@ -89,6 +89,7 @@ function run(
   const plan = {
     choices: given.length,
     promptTokens: 3,
+    logprobs: null,
     skipSpecialTokens: true,
     eosIds: tokenizer.eosIds,
     stop: {
