@@ -61,6 +61,8 @@ export interface EncodedCall {
   readonly body: Uint8Array;
   /** Usage was asked for although the client did not ask. */
   readonly usageInjected: boolean;
+  /** Token ids were asked for although the client did not ask. */
+  readonly idsInjected: boolean;
 }
 
 /**

@@ -11,6 +11,24 @@ export interface Usage {
   readonly cachedTokens: number | null;
 }
 
+/** A token and its log-probability. */
+export interface TokenLogprob {
+  /** As text; bytes that are no whole characters are replaced, as decoders do. */
+  readonly text: string;
+  /** Exactly. */
+  readonly bytes: Uint8Array;
+  /** Natural logarithm. */
+  readonly logprob: number;
+}
+
+/** A generated token with those that could have come in its place. */
+export interface TokenLogprobs extends TokenLogprob {
+  /** In the engine's order; the generated token can be among them. */
+  readonly top: readonly TokenLogprob[];
+  /** Characters (code points) of the choice's text before it. */
+  readonly textOffset: number;
+}
+
 /** A piece of one choice. Fields that are absent did not change with this piece. */
 export interface Delta {
   /** Choice that this piece belongs to, 0-based. */
@@ -18,5 +36,6 @@ export interface Delta {
   readonly ids?: readonly number[];
   readonly text?: string;
   readonly finish?: FinishReason;
+  readonly logprobs?: readonly TokenLogprobs[];
   readonly usage?: Usage;
 }

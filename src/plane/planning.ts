@@ -19,6 +19,7 @@ import type {
   World,
 } from '../messages/records.js';
 import type { TokenRequest } from '../messages/token-request.js';
+import { canStream } from '../preprocess/engine-only.js';
 import { resolveMaxTokens } from '../preprocess/max-tokens.js';
 import { parseRequest } from '../preprocess/parse-request.js';
 import type { PromptIds, TextModel } from '../preprocess/text-model.js';
@@ -31,7 +32,7 @@ const OUTPUT_WEIGHT = 0.05;
 const NO_IDS = new Uint32Array(0);
 
 interface Preprocessed {
-  readonly mode: AnswerMode;
+  readonly mode: 'token' | 'relay';
   readonly promptIds: Uint32Array;
   readonly promptTokens: number;
   readonly eosIds: Uint32Array;
@@ -242,11 +243,12 @@ export class Planning {
     assert(worker !== undefined, 'the decider chooses among the workers of this world');
     const adapter = this.#options.adapters.get(worker.engine);
     assert(adapter !== undefined, `there is an adapter for ${worker.engine}`);
+    const mode = answerMode(ready, request, worker);
     const call = adapter.encode({
       request,
-      mode: ready.mode,
+      mode,
       workerModel: model.name,
-      promptIds: ready.mode === 'token' ? ready.promptIds : null,
+      promptIds: mode === 'token' ? ready.promptIds : null,
       maxTokens,
       eosIds: ready.eosIds,
       requestId: engineRequestId(ask),
@@ -255,7 +257,7 @@ export class Planning {
       request: ask.request,
       attempt: ask.attempt,
       decision: this.#decisions++,
-      mode: ready.mode,
+      mode,
       api: request.api,
       stream: request.output.stream,
       model: model.name,
@@ -264,6 +266,8 @@ export class Planning {
       includeUsage: request.output.includeUsage,
       continuousUsage: request.output.continuousUsage,
       usageInjected: call.usageInjected,
+      idsInjected: call.idsInjected,
+      logprobs: request.output.logprobs,
       skipSpecialTokens: request.output.skipSpecialTokens,
       stop: request.stop,
       eosIds: ready.eosIds,
@@ -307,6 +311,12 @@ function rejectOf(ask: Omit<Ask, 'body'>, error: unknown): Reject {
     param: known ? error.param : null,
     retryAfterMs: known ? (error.retryAfterMs ?? 0) : 0,
   };
+}
+
+/** Without token mode the worker decides: one that returns ids is asked for them, unless that needs a stream it cannot give. */
+function answerMode(ready: Preprocessed, request: TokenRequest, worker: WorkerView): AnswerMode {
+  if (ready.mode === 'token' || !worker.returnsTokenIds) return ready.mode;
+  return request.output.stream || canStream(request) ? 'relayIds' : 'relay';
 }
 
 function narrowestContext(workers: readonly WorkerView[], model: string): number | null {

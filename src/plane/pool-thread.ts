@@ -7,7 +7,14 @@ import { strict as assert } from 'node:assert';
 import { createVllmAdapter } from '../engines/vllm.js';
 import type { Limits } from '../limits.js';
 import { decodeAsk, decodeDone, decodeWorld, encodePlan, encodeReject } from '../messages/record-codec.js';
-import { type Ask, type Plan, RECORD_KIND, type Reject, type World } from '../messages/records.js';
+import {
+  type Ask,
+  type Plan,
+  RECORD_KIND,
+  type RecordKind,
+  type Reject,
+  type World,
+} from '../messages/records.js';
 import type { ModelFolder } from '../preprocess/model-folder/model-folder.js';
 import { loadTextModel, type TextModel } from '../preprocess/text-model.js';
 import { Bell, BellRinger } from '../ring/bell.js';
@@ -44,13 +51,16 @@ class PoolThread {
   readonly #plans: RingProducer;
   readonly #bell: Bell;
   readonly #planning: Planning;
+  readonly #queueBytesMax: number;
+  readonly #discard: (reservation: number) => void;
   readonly #folders: readonly ModelFolder[];
   readonly #textModels = new Map<string, TextModel>();
   /** Rings this thread's own bell: an answer that comes by promise finds it asleep. */
   readonly #ownBell: BellRinger;
   /** Answers that came by promise and are not sent yet. */
   readonly #answers: (Plan | Reject)[] = [];
-  #pending = 0;
+  /** ASKs whose ids are being made. */
+  readonly #pending = new Set<Promise<void>>();
   #nextWorld: World | null = null;
   #closing = false;
 
@@ -76,22 +86,33 @@ class PoolThread {
       partition: { index: task.index, count: task.threads },
       addon,
     });
+    this.#queueBytesMax = bytesMax;
+    this.#discard = reservation => void ledger.discard(reservation, epoch);
     this.#planning = new Planning({
       limits,
       decider: createDecider({ loadTable, ledger, ownerEpoch: epoch, random: seededRandom(task.seed) }),
       adapters: new Map([['vllm', createVllmAdapter()]]),
-      discard: reservation => void ledger.discard(reservation, epoch),
+      discard: this.#discard,
     });
   }
 
   async run(): Promise<void> {
+    try {
+      await this.#serve();
+    } finally {
+      // A plan that is finished after its thread is reported gone would leave a reservation that nobody frees.
+      await Promise.all(this.#pending);
+    }
+  }
+
+  async #serve(): Promise<void> {
     while (!this.#closing) {
       if (!this.#sendAnswers()) {
         // No ASK is taken while answers wait for room: that is how a slow socket thread slows this one.
         await this.#bell.wait(() => this.#plans.sendable);
         continue;
       }
-      if (this.#pending === PENDING_MAX) {
+      if (this.#pending.size === PENDING_MAX) {
         await this.#bell.wait(() => this.#answers.length > 0);
         continue;
       }
@@ -133,20 +154,39 @@ class PoolThread {
       this.#answer(answer);
       return;
     }
-    this.#pending++;
-    void answer.then(settled => {
-      this.#pending--;
+    const done = answer.then(settled => {
+      this.#pending.delete(done);
       this.#answers.push(settled);
       this.#ownBell.ring();
     });
+    this.#pending.add(done);
   }
 
   #answer(answer: Plan | Reject): void {
-    const isPlan = 'calls' in answer;
-    const parts = isPlan ? encodePlan(answer) : encodeReject(answer);
-    const sent = this.#plans.send(isPlan ? RECORD_KIND.plan : RECORD_KIND.reject, answer.request, parts);
-    assert(sent !== 'full', 'an answer is sent when the PLAN queue is empty, so it always has room');
+    if (!('calls' in answer)) this.#send(RECORD_KIND.reject, answer.request, encodeReject(answer));
+    else if (!this.#send(RECORD_KIND.plan, answer.request, encodePlan(answer))) this.#refuseLongPlan(answer);
+  }
+
+  /** False: longer than the queue of the ring can ever take, which is empty when an ASK is taken. */
+  #send(kind: RecordKind, request: number, parts: readonly Uint8Array[]): boolean {
+    const sent = this.#plans.send(kind, request, parts);
+    if (sent === 'full') return false;
     this.#plans.publish();
+    return true;
+  }
+
+  /** A body within its limit can have more ids than fit: that is the request's fault, not this thread's. */
+  #refuseLongPlan({ request, attempt, calls }: Plan): void {
+    for (const step of calls.flatMap(call => call.steps)) this.#discard(step.reservation);
+    const reject: Reject = {
+      request,
+      attempt,
+      code: 'MILLRACE_BODY_TOO_LARGE',
+      message: `the request has more tokens than can be planned (ringQueueBytesMax: ${this.#queueBytesMax})`,
+      param: null,
+      retryAfterMs: 0,
+    };
+    assert(this.#send(RECORD_KIND.reject, request, encodeReject(reject)), 'a short REJECT always has room');
   }
 
   async #enterWorld(world: World): Promise<void> {

@@ -89,7 +89,9 @@ function run(
   const plan = {
     choices: given.length,
     promptTokens: 3,
+    logprobs: null,
     skipSpecialTokens: true,
+    calls: [],
     eosIds: tokenizer.eosIds,
     stop: {
       strings: given[0]!.stops,
