@@ -127,6 +127,8 @@ export interface FixtureOptions {
   readonly workers?: readonly string[];
   /** Null, the default: relay mode. */
   readonly tokenizer?: string | null;
+  /** Folder of the workers' model, instead of a tokenizer. */
+  readonly modelPath?: string;
   readonly limits?: Partial<Record<LimitName, number>>;
   readonly poolThreads?: number;
   /** 'real' for tests in which many things happen at once; else the clock moves only by `tick`. */
@@ -177,7 +179,17 @@ export class PlaneFixture {
     ];
     const config = loadConfig(
       { policies: POLICY_NAMES, tokenizers: TOKENIZER_NAMES },
-      { options: { workers, tokenizer, poolThreads, httpServer: server, policy: 'round-robin', limits } },
+      {
+        options: {
+          workers,
+          tokenizer,
+          modelPath: options.modelPath,
+          poolThreads,
+          httpServer: server,
+          policy: 'round-robin',
+          limits,
+        },
+      },
     );
     const clock = options.clock === 'real' ? systemClock : new ManualClock();
     const log: string[] = [];

@@ -96,7 +96,7 @@ export interface Plan {
   readonly stop: Stop;
   /** Ids that end a choice without being shown; empty but in token mode. */
   readonly eosIds: Uint32Array;
-  /** Name of the tokenizer whose table makes text of ids; '' but in token mode. */
+  /** Key of the text model whose table makes text of ids; '' but in token mode. */
   readonly tokenizer: string;
   readonly calls: readonly PlanCall[];
 }
@@ -150,13 +150,15 @@ export interface WorkerView {
   readonly totalBlocks: number | null;
   /** Its answers can carry token ids, which token and relayIds mode need. */
   readonly returnsTokenIds: boolean;
+  /** Models of this worker whose token ids are not ours: our tokenizer or template differs, so no token mode there. */
+  readonly foreignIds: readonly string[];
 }
 
 /** A served model as the pool threads know it. */
 export interface ModelView {
   readonly name: string;
   readonly policy: string;
-  /** Name of a tokenizer in preprocess/tokenizers, or null: no token mode. */
+  /** Key of the text model (preprocess/text-model.ts): a tokenizer's name or a model folder's path; null: no token mode. */
   readonly tokenizer: string | null;
   readonly contextLength: number | null;
 }

@@ -11,6 +11,8 @@ export interface ChatMessage {
   readonly role: string;
   /** Text parts are joined; a message whose parts are not all text keeps `parts` and rules token mode out. */
   readonly text: string;
+  /** The texts of the parts, where the content came in several: some templates write them one by one. */
+  readonly textParts?: readonly string[];
   readonly name?: string;
   readonly hasMedia: boolean;
 }

@@ -5,6 +5,7 @@
  */
 import { Piscina } from 'piscina';
 import type { Limits } from '../limits.js';
+import type { ModelFolder } from '../preprocess/model-folder/model-folder.js';
 import type { Clock, Timer } from '../runtime/clock.js';
 import type { Logger } from '../runtime/logger.js';
 import type { LinkMemory } from './pool-link.js';
@@ -19,6 +20,8 @@ const BACKOFF_MAX_MS = 1000;
 export interface SupervisorOptions {
   readonly threads: number;
   readonly limits: Limits;
+  /** The model folders that models may name. */
+  readonly folders: readonly ModelFolder[];
   readonly loadMemory: SharedArrayBuffer;
   readonly ledgerMemory: SharedArrayBuffer;
   readonly clock: Clock;
@@ -95,7 +98,7 @@ export class Supervisor {
 
   #start(index: number): void {
     const epoch = this.#nextEpoch++;
-    const { threads, limits, loadMemory, ledgerMemory, seed } = this.#options;
+    const { threads, limits, folders, loadMemory, ledgerMemory, seed } = this.#options;
     const task: PoolTask = {
       index,
       threads,
@@ -103,6 +106,7 @@ export class Supervisor {
       loadMemory,
       ledgerMemory,
       limits,
+      folders,
       seed: seed + epoch,
     };
     this.#running++;

@@ -16,7 +16,7 @@ import {
 import { FRAME, FRAME_FLAG } from '../engines/frame-descriptor.js';
 import type { FinishReason, TokenLogprobs, Usage } from '../messages/delta.js';
 import type { Plan } from '../messages/records.js';
-import { type DetokenizerTable, StreamDetokenizer } from '../preprocess/detokenizer.js';
+import { type DetokenizerTable, StreamDetokenizer, startsText } from '../preprocess/detokenizer.js';
 import { StopMatcher } from '../preprocess/stop-matcher.js';
 import { type BatchOutcome, emptyOutcome } from './batch-outcome.js';
 import { ChoiceLogprobs } from './choice-logprobs.js';
@@ -69,8 +69,9 @@ export class TokenAnswer {
     const { strings, includeStopString } = plan.stop;
     // Completions show what the engine gives, which is one more where the drawn token is not among the likeliest.
     const topMax = plan.api === 'chat' ? plan.logprobs : Number.POSITIVE_INFINITY;
+    const isStart = plan.skipSpecialTokens && plan.calls.every(call => startsText(table, call.promptIds));
     this.#choices = Array.from({ length: plan.choices }, () => ({
-      detokenizer: new StreamDetokenizer(table, plan.skipSpecialTokens),
+      detokenizer: new StreamDetokenizer(table, plan.skipSpecialTokens, isStart),
       stops: strings.length === 0 ? null : new StopMatcher(strings, includeStopString),
       logprobs: plan.logprobs === null ? null : new ChoiceLogprobs(table, topMax ?? 0),
       tokens: 0,

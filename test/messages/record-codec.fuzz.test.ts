@@ -115,6 +115,7 @@ const world = fc.record({
       blockSize: amount,
       totalBlocks: amount,
       returnsTokenIds: fc.boolean(),
+      foreignIds: fc.array(fc.string(), { maxLength: 3 }),
     }),
     { maxLength: 4 },
   ),
@@ -251,6 +252,7 @@ t.test('a WORLD of the wrong shape names the field', async t => {
     blockSize: 16,
     totalBlocks: null,
     returnsTokenIds: true,
+    foreignIds: ['m'],
   };
   const cases: [object | null, string][] = [
     [null, 'world'],
