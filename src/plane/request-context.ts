@@ -57,9 +57,10 @@ export interface RequestContext {
   onEnded(request: number, end: RequestEnd): void;
 }
 
-/** The cause under which an end with this code is counted. */
-export function causeOf(code: ErrorCode): EndCause {
+/** How a request that failed with `code` has ended. */
+export function endCauseOf(code: ErrorCode): EndCause {
   if (code === 'MILLRACE_DEADLINE_EXCEEDED') return 'deadline';
+  if (code === 'MILLRACE_DRAINING') return 'drained';
   const kind = ERROR_CODES[code].class;
   if (kind === 'WorkerError') return 'worker_failed';
   return kind === 'InternalError' ? 'internal' : 'rejected';

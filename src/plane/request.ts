@@ -18,7 +18,7 @@ import { RESERVATION_NONE } from '../router/load-descriptor.js';
 import { type Answer, openAnswer } from './answer.js';
 import { type AttemptFailure, EngineAttempt } from './attempt.js';
 import { ClientStream } from './client-stream.js';
-import { causeOf, type RequestContext } from './request-context.js';
+import { endCauseOf, type RequestContext } from './request-context.js';
 
 type Phase = 'body' | 'asked' | 'dispatched' | 'streaming' | 'flushing' | 'ended';
 
@@ -132,7 +132,7 @@ export class PlaneRequest {
       this.#client.close();
       this.#exchange.end();
     }
-    this.#end(causeOf(code), code);
+    this.#end(endCauseOf(code), code);
   }
 
   /** Checks every deadline of this request; called by the sweep of the socket thread. */
