@@ -92,17 +92,27 @@ export class Planning {
   #plan(ask: Ask): Plan | Promise<Plan> {
     const request = parseRequest(ask.api, ask.body, this.#options.limits);
     const model = this.#model(request.model);
+    const bodyBytes = ask.body.byteLength;
     const promptIds = this.#promptIds(request, model);
     return promptIds instanceof Promise
-      ? promptIds.then(ids => this.#finish(ask, request, model, ids))
-      : this.#finish(ask, request, model, promptIds);
+      ? promptIds.then(ids => this.#finish(ask, request, model, ids, bodyBytes))
+      : this.#finish(ask, request, model, promptIds, bodyBytes);
   }
 
-  /** The rest of a plan, in one go: whatever came in while the ids were made counts. Null ids: relay mode. */
-  #finish(ask: Ask, request: TokenRequest, model: ModelView, promptIds: Uint32Array | null): Plan {
+  /**
+   * The rest of a plan, in one go: whatever came in while the ids were made counts. Null ids: relay mode. The body is
+   * not at hand any more: it was read in the ring's memory.
+   */
+  #finish(
+    ask: Omit<Ask, 'body'>,
+    request: TokenRequest,
+    model: ModelView,
+    promptIds: Uint32Array | null,
+    bodyBytes: number,
+  ): Plan {
     const serving = this.#serving(model);
     const contextLength = this.#contextLength(model, serving);
-    const ready = this.#ready(request, model, promptIds, ask.body.length);
+    const ready = this.#ready(request, model, promptIds, bodyBytes);
     const maxTokens =
       ready.mode === 'token' || request.prompt.kind === 'ids'
         ? resolveMaxTokens(request, ready.promptTokens, contextLength)
@@ -222,7 +232,7 @@ export class Planning {
   }
 
   #build(
-    ask: Ask,
+    ask: Omit<Ask, 'body'>,
     request: TokenRequest,
     model: ModelView,
     ready: Preprocessed,
@@ -297,7 +307,7 @@ function servesTokens(worker: WorkerView, model: ModelView): boolean {
   return worker.returnsTokenIds && !worker.foreignIds.includes(model.name);
 }
 
-function rejectOf(ask: Ask, error: unknown): Reject {
+function rejectOf(ask: Omit<Ask, 'body'>, error: unknown): Reject {
   const known = error instanceof MillraceError;
   return {
     request: ask.request,
@@ -319,7 +329,7 @@ function narrowestContext(workers: readonly WorkerView[], model: string): number
 }
 
 /** Unique per attempt: an engine may refuse an id that it still runs. */
-function engineRequestId(ask: Ask): string {
+function engineRequestId(ask: Omit<Ask, 'body'>): string {
   const given = ask.headers.find(([name]) => name === 'x-request-id')?.[1] ?? 'millrace';
   return `${given}-${ask.request}-${ask.attempt}`;
 }

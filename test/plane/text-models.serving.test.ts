@@ -19,6 +19,7 @@ import {
   type Reply,
   startPlane,
   streamedText,
+  until,
 } from '../plane-fixture.js';
 import {
   byteLevelJson,
@@ -104,6 +105,23 @@ t.test('the folder of the worker’s own model: token mode', async t => {
       t.equal(refused.message, "the model's chat template refuses these messages: no aliens");
     }
   });
+});
+
+t.test('a plane that closes while ids are being made', async t => {
+  const plane = await startPlane(t, { mocks: [{}], modelPath: MOCKS_OWN });
+  const content = 'naïve 日本 12345 '.repeat(300);
+  const replies = Array.from({ length: 60 }, () => plane.post(CHAT, chat(content)));
+  await until(() => plane.plane.socket.requestsInFlight > 0, 'the plane has requests');
+  await plane.plane.close(0);
+  const statuses = (await Promise.allSettled(replies)).map(reply =>
+    reply.status === 'fulfilled' ? reply.value.status : 'refused',
+  );
+  t.ok(statuses.includes(503), 'some were cut');
+  t.same(
+    statuses.filter(status => status !== 503 && status !== 200 && status !== 'refused'),
+    [],
+  );
+  t.same(plane.plane.socket.requestsInFlight, 0);
 });
 
 t.test('the folder of another model: relay mode, and one line for each worker', async t => {
