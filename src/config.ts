@@ -153,6 +153,26 @@ function readModels(
   return Object.freeze(models);
 }
 
+/** What parsing can make of a body, in its bytes: a list of empty objects takes some 20 times its text. */
+const PARSED_BYTES_PER_BYTE = 32;
+/** Room for what an ASK holds besides the body. */
+const ASK_HEAD_BYTES = 65_536;
+
+/** Refuses limits that each are in range and cannot hold together. */
+function checkTogether({ bodyBytesMax, poolHeapBytesMax, ringQueueBytesMax }: Limits): void {
+  // JSON.parse cannot be stopped: a thread that is over its heap inside it ends the whole process.
+  if (poolHeapBytesMax < PARSED_BYTES_PER_BYTE * bodyBytesMax) {
+    throw new ConfigError(
+      `limits: poolHeapBytesMax is ${poolHeapBytesMax}; allowed: at least ${PARSED_BYTES_PER_BYTE} × bodyBytesMax (${bodyBytesMax})`,
+    );
+  }
+  if (ringQueueBytesMax < bodyBytesMax + ASK_HEAD_BYTES) {
+    throw new ConfigError(
+      `limits: ringQueueBytesMax is ${ringQueueBytesMax}; allowed: at least bodyBytesMax (${bodyBytesMax}) + ${ASK_HEAD_BYTES}`,
+    );
+  }
+}
+
 /**
  * Makes the configuration. Throws ConfigError, naming the source, the key, the value and what is allowed.
  * @param names policies and tokenizers that exist
@@ -174,6 +194,7 @@ export function loadConfig(names: ConfigNames, sources: ConfigSources): Config {
   if ((limits.ringBytes & (limits.ringBytes - 1)) !== 0) {
     throw new ConfigError(`limits: ringBytes is ${limits.ringBytes}; allowed: a power of two`);
   }
+  checkTogether(limits);
   const shared = { policy: merged.policy as string, tokenizer: merged.tokenizer as string | null };
   return Object.freeze({
     ...merged,

@@ -4,7 +4,7 @@
  */
 import type { Test } from 'tap';
 import { loadConfig } from '#millrace/config.js';
-import { DEFAULT_LIMITS, type LimitName } from '#millrace/limits.js';
+import type { LimitName } from '#millrace/limits.js';
 import { Plane } from '#millrace/plane/plane.js';
 import { loadTokenizer, TOKENIZER_NAMES } from '#millrace/preprocess/tokenizers/load.js';
 import { POLICY_NAMES } from '#millrace/router/policies/policies.js';
@@ -307,5 +307,3 @@ export function errorOf(reply: Reply): {
   const { error } = jsonOf(reply);
   return { status: reply.status, code: error.code, param: error.param, message: error.message };
 }
-
-export { DEFAULT_LIMITS };

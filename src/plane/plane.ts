@@ -197,7 +197,7 @@ export class Plane {
     const { running, off } = this.supervisor.state;
     const ready = this.workers.filter(worker => worker.state === 'ready').length;
     const total = this.#registry.size;
-    let status: Health['status'] = off > 0 || ready < total ? 'degraded' : 'ok';
+    let status: Health['status'] = running < this.#poolThreads || ready < total ? 'degraded' : 'ok';
     if (ready === 0 || off === this.#poolThreads) status = 'unavailable';
     if (this.#isClosing) status = 'draining';
     return {

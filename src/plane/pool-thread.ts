@@ -7,7 +7,7 @@ import { strict as assert } from 'node:assert';
 import { createVllmAdapter } from '../engines/vllm.js';
 import type { Limits } from '../limits.js';
 import { decodeAsk, decodeDone, decodeWorld, encodePlan, encodeReject } from '../messages/record-codec.js';
-import { type Plan, RECORD_KIND, type Reject, type World } from '../messages/records.js';
+import { type Plan, RECORD_KIND, type RecordKind, type Reject, type World } from '../messages/records.js';
 import { loadTokenizer } from '../preprocess/tokenizers/load.js';
 import type { Tokenizer } from '../preprocess/tokenizers/tokenizer.js';
 import { Bell, BellRinger } from '../ring/bell.js';
@@ -39,6 +39,8 @@ class PoolThread {
   readonly #plans: RingProducer;
   readonly #bell: Bell;
   readonly #planning: Planning;
+  readonly #queueBytesMax: number;
+  readonly #discard: (reservation: number) => void;
   readonly #tokenizers = new Map<string, Tokenizer>();
   #nextWorld: World | null = null;
   #closing = false;
@@ -63,11 +65,13 @@ class PoolThread {
       partition: { index: task.index, count: task.threads },
       addon,
     });
+    this.#queueBytesMax = bytesMax;
+    this.#discard = reservation => void ledger.discard(reservation, epoch);
     this.#planning = new Planning({
       limits,
       decider: createDecider({ loadTable, ledger, ownerEpoch: epoch, random: seededRandom(task.seed) }),
       adapters: new Map([['vllm', createVllmAdapter()]]),
-      discard: reservation => void ledger.discard(reservation, epoch),
+      discard: this.#discard,
     });
   }
 
@@ -102,11 +106,30 @@ class PoolThread {
   }
 
   #answer(answer: Plan | Reject): void {
-    const isPlan = 'calls' in answer;
-    const parts = isPlan ? encodePlan(answer) : encodeReject(answer);
-    const sent = this.#plans.send(isPlan ? RECORD_KIND.plan : RECORD_KIND.reject, answer.request, parts);
-    assert(sent !== 'full', 'the PLAN queue is empty when an ASK is taken, so one answer always has room');
+    if (!('calls' in answer)) this.#send(RECORD_KIND.reject, answer.request, encodeReject(answer));
+    else if (!this.#send(RECORD_KIND.plan, answer.request, encodePlan(answer))) this.#refuseLongPlan(answer);
+  }
+
+  /** False: longer than the queue of the ring can ever take, which is empty when an ASK is taken. */
+  #send(kind: RecordKind, request: number, parts: readonly Uint8Array[]): boolean {
+    const sent = this.#plans.send(kind, request, parts);
+    if (sent === 'full') return false;
     this.#plans.publish();
+    return true;
+  }
+
+  /** A body within its limit can have more ids than fit: that is the request's fault, not this thread's. */
+  #refuseLongPlan({ request, attempt, calls }: Plan): void {
+    for (const step of calls.flatMap(call => call.steps)) this.#discard(step.reservation);
+    const reject: Reject = {
+      request,
+      attempt,
+      code: 'MILLRACE_BODY_TOO_LARGE',
+      message: `the request has more tokens than can be planned (ringQueueBytesMax: ${this.#queueBytesMax})`,
+      param: null,
+      retryAfterMs: 0,
+    };
+    assert(this.#send(RECORD_KIND.reject, request, encodeReject(reject)), 'a short REJECT always has room');
   }
 
   async #enterWorld(world: World): Promise<void> {
