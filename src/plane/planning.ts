@@ -296,6 +296,12 @@ export class Planning {
   }
 }
 
+/** Without token mode the worker decides: one that returns ids is asked for them, unless that needs a stream it cannot give. */
+function answerMode(ready: Preprocessed, request: TokenRequest, worker: WorkerView): AnswerMode {
+  if (ready.mode === 'token' || !worker.returnsTokenIds) return ready.mode;
+  return request.output.stream || canStream(request) ? 'relayIds' : 'relay';
+}
+
 /** True where this worker takes our ids of the model and answers in ids. */
 function servesTokens(worker: WorkerView, model: ModelView): boolean {
   return worker.returnsTokenIds && !worker.foreignIds.includes(model.name);
@@ -311,12 +317,6 @@ function rejectOf(ask: Omit<Ask, 'body'>, error: unknown): Reject {
     param: known ? error.param : null,
     retryAfterMs: known ? (error.retryAfterMs ?? 0) : 0,
   };
-}
-
-/** Without token mode the worker decides: one that returns ids is asked for them, unless that needs a stream it cannot give. */
-function answerMode(ready: Preprocessed, request: TokenRequest, worker: WorkerView): AnswerMode {
-  if (ready.mode === 'token' || !worker.returnsTokenIds) return ready.mode;
-  return request.output.stream || canStream(request) ? 'relayIds' : 'relay';
 }
 
 function narrowestContext(workers: readonly WorkerView[], model: string): number | null {

@@ -67,9 +67,9 @@ export class TokenAnswer {
     this.#eosIds = new Set(plan.eosIds);
     this.#endIds = new Set([...plan.eosIds, ...plan.stop.tokenIds]);
     const { strings, includeStopString } = plan.stop;
-    const isStart = plan.skipSpecialTokens && plan.calls.every(call => startsText(table, call.promptIds));
     // Completions show what the engine gives, which is one more where the drawn token is not among the likeliest.
     const topMax = plan.api === 'chat' ? plan.logprobs : Number.POSITIVE_INFINITY;
+    const isStart = plan.skipSpecialTokens && plan.calls.every(call => startsText(table, call.promptIds));
     this.#choices = Array.from({ length: plan.choices }, () => ({
       detokenizer: new StreamDetokenizer(table, plan.skipSpecialTokens, isStart),
       stops: strings.length === 0 ? null : new StopMatcher(strings, includeStopString),
