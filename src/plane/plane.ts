@@ -170,10 +170,7 @@ export class Plane {
       attach: (index, epoch) => this.socket.link.attach(index, epoch),
       up: () => guard.run(() => this.socket.poolThreadUp()),
       lost: (index, epoch) => guard.run(() => this.socket.poolThreadLost(index, epoch)),
-      off: () =>
-        guard.run(() => {
-          if (this.supervisor.state.off === this.#poolThreads) this.socket.poolIsOff();
-        }),
+      off: () => guard.run(() => this.#onPoolSlotOff()),
       restarted: () => this.#metrics.poolThreadRestarted(),
     });
     for (const url of namedWorkers(config)) this.#addWorker(url);
@@ -182,13 +179,16 @@ export class Plane {
   /** Opens the HTTP server. Rejects with ConfigError when the address is taken. */
   async listen(host: string, port: number): Promise<{ port: number }> {
     const { clock, config } = this.#options;
-    this.#server = await createHttpServer(config.httpServer, {
+    if (this.#server !== null) throw new ConfigError('the plane listens already');
+    const server = await createHttpServer(config.httpServer, {
       clock,
       headerBytesMax: config.limits.headerBytesMax,
       headerDeadlineMs: config.limits.headerDeadlineMs,
       onExchange: exchange => this.handle(exchange),
     });
-    return this.#server.listen(host, port);
+    const address = await server.listen(host, port);
+    this.#server = server;
+    return address;
   }
 
   /** Takes one HTTP request of any server, and answers it in every case. Never throws. */
@@ -318,6 +318,10 @@ export class Plane {
       models: () => this.#listModels(),
       metrics: async () => ({ text: await this.#metrics.text(), contentType: this.#metrics.contentType }),
     });
+  }
+
+  #onPoolSlotOff(): void {
+    if (this.supervisor.state.off === this.#poolThreads) this.socket.poolIsOff();
   }
 
   #addWorker(url: string): void {

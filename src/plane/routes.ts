@@ -24,7 +24,13 @@ export interface RouteTargets {
 type Handler = (exchange: HttpExchange) => void;
 
 const JSON_HEADERS = [['content-type', 'application/json']] as const;
+const API_PATHS: readonly string[] = ['/v1/chat/completions', '/v1/completions', '/v1/models'];
 const MODEL_PREFIX = '/v1/models/';
+
+/** Whether a path belongs to the API; the other routes are about the process and stay on Millrace's own server. */
+export function isApiPath(path: string): boolean {
+  return API_PATHS.includes(path) || path.startsWith(MODEL_PREFIX);
+}
 
 /** Makes the function that takes every request of a server. */
 export function createRoutes(targets: RouteTargets): Handler {
