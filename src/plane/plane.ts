@@ -27,7 +27,7 @@ import type { Logger } from '../runtime/logger.js';
 import type { AttemptFailure } from './attempt.js';
 import { HttpPort } from './http-port.js';
 import { createObserver } from './observer.js';
-import { createRoutes, type Health } from './routes.js';
+import { createRoutes, type Health, isApiPath, refuseUnknown } from './routes.js';
 import { SocketThread } from './socket-thread.js';
 import { Supervisor } from './supervisor.js';
 
@@ -191,11 +191,12 @@ export class Plane {
     return address;
   }
 
-  /** Takes one HTTP request of any server, and answers it in every case. Never throws. */
-  handle(exchange: HttpExchange): void {
+  /** Takes one HTTP request of any server, and answers it in every case. A host's server gets the API only. Never throws. */
+  handle(exchange: HttpExchange, isOfHost = false): void {
     let isTaken = false;
     this.#guard.run(() => {
-      this.#route(exchange);
+      if (isOfHost && !isApiPath(exchange.path)) refuseUnknown(exchange);
+      else this.#route(exchange);
       isTaken = true;
     });
     if (isTaken) return;

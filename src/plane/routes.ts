@@ -32,6 +32,11 @@ export function isApiPath(path: string): boolean {
   return API_PATHS.includes(path) || path.startsWith(MODEL_PREFIX);
 }
 
+/** Answers a path that is no route. */
+export function refuseUnknown(exchange: HttpExchange): void {
+  refuse(exchange, 'MILLRACE_NOT_FOUND', 'there is no such route');
+}
+
 /** Makes the function that takes every request of a server. */
 export function createRoutes(targets: RouteTargets): Handler {
   const routes: Readonly<Record<string, Readonly<Record<string, Handler>>>> = {
@@ -51,7 +56,7 @@ export function createRoutes(targets: RouteTargets): Handler {
   return exchange => {
     const methods = Object.hasOwn(routes, exchange.path) ? routes[exchange.path] : undefined;
     if (methods === undefined && exchange.path.startsWith(MODEL_PREFIX)) respondModel(targets, exchange);
-    else if (methods === undefined) refuse(exchange, 'MILLRACE_NOT_FOUND', 'there is no such route');
+    else if (methods === undefined) refuseUnknown(exchange);
     else {
       const handler = methods[exchange.method];
       if (handler !== undefined) handler(exchange);

@@ -59,6 +59,8 @@ export async function startMockThread(
   const thread = new Worker(new URL('./mock-worker-thread.js', import.meta.url), {
     workerData: worker.options,
     name: 'millrace mock worker',
+    // The host's loaders and its `--input-type` are not for our files.
+    execArgv: [],
   });
   const exited = new Promise<void>(resolve => thread.once('exit', () => resolve()));
   const close = async (): Promise<void> => {

@@ -50,7 +50,10 @@ t.test('ids and text as prompts, several choices, stop strings', async t => {
   t.match(stopped.at(-2), { finish: 'stop', stopReason: word });
   const both = await collect(plane.generate({ model: MODEL, prompt, maxTokens: 5, n: 2, seed: 1 }));
   t.same(
-    both.filter(delta => delta.finish !== undefined).map(({ index }) => index).sort(),
+    both
+      .filter(delta => delta.finish !== undefined)
+      .map(({ index }) => index)
+      .sort(),
     [0, 1],
   );
 });
@@ -124,7 +127,10 @@ t.test('several next() calls at once are answered in order', async t => {
   const answer = plane.generate({ model: MODEL, prompt: 'a', maxTokens: 3 });
   const results = await Promise.all(Array.from({ length: 8 }, () => answer.next()));
   const whole = await collect(plane.generate({ model: MODEL, prompt: 'a', maxTokens: 3 }));
-  t.same(results.flatMap(result => (result.done === true ? [] : [result.value])), whole);
+  t.same(
+    results.flatMap(result => (result.done === true ? [] : [result.value])),
+    whole,
+  );
 });
 
 t.test('an iterator that is never read costs nothing, one that is left is cut off', async t => {

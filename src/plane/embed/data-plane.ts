@@ -18,7 +18,12 @@ import type { PickedWorker } from '../pick-request.js';
 import { Plane } from '../plane.js';
 import type { Health } from '../routes.js';
 import { encodeGenerate, encodePick, type GenerateRequest, type PickOptions } from './generate-request.js';
-import { createFastifyPlugin, createNodeHandler, type FastifyPlugin, type NodeHandler } from './node-handler.js';
+import {
+  createFastifyPlugin,
+  createNodeHandler,
+  type FastifyPlugin,
+  type NodeHandler,
+} from './node-handler.js';
 
 /** How long createDataPlane waits for the workers' first answers; one that is late joins later. */
 const FIRST_PROBE_MS = 3000;
@@ -55,7 +60,7 @@ export class DataPlane {
     this.#config = config;
     this.#clock = clock;
     this.#mocks = mocks;
-    this.fastify = createFastifyPlugin(exchange => plane.handle(exchange), clock);
+    this.fastify = createFastifyPlugin(exchange => plane.handle(exchange, true), clock);
   }
 
   /** Plugin for fastify: `app.register(plane.fastify, { prefix: '/llm' })`. */
@@ -63,7 +68,7 @@ export class DataPlane {
 
   /** Handler for node:http (`createServer(plane.nodeHandler())`) and express (`app.use(plane.nodeHandler())`). */
   nodeHandler(): NodeHandler {
-    return createNodeHandler(exchange => this.#plane.handle(exchange), this.#clock);
+    return createNodeHandler(exchange => this.#plane.handle(exchange, true), this.#clock);
   }
 
   /**
@@ -73,7 +78,7 @@ export class DataPlane {
   fetchHandler({ prefix = '' }: { readonly prefix?: string } = {}): (request: Request) => Promise<Response> {
     return request => {
       const exchange = exchangeFromFetch(request, prefix, this.#clock);
-      this.#plane.handle(exchange);
+      this.#plane.handle(exchange, true);
       return exchange.response;
     };
   }
@@ -105,7 +110,10 @@ export class DataPlane {
   async pick(request: PickOptions): Promise<PickedWorker> {
     const { pickExpiryMs, totalDeadlineMs } = this.#config.limits;
     const { expiresInMs = pickExpiryMs } = request;
-    if (!Number.isInteger(expiresInMs) || !(expiresInMs >= PICK_EXPIRY_MS_MIN && expiresInMs <= totalDeadlineMs)) {
+    if (
+      !Number.isInteger(expiresInMs) ||
+      !(expiresInMs >= PICK_EXPIRY_MS_MIN && expiresInMs <= totalDeadlineMs)
+    ) {
       throw new InvalidRequestError(
         'MILLRACE_INVALID_REQUEST',
         `expiresInMs is ${expiresInMs}; allowed: ${PICK_EXPIRY_MS_MIN} to ${totalDeadlineMs} (totalDeadlineMs)`,

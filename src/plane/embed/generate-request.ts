@@ -81,7 +81,8 @@ export function encodeGenerate(request: GenerateRequest): EncodedRequest {
   for (const [field, value] of Object.entries(request)) {
     if (!valid.includes(field))
       throw invalid(field, `there is no field "${field}"; did you mean "${nearestName(field, valid)}"?`);
-    if (value !== undefined && Object.hasOwn(FIELDS, field)) body[FIELDS[field as keyof typeof FIELDS]] = value;
+    if (value !== undefined && Object.hasOwn(FIELDS, field))
+      body[FIELDS[field as keyof typeof FIELDS]] = value;
   }
   if (request.signal !== undefined && !(request.signal instanceof AbortSignal))
     throw invalid('signal', 'signal must be an AbortSignal');

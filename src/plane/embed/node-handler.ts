@@ -63,7 +63,9 @@ export function createNodeHandler(handle: Handle, clock: Clock): NodeHandler {
 export function createFastifyPlugin(handle: Handle, clock: Clock): FastifyPlugin {
   return async app => {
     app.removeAllContentTypeParsers();
-    app.addContentTypeParser('*', (_request: unknown, _body: unknown, done: (error: null) => void) => done(null));
+    app.addContentTypeParser('*', (_request: unknown, _body: unknown, done: (error: null) => void) =>
+      done(null),
+    );
     const serve = (method: string, url: string): void => {
       app.route({
         method,
