@@ -36,6 +36,7 @@ const headers = {
       constant('LedgerEntryWords', load.LEDGER_ENTRY_WORDS, 'uint32_t'),
       ...constants('Ledger', load.LEDGER, 'uint32_t'),
       ...constants('LedgerState', load.LEDGER_STATE, 'uint32_t'),
+      constant('LedgerGenerationShift', load.LEDGER_GENERATION_SHIFT, 'uint32_t'),
       constant('ReservationIndexBits', load.RESERVATION_INDEX_BITS, 'uint32_t'),
     ],
   ],

@@ -56,7 +56,12 @@ export interface ConfigSources {
 }
 
 /** Variables that belong to the build and the tests, not to the configuration. */
-const OTHER_VARIABLES = ['MILLRACE_REQUIRE_ADDON', 'MILLRACE_NO_ADDON', 'MILLRACE_TEST_LONG'];
+const OTHER_VARIABLES = [
+  'MILLRACE_REQUIRE_ADDON',
+  'MILLRACE_NO_ADDON',
+  'MILLRACE_WERROR',
+  'MILLRACE_TEST_LONG',
+];
 
 const envName = (setting: Setting): string =>
   `MILLRACE_${setting.key.replace(/[A-Z]/g, letter => `_${letter}`).toUpperCase()}`;
@@ -166,6 +171,9 @@ export function loadConfig(names: ConfigNames, sources: ConfigSources): Config {
     ...(envValues.limits as object | undefined),
     ...(optionValues.limits as object | undefined),
   });
+  if ((limits.ringBytes & (limits.ringBytes - 1)) !== 0) {
+    throw new ConfigError(`limits: ringBytes is ${limits.ringBytes}; allowed: a power of two`);
+  }
   const shared = { policy: merged.policy as string, tokenizer: merged.tokenizer as string | null };
   return Object.freeze({
     ...merged,

@@ -20,25 +20,33 @@ void subtract_from_word(uint32_t* word, uint32_t value) {
   while (!compare_and_set(word, seen, seen > value ? seen - value : 0)) seen = load_word(word);
 }
 
-constexpr uint32_t kGenerationMask = (uint32_t{1} << (32 - kReservationIndexBits)) - 1;
+constexpr uint32_t kStateMask = (uint32_t{1} << kLedgerGenerationShift) - 1;
+constexpr uint32_t kGenerationMax = (uint32_t{1} << (32 - kReservationIndexBits)) - 1;
 
-uint32_t next_generation(uint32_t generation) {
-  generation += 1;
-  return (generation & kGenerationMask) == 0 ? generation + 1 : generation;
-}
+// 1 to 2^12 - 1, so that no reservation id is 0.
+uint32_t next_generation(uint32_t last) { return last >= kGenerationMax ? 1 : last + 1; }
 
-// Claims a free entry of the range; -1 when there is none.
-int64_t claim_entry(const LoadSegments& segments, const ReserveRequest& request) {
+uint32_t state_word(uint32_t generation, uint32_t state) { return generation << kLedgerGenerationShift | state; }
+
+struct Claim {
+  int64_t index;
+  uint32_t generation;
+};
+
+// Claims a free entry of the range; index -1 when there is none.
+Claim claim_entry(const LoadSegments& segments, const ReserveRequest& request) {
   uint32_t offset = request.cursor % request.entry_count;
   for (uint32_t tried = 0; tried < request.entry_count; tried++) {
     const uint32_t index = request.first_entry + offset;
-    uint32_t* state = segments.ledger + uint64_t{index} * kLedgerEntryWords + kLedgerState;
-    if (load_word(state) == kLedgerStateFree && compare_and_set(state, kLedgerStateFree, kLedgerStateClaimed)) {
-      return index;
+    uint32_t* word = segments.ledger + uint64_t{index} * kLedgerEntryWords + kLedgerState;
+    const uint32_t seen = load_word(word);
+    if ((seen & kStateMask) == kLedgerStateFree) {
+      const uint32_t generation = next_generation(seen >> kLedgerGenerationShift);
+      if (compare_and_set(word, seen, state_word(generation, kLedgerStateClaimed))) return {index, generation};
     }
     offset = offset + 1 == request.entry_count ? 0 : offset + 1;
   }
-  return -1;
+  return {-1, 0};
 }
 
 }  // namespace
@@ -46,12 +54,10 @@ int64_t claim_entry(const LoadSegments& segments, const ReserveRequest& request)
 int64_t reserve(const LoadSegments& segments, const ReserveRequest& request) {
   uint32_t* line = segments.table + uint64_t{request.slot} * kLoadLineWords;
   if (load_word(line + kLoadGeneration) != request.slot_generation) return kReserveStaleSlot;
-  const int64_t index = claim_entry(segments, request);
+  const auto [index, generation] = claim_entry(segments, request);
   if (index < 0) return kReserveFull;
 
   uint32_t* entry = segments.ledger + static_cast<uint64_t>(index) * kLedgerEntryWords;
-  const uint32_t generation = next_generation(load_word(entry + kLedgerEntryGeneration));
-  store_word(entry + kLedgerEntryGeneration, generation);
   store_word(entry + kLedgerOwner, request.owner_epoch);
   store_word(entry + kLedgerSlot, request.slot);
   store_word(entry + kLedgerSlotGeneration, request.slot_generation);
@@ -66,11 +72,11 @@ int64_t reserve(const LoadSegments& segments, const ReserveRequest& request) {
     subtract_from_word(line + kLoadActivePrefillTokens, request.prefill_tokens);
     subtract_from_word(line + kLoadDecodeBlocks, request.blocks);
     subtract_from_word(line + kLoadRequests, 1);
-    store_word(entry + kLedgerState, kLedgerStateFree);
+    store_word(entry + kLedgerState, state_word(generation, kLedgerStateFree));
     return kReserveStaleSlot;
   }
-  store_word(entry + kLedgerState, kLedgerStatePrefill);
-  return (int64_t{generation & kGenerationMask} << kReservationIndexBits) | index;
+  store_word(entry + kLedgerState, state_word(generation, kLedgerStatePrefill));
+  return (int64_t{generation} << kReservationIndexBits) | index;
 }
 
 }  // namespace millrace

@@ -7,7 +7,7 @@ import { strict as assert } from 'node:assert';
 import type { Config } from '../config.js';
 import { WorkerRegistry } from '../discovery/registry.js';
 import { EngineClient } from '../engines/client.js';
-import { createFrameScanner } from '../engines/frame-scanner.js';
+import { createFrameScanner, type FrameScanner } from '../engines/frame-scanner.js';
 import { WorkerMonitor } from '../engines/monitor.js';
 import { createVllmAdapter, VLLM } from '../engines/vllm.js';
 import { ConfigError } from '../errors.js';
@@ -26,7 +26,7 @@ import { FaultGuard } from '../runtime/fault-guard.js';
 import type { Logger } from '../runtime/logger.js';
 import type { AttemptFailure } from './attempt.js';
 import { HttpPort } from './http-port.js';
-import { createObserver } from './observer.js';
+import { createObserver, metricSources } from './observer.js';
 import { createRoutes, type Health, isApiPath, refuseUnknown } from './routes.js';
 import { SocketThread } from './socket-thread.js';
 import { Supervisor } from './supervisor.js';
@@ -74,6 +74,7 @@ export class Plane {
   readonly #options: PlaneOptions;
   readonly #guard: FaultGuard;
   readonly #client: EngineClient;
+  readonly #scanner: FrameScanner;
   readonly #registry: WorkerRegistry;
   readonly #monitor: WorkerMonitor;
   readonly #metrics: Metrics;
@@ -123,7 +124,8 @@ export class Plane {
     this.loadTable = new LoadTable(loadMemory);
     const ledger = new Ledger({ memory: ledgerMemory, loadTable: this.loadTable, partition: null, addon });
     this.#client = new EngineClient({ clock, connectDeadlineMs: limits.connectDeadlineMs });
-    const adapter = createVllmAdapter({ scanner: createFrameScanner(addon) });
+    this.#scanner = createFrameScanner(addon);
+    const adapter = createVllmAdapter({ scanner: this.#scanner });
     this.#registry = new WorkerRegistry({
       workersMax: limits.workersMax,
       table: this.loadTable,
@@ -141,7 +143,10 @@ export class Plane {
       adapters: new Map([[VLLM, adapter]]),
       limits,
     });
-    this.#metrics = createMetrics(Object.keys(config.models), this.#metricSources());
+    this.#metrics = createMetrics(
+      Object.keys(config.models),
+      metricSources(this.#registry, this.loadTable, () => this.socket),
+    );
     this.#route = this.#createRoutes();
     this.socket = new SocketThread({
       clock,
@@ -301,6 +306,7 @@ export class Plane {
       () => this.#client.close(),
       () => this.#server?.close(),
       () => this.#metrics.close(),
+      () => this.#scanner.close(),
     ];
     for (const step of steps) {
       try {
@@ -369,26 +375,5 @@ export class Plane {
       created: this.#startedSeconds,
       contextLength: model.contextLength ?? lengths.get(model.name) ?? null,
     }));
-  }
-
-  #metricSources(): Parameters<typeof createMetrics>[1] {
-    return {
-      readRetainedBytes: () => this.socket.retainedBytes,
-      readRingDepths: () =>
-        this.socket.link.depths().flatMap(({ ring, bytes, messages }) => [
-          { ring, unit: 'bytes' as const, depth: bytes },
-          { ring, unit: 'records' as const, depth: messages },
-        ]),
-      readWorkerLoads: () =>
-        this.#registry.list().flatMap(({ slot, url }) => {
-          const load = this.loadTable.snapshot(slot);
-          if (load === null) return [];
-          return [
-            { worker: url, kind: 'requests' as const, load: load.requests },
-            { worker: url, kind: 'prefill_tokens' as const, load: load.activePrefillTokens },
-            { worker: url, kind: 'decode_blocks' as const, load: load.decodeBlocks },
-          ];
-        }),
-    };
   }
 }

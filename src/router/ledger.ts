@@ -12,6 +12,7 @@ import { allocateShared } from '../runtime/shared-memory.js';
 import {
   LEDGER,
   LEDGER_ENTRY_WORDS,
+  LEDGER_GENERATION_SHIFT,
   LEDGER_STATE,
   LOAD,
   LOAD_LINE_WORDS,
@@ -39,7 +40,7 @@ export const RESERVATION_AMOUNT_MAX = 1 << 24;
 const LINE_AMOUNT_MAX = 2 ** 31;
 
 const INDEX_MASK = (1 << RESERVATION_INDEX_BITS) - 1;
-const ID_GENERATION_MASK = 0xfff;
+const GENERATION_MAX = 0xfff;
 
 /** What the entries of one worker add up to. */
 export interface LoadSum {
@@ -133,8 +134,14 @@ export class Ledger {
    */
   adopt(reservation: number, fromEpoch: number, toEpoch: number): boolean {
     const entry = this.#entryOf(reservation);
-    if (entry < 0 || !isLiving(this.#state(entry))) return false;
-    return Atomics.compareExchange(this.#words, entry + LEDGER.owner, fromEpoch, toEpoch) === fromEpoch;
+    const generation = reservation >>> RESERVATION_INDEX_BITS;
+    if (entry < 0 || !this.#isLivingUse(entry, generation)) return false;
+    const owner = entry + LEDGER.owner;
+    if (Atomics.compareExchange(this.#words, owner, fromEpoch, toEpoch) !== fromEpoch) return false;
+    if (this.#isLivingUse(entry, generation)) return true;
+    // A stale id met the entry's next use in between: what was taken goes back.
+    Atomics.compareExchange(this.#words, owner, toEpoch, fromEpoch);
+    return false;
   }
 
   /**
@@ -149,7 +156,8 @@ export class Ledger {
   /** The first token came: the prompt no longer waits for its prefill. True once. The owner alone calls this. */
   firstToken(reservation: number): boolean {
     const entry = this.#entryOf(reservation);
-    if (entry < 0 || !this.#move(entry, LEDGER_STATE.prefill, LEDGER_STATE.decode)) return false;
+    const generation = reservation >>> RESERVATION_INDEX_BITS;
+    if (entry < 0 || !this.#move(entry, generation, LEDGER_STATE.prefill, LEDGER_STATE.decode)) return false;
     this.#subtract(entry, LOAD.activePrefillTokens, this.#word(entry, LEDGER.prefillTokens));
     return true;
   }
@@ -160,7 +168,7 @@ export class Ledger {
    */
   release(reservation: number): boolean {
     const entry = this.#entryOf(reservation);
-    return entry >= 0 && this.#releaseEntry(entry);
+    return entry >= 0 && this.#releaseEntry(entry, reservation >>> RESERVATION_INDEX_BITS);
   }
 
   /**
@@ -173,12 +181,13 @@ export class Ledger {
     let freed = 0;
     for (let index = 0; index < this.#entries; index += 1) {
       const entry = index * LEDGER_ENTRY_WORDS;
-      const state = this.#state(entry);
+      const word = this.#word(entry, LEDGER.state);
+      const state = stateIn(word);
       if (state !== LEDGER_STATE.claimed && !isLiving(state)) continue;
       const owner = entry + LEDGER.owner;
       if (Atomics.compareExchange(this.#words, owner, deadEpoch, EPOCH_REAPER) !== deadEpoch) continue;
-      if (state === LEDGER_STATE.claimed) this.#settleClaimed(entry);
-      else this.#releaseEntry(entry);
+      if (state === LEDGER_STATE.claimed) this.#settleClaimed(entry, generationIn(word));
+      else this.#releaseEntry(entry, generationIn(word));
       freed += 1;
     }
     return freed;
@@ -207,9 +216,9 @@ export class Ledger {
       : this.#addon.reserve(this.#handle, first, count, cursor, line, generation, tokens, blocks, epoch);
   }
 
-  #settleClaimed(entry: number): void {
+  #settleClaimed(entry: number, generation: number): void {
     const line = this.#word(entry, LEDGER.slot);
-    Atomics.store(this.#words, entry + LEDGER.state, LEDGER_STATE.free);
+    Atomics.store(this.#words, entry + LEDGER.state, stateWord(generation, LEDGER_STATE.free));
     const sum = this.#sumLine(line);
     const base = line * LOAD_LINE_WORDS;
     Atomics.store(this.#table, base + LOAD.activePrefillTokens, sum.activePrefillTokens);
@@ -232,17 +241,17 @@ export class Ledger {
     return { activePrefillTokens, decodeBlocks, requests };
   }
 
-  #releaseEntry(entry: number): boolean {
-    if (this.#move(entry, LEDGER_STATE.prefill, LEDGER_STATE.releasing)) {
+  #releaseEntry(entry: number, generation: number): boolean {
+    if (this.#move(entry, generation, LEDGER_STATE.prefill, LEDGER_STATE.releasing)) {
       this.#subtract(entry, LOAD.activePrefillTokens, this.#word(entry, LEDGER.prefillTokens));
-    } else if (!this.#move(entry, LEDGER_STATE.decode, LEDGER_STATE.releasing)) {
+    } else if (!this.#move(entry, generation, LEDGER_STATE.decode, LEDGER_STATE.releasing)) {
       return false;
     }
     this.#subtract(entry, LOAD.decodeBlocks, this.#word(entry, LEDGER.blocks));
     this.#subtract(entry, LOAD.requests, 1);
     // A claimed entry must never show the owner of its last use: the reaper would take it for a torn one.
     Atomics.store(this.#words, entry + LEDGER.owner, 0);
-    Atomics.store(this.#words, entry + LEDGER.state, LEDGER_STATE.free);
+    Atomics.store(this.#words, entry + LEDGER.state, stateWord(generation, LEDGER_STATE.free));
     return true;
   }
 
@@ -252,12 +261,19 @@ export class Ledger {
     if (before < amount) assert.fail(`load line ${line} went below zero`);
   }
 
-  #move(entry: number, from: number, to: number): boolean {
-    return Atomics.compareExchange(this.#words, entry + LEDGER.state, from, to) === from;
+  #move(entry: number, generation: number, from: number, to: number): boolean {
+    const expected = stateWord(generation, from);
+    const at = entry + LEDGER.state;
+    return Atomics.compareExchange(this.#words, at, expected, stateWord(generation, to)) === expected;
+  }
+
+  #isLivingUse(entry: number, generation: number): boolean {
+    const word = this.#word(entry, LEDGER.state);
+    return generationIn(word) === generation && isLiving(stateIn(word));
   }
 
   #state(entry: number): number {
-    return Atomics.load(this.#words, entry + LEDGER.state);
+    return stateIn(this.#word(entry, LEDGER.state));
   }
 
   #word(entry: number, word: number): number {
@@ -269,11 +285,15 @@ export class Ledger {
     const index = reservation & INDEX_MASK;
     if (reservation === RESERVATION_NONE || index >= this.#entries) return -1;
     const entry = index * LEDGER_ENTRY_WORDS;
-    const generation = this.#word(entry, LEDGER.entryGeneration) & ID_GENERATION_MASK;
+    const generation = generationIn(this.#word(entry, LEDGER.state));
     return generation === reservation >>> RESERVATION_INDEX_BITS ? entry : -1;
   }
 }
 
+const stateIn = (word: number): number => word & ((1 << LEDGER_GENERATION_SHIFT) - 1);
+const generationIn = (word: number): number => word >>> LEDGER_GENERATION_SHIFT;
+const stateWord = (generation: number, state: number): number =>
+  (generation << LEDGER_GENERATION_SHIFT) | state;
 const isLiving = (state: number): boolean => state === LEDGER_STATE.prefill || state === LEDGER_STATE.decode;
 
 function assertAmount(name: string, amount: number): void {
@@ -302,19 +322,14 @@ function reserveTwin(
   for (let step = 0; step < entryCount; step += 1) {
     const index = firstEntry + ((cursor + step) % entryCount);
     const entry = index * LEDGER_ENTRY_WORDS;
-    if (Atomics.load(words, entry + LEDGER.state) !== LEDGER_STATE.free) continue;
+    const free = Atomics.load(words, entry + LEDGER.state);
+    if (stateIn(free) !== LEDGER_STATE.free) continue;
     // Before the claim, which this thread alone can make here: a claimed entry must always name the thread that died.
     Atomics.store(words, entry + LEDGER.owner, ownerEpoch);
-    const claim = Atomics.compareExchange(
-      words,
-      entry + LEDGER.state,
-      LEDGER_STATE.free,
-      LEDGER_STATE.claimed,
-    );
-    if (claim !== LEDGER_STATE.free) assert.fail('two threads reserve in one partition');
-    const last = Atomics.load(words, entry + LEDGER.entryGeneration);
-    const generation = nextEntryGeneration(last);
-    Atomics.store(words, entry + LEDGER.entryGeneration, generation);
+    const generation = nextEntryGeneration(generationIn(free));
+    const claimed = stateWord(generation, LEDGER_STATE.claimed);
+    const seen = Atomics.compareExchange(words, entry + LEDGER.state, free, claimed);
+    if (seen !== free) assert.fail('two threads reserve in one partition');
     Atomics.store(words, entry + LEDGER.slot, line);
     Atomics.store(words, entry + LEDGER.slotGeneration, slotGeneration);
     Atomics.store(words, entry + LEDGER.prefillTokens, prefillTokens);
@@ -322,14 +337,13 @@ function reserveTwin(
     Atomics.add(table, base + LOAD.activePrefillTokens, prefillTokens);
     Atomics.add(table, base + LOAD.decodeBlocks, blocks);
     Atomics.add(table, base + LOAD.requests, 1);
-    Atomics.store(words, entry + LEDGER.state, LEDGER_STATE.prefill);
-    return (((generation & ID_GENERATION_MASK) << RESERVATION_INDEX_BITS) | index) >>> 0;
+    Atomics.store(words, entry + LEDGER.state, stateWord(generation, LEDGER_STATE.prefill));
+    return ((generation << RESERVATION_INDEX_BITS) | index) >>> 0;
   }
   return RESERVE_FULL;
 }
 
-/** Skips the generations whose low 12 bits are 0, so that no reservation id is 0. */
+/** 1 to 2^12 − 1, so that no reservation id is 0. */
 function nextEntryGeneration(last: number): number {
-  const next = (last + 1) >>> 0;
-  return (next & ID_GENERATION_MASK) === 0 ? next + 1 : next;
+  return last >= GENERATION_MAX ? 1 : last + 1;
 }

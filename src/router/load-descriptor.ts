@@ -9,10 +9,11 @@
  *         16 running  17 waiting  18 kvUsagePpm  19 scrapedSeconds  20..31 –     (UNKNOWN = not reported)
  *
  *     ledger       entry(index) = index × LEDGER_ENTRY_WORDS
- *         0 state  1 owner epoch  2 entry generation  3 slot  4 slot generation  5 prefillTokens  6 blocks  7..15 –
- *         (3 holds the line that the load was added to)
+ *         0 state + 2^8 × entry generation  1 owner epoch  2 slot  3 slot generation  4 prefillTokens  5 blocks  6..15 –
+ *         (2 holds the line that the load was added to)
  *
- * A reservation id is (entry generation mod 2^12) × 2^20 + index, never 0: a stale id names no living entry.
+ * A reservation id is entry generation × 2^20 + index, never 0. The generation, 1 to 2^12 − 1 and counted up at each
+ * claim, shares its word with the state: a compare-and-set by a stale id cannot hit the entry's next use.
  */
 
 /** 32-bit words of a line: two cache lines. */
@@ -42,11 +43,10 @@ export const LEDGER_ENTRY_WORDS = 16;
 export const LEDGER = {
   state: 0,
   owner: 1,
-  entryGeneration: 2,
-  slot: 3,
-  slotGeneration: 4,
-  prefillTokens: 5,
-  blocks: 6,
+  slot: 2,
+  slotGeneration: 3,
+  prefillTokens: 4,
+  blocks: 5,
 } as const;
 
 /**
@@ -54,6 +54,9 @@ export const LEDGER = {
  * firstToken and release happen once however often they are called.
  */
 export const LEDGER_STATE = { free: 0, claimed: 1, prefill: 2, decode: 3, releasing: 4 } as const;
+
+/** Bits of an entry's state word below its generation. */
+export const LEDGER_GENERATION_SHIFT = 8;
 
 /** Low bits of a reservation id that hold the index of its entry. */
 export const RESERVATION_INDEX_BITS = 20;

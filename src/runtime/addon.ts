@@ -126,7 +126,7 @@ function load(): Loaded {
   }
   if (addon.abi !== ADDON_ABI) {
     return without(
-      `the addon was built for ABI ${addon.abi}, this code needs ${ADDON_ABI}: run "npm run build:addon"`,
+      `the addon was built for ABI ${addon.abi}, this code needs ${ADDON_ABI}; millrace doctor says how to rebuild it`,
     );
   }
   return { addon, status: { loaded: true, reason: 'loaded', path: ADDON_PATH } };
@@ -134,7 +134,7 @@ function load(): Loaded {
 
 /** The reason that install.cjs left behind when it could not build. */
 function buildFailure(): string {
-  const unknown = 'the addon is not built: run "npm run build:addon"';
+  const unknown = 'the addon is not built; millrace doctor says how to build it';
   try {
     const status = JSON.parse(readFileSync(BUILD_STATUS_PATH, 'utf8')) as { built: boolean; reason: string };
     return status.built ? unknown : status.reason;

@@ -6,6 +6,7 @@ import { FRAME_IDS_MAX, FRAME_TABLE_WORDS } from '#millrace/engines/frame-descri
 import {
   LEDGER,
   LEDGER_ENTRY_WORDS,
+  LEDGER_GENERATION_SHIFT,
   LEDGER_STATE,
   LOAD,
   LOAD_LINE_WORDS,
@@ -152,6 +153,9 @@ t.test('handles are limited, are given back and do not name the next tenant', ne
   addon!.detach(next);
 });
 
+const stateOf = (generation: number, state: keyof typeof LEDGER_STATE): number =>
+  generation * 2 ** LEDGER_GENERATION_SHIFT + LEDGER_STATE[state];
+
 t.test('reserve', needsAddon, async t => {
   const table = sharedU32(LOAD_LINE_WORDS * 3);
   const ledger = sharedU32(LEDGER_ENTRY_WORDS * 8);
@@ -159,13 +163,13 @@ t.test('reserve', needsAddon, async t => {
   const line = (slot: number): number[] =>
     Array.from(table.subarray(slot * LOAD_LINE_WORDS, slot * LOAD_LINE_WORDS + 5));
   const entry = (index: number): number[] =>
-    Array.from(ledger.subarray(index * LEDGER_ENTRY_WORDS, index * LEDGER_ENTRY_WORDS + 7));
+    Array.from(ledger.subarray(index * LEDGER_ENTRY_WORDS, index * LEDGER_ENTRY_WORDS + 6));
   table[1 * LOAD_LINE_WORDS + LOAD.generation] = 9;
 
   await t.test('writes the entry, adds to the line and names both', async t => {
     const id = addon!.reserve(handle, 2, 4, 7, 1, 9, 100, 5, 77);
     t.equal(id, 2 ** RESERVATION_INDEX_BITS + 5, 'cursor 7 of 4 entries from 2 on is entry 5; generation 1');
-    t.same(entry(5), [LEDGER_STATE.prefill, 77, 1, 1, 9, 100, 5]);
+    t.same(entry(5), [stateOf(1, 'prefill'), 77, 1, 9, 100, 5]);
     t.same(line(1), [100, 5, 1, 9, 0]);
     t.same(
       [line(0), line(2)],
@@ -186,7 +190,7 @@ t.test('reserve', needsAddon, async t => {
     t.same([table.join(), ledger.join()], before, 'full changes nothing');
     t.same(
       [entry(0), entry(1), entry(6)],
-      [0, 1, 6].map(() => [0, 0, 0, 0, 0, 0, 0]),
+      [0, 1, 6].map(() => [0, 0, 0, 0, 0, 0]),
       'outside the partition',
     );
   });
@@ -198,14 +202,14 @@ t.test('reserve', needsAddon, async t => {
   });
 
   await t.test('an id is never 0 and differs from the last one of its entry', async t => {
-    ledger[LEDGER.entryGeneration] = 2 ** 12 - 2;
+    ledger[LEDGER.state] = stateOf(2 ** 12 - 2, 'free');
     const ids: number[] = [];
     for (let i = 0; i < 3; i++) {
       ids.push(addon!.reserve(handle, 0, 1, 0, 0, 0, 0, 0, 1));
-      ledger[LEDGER.state] = LEDGER_STATE.free;
+      ledger[LEDGER.state] = ledger[LEDGER.state]! - LEDGER_STATE.prefill;
     }
     t.same(ids, [(2 ** 12 - 1) * 2 ** 20, 2 ** 20, 2 * 2 ** 20]);
-    t.equal(ledger[LEDGER.entryGeneration], 2 ** 12 + 2);
+    t.equal(ledger[LEDGER.state], stateOf(2, 'free'));
   });
   addon!.detach(handle);
 });

@@ -5,6 +5,7 @@ import t from 'tap';
 import {
   LEDGER,
   LEDGER_ENTRY_WORDS,
+  LEDGER_GENERATION_SHIFT,
   LEDGER_STATE,
   LOAD,
   LOAD_LINE_WORDS,
@@ -45,7 +46,7 @@ t.test('threads that are terminated at any moment', needsAddon, async t => {
   const states = new Set<number>();
   const owners = new Set<number>();
   for (let at = 0; at < ledger.length; at += LEDGER_ENTRY_WORDS) {
-    const state = ledger[at + LEDGER.state]!;
+    const state = ledger[at + LEDGER.state]! % 2 ** LEDGER_GENERATION_SHIFT;
     states.add(state);
     if (state !== LEDGER_STATE.prefill) continue;
     owners.add(ledger[at + LEDGER.owner]!);

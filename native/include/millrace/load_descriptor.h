@@ -18,16 +18,16 @@ inline constexpr uint32_t kLoadScrapedSeconds = 19;
 inline constexpr uint32_t kLedgerEntryWords = 16;
 inline constexpr uint32_t kLedgerState = 0;
 inline constexpr uint32_t kLedgerOwner = 1;
-inline constexpr uint32_t kLedgerEntryGeneration = 2;
-inline constexpr uint32_t kLedgerSlot = 3;
-inline constexpr uint32_t kLedgerSlotGeneration = 4;
-inline constexpr uint32_t kLedgerPrefillTokens = 5;
-inline constexpr uint32_t kLedgerBlocks = 6;
+inline constexpr uint32_t kLedgerSlot = 2;
+inline constexpr uint32_t kLedgerSlotGeneration = 3;
+inline constexpr uint32_t kLedgerPrefillTokens = 4;
+inline constexpr uint32_t kLedgerBlocks = 5;
 inline constexpr uint32_t kLedgerStateFree = 0;
 inline constexpr uint32_t kLedgerStateClaimed = 1;
 inline constexpr uint32_t kLedgerStatePrefill = 2;
 inline constexpr uint32_t kLedgerStateDecode = 3;
 inline constexpr uint32_t kLedgerStateReleasing = 4;
+inline constexpr uint32_t kLedgerGenerationShift = 8;
 inline constexpr uint32_t kReservationIndexBits = 20;
 
 }  // namespace millrace
