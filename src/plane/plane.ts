@@ -16,8 +16,6 @@ import { createHttpServer } from '../frontend/http/server.js';
 import { createMetrics, type Metrics } from '../frontend/metrics.js';
 import type { ListedModel } from '../frontend/openai/models-response.js';
 import type { ModelView, World } from '../messages/records.js';
-import { createDetokenizerTable, type DetokenizerTable } from '../preprocess/detokenizer.js';
-import { loadTokenizer } from '../preprocess/tokenizers/load.js';
 import { createLedgerMemory, Ledger } from '../router/ledger.js';
 import { createLoadMemory, LoadTable } from '../router/load-table.js';
 import { addonStatus, loadAddon } from '../runtime/addon.js';
@@ -30,6 +28,7 @@ import { createObserver, metricSources } from './observer.js';
 import { createRoutes, type Health, isApiPath, refuseUnknown } from './routes.js';
 import { SocketThread } from './socket-thread.js';
 import { Supervisor } from './supervisor.js';
+import { TextModels } from './text-models.js';
 
 /** Owner epoch of the socket thread; pool threads count up from 1. */
 const SOCKET_EPOCH = 0x8000_0000;
@@ -78,7 +77,7 @@ export class Plane {
   readonly #registry: WorkerRegistry;
   readonly #monitor: WorkerMonitor;
   readonly #metrics: Metrics;
-  readonly #tables: ReadonlyMap<string, DetokenizerTable>;
+  readonly #textModels: TextModels;
   readonly #startedSeconds: number;
   readonly #poolThreads: number;
   /** What every worker carries; only to be read outside the plane. */
@@ -99,16 +98,10 @@ export class Plane {
     const { workersMax } = config.limits;
     if (namedWorkers(config).size > workersMax)
       throw new ConfigError(`more than ${workersMax} workers; raise the limit workersMax`);
-    const names = [config.tokenizer, ...Object.values(config.models).map(model => model.tokenizer)];
-    const tables = new Map<string, DetokenizerTable>();
-    for (const name of names) {
-      if (name !== null && !tables.has(name))
-        tables.set(name, createDetokenizerTable(await loadTokenizer(name)));
-    }
-    return new Plane(options, tables);
+    return new Plane(options, await TextModels.open(config, options.clock, options.logger));
   }
 
-  private constructor(options: PlaneOptions, tables: ReadonlyMap<string, DetokenizerTable>) {
+  private constructor(options: PlaneOptions, textModels: TextModels) {
     const { config } = options;
     const { limits } = config;
     const guard = new FaultGuard(error => (options.onFault ?? throwLater)(error, this));
@@ -116,7 +109,7 @@ export class Plane {
     const logger = guard.logger(options.logger);
     this.#options = { ...options, clock, logger };
     this.#guard = guard;
-    this.#tables = tables;
+    this.#textModels = textModels;
     this.#startedSeconds = Math.floor(clock.wallMs() / 1000);
     const addon = loadAddon();
     const loadMemory = createLoadMemory(limits.workersMax);
@@ -141,6 +134,10 @@ export class Plane {
       get: (origin, path, deadlineMs, bytesMax) => this.#client.get(origin, path, deadlineMs, bytesMax),
       sink: this.#registry,
       adapters: new Map([[VLLM, adapter]]),
+      findForeignIds: ({ url }, facts) =>
+        textModels.findForeignIds(url, facts, adapter, (path, json) =>
+          this.#client.post(url, path, json, limits.probeDeadlineMs, limits.probeBytesMax),
+        ),
       limits,
     });
     this.#metrics = createMetrics(
@@ -158,7 +155,7 @@ export class Plane {
       adapter,
       observer: createObserver(this.#metrics),
       originOf: (slot, generation) => this.#registry.get(slot, generation)?.url ?? null,
-      detokenizerTable: tokenizer => this.#tables.get(tokenizer)!,
+      detokenizerTable: key => textModels.table(key),
       reportFailure: (slot, generation, failure) => this.#reportFailure(slot, generation, failure),
       poolIsOff: () => this.supervisor.state.off === this.#poolThreads,
     });
@@ -167,6 +164,7 @@ export class Plane {
     this.supervisor = new Supervisor({
       threads: this.#poolThreads,
       limits,
+      folders: textModels.folders,
       loadMemory,
       ledgerMemory,
       clock,
@@ -275,7 +273,7 @@ export class Plane {
     const { running, off } = this.supervisor.state;
     const ready = this.workers.filter(worker => worker.state === 'ready').length;
     const total = this.#registry.size;
-    let status: Health['status'] = off > 0 || ready < total ? 'degraded' : 'ok';
+    let status: Health['status'] = running < this.#poolThreads || ready < total ? 'degraded' : 'ok';
     if (ready === 0 || off === this.#poolThreads) status = 'unavailable';
     if (this.#closing !== null) status = 'draining';
     if (this.#hasFailed) status = 'failed';
@@ -354,7 +352,7 @@ export class Plane {
       return {
         name,
         policy: own?.policy ?? config.policy,
-        tokenizer: own === undefined ? config.tokenizer : own.tokenizer,
+        tokenizer: this.#textModels.keyOf(name),
         contextLength: own?.contextLength ?? null,
       };
     });
@@ -373,7 +371,8 @@ export class Plane {
     return this.#models.map(model => ({
       id: model.name,
       created: this.#startedSeconds,
-      contextLength: model.contextLength ?? lengths.get(model.name) ?? null,
+      contextLength:
+        model.contextLength ?? lengths.get(model.name) ?? this.#textModels.contextLength(model.name),
     }));
   }
 }

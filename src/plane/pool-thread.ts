@@ -7,9 +7,16 @@ import { strict as assert } from 'node:assert';
 import { createVllmAdapter } from '../engines/vllm.js';
 import type { Limits } from '../limits.js';
 import { decodeAsk, decodeDone, decodeWorld, encodePlan, encodeReject } from '../messages/record-codec.js';
-import { type Plan, RECORD_KIND, type Reject, type World } from '../messages/records.js';
-import { loadTokenizer } from '../preprocess/tokenizers/load.js';
-import type { Tokenizer } from '../preprocess/tokenizers/tokenizer.js';
+import {
+  type Ask,
+  type Plan,
+  RECORD_KIND,
+  type RecordKind,
+  type Reject,
+  type World,
+} from '../messages/records.js';
+import type { ModelFolder } from '../preprocess/model-folder/model-folder.js';
+import { loadTextModel, type TextModel } from '../preprocess/text-model.js';
 import { Bell, BellRinger } from '../ring/bell.js';
 import { RingConsumer } from '../ring/ring-consumer.js';
 import { RingMemory } from '../ring/ring-memory.js';
@@ -23,6 +30,9 @@ import { seededRandom } from '../runtime/random.js';
 import { Planning } from './planning.js';
 import type { LinkMemory } from './pool-link.js';
 
+/** ASKs whose ids are being made on libuv's pool, at most: enough to keep its four threads busy. */
+const PENDING_MAX = 8;
+
 /** What a pool thread is given when it starts; structured-cloned, shared buffers shared. */
 export interface PoolTask {
   readonly index: number;
@@ -31,6 +41,8 @@ export interface PoolTask {
   readonly loadMemory: SharedArrayBuffer;
   readonly ledgerMemory: SharedArrayBuffer;
   readonly limits: Limits;
+  /** The model folders that models may name, as read at start. */
+  readonly folders: readonly ModelFolder[];
   readonly seed: number;
 }
 
@@ -39,7 +51,15 @@ class PoolThread {
   readonly #plans: RingProducer;
   readonly #bell: Bell;
   readonly #planning: Planning;
-  readonly #tokenizers = new Map<string, Tokenizer>();
+  readonly #queueBytesMax: number;
+  readonly #discard: (reservation: number) => void;
+  readonly #folders: readonly ModelFolder[];
+  readonly #textModels = new Map<string, TextModel>();
+  /** Rings this thread's own bell: an answer that comes by promise finds it asleep. */
+  readonly #ownBell: BellRinger;
+  /** Answers that came by promise and are not sent yet. */
+  readonly #answers: (Plan | Reject)[] = [];
+  #pending = 0;
   #nextWorld: World | null = null;
   #closing = false;
 
@@ -47,6 +67,8 @@ class PoolThread {
     const { link, limits } = task;
     const { epoch } = link;
     const bytesMax = limits.ringQueueBytesMax;
+    this.#folders = task.folders;
+    this.#ownBell = new BellRinger(new RingMemory(link.poolBell));
     const ringer = new BellRinger(new RingMemory(link.socketBell));
     this.#asks = new RingConsumer(new RingMemory(link.askRing), ringer, {
       epoch,
@@ -63,29 +85,44 @@ class PoolThread {
       partition: { index: task.index, count: task.threads },
       addon,
     });
+    this.#queueBytesMax = bytesMax;
+    this.#discard = reservation => void ledger.discard(reservation, epoch);
     this.#planning = new Planning({
       limits,
       decider: createDecider({ loadTable, ledger, ownerEpoch: epoch, random: seededRandom(task.seed) }),
       adapters: new Map([['vllm', createVllmAdapter()]]),
-      discard: reservation => void ledger.discard(reservation, epoch),
+      discard: this.#discard,
     });
   }
 
   async run(): Promise<void> {
     while (!this.#closing) {
-      if (!this.#flushPlans()) {
+      if (!this.#sendAnswers()) {
         // No ASK is taken while answers wait for room: that is how a slow socket thread slows this one.
         await this.#bell.wait(() => this.#plans.sendable);
         continue;
       }
-      // One message at a time: a WORLD has to be in force before the ASK behind it, and its tokenizers load by promise.
+      if (this.#pending === PENDING_MAX) {
+        await this.#bell.wait(() => this.#answers.length > 0);
+        continue;
+      }
+      // One message at a time: a WORLD has to be in force before the ASK behind it, and its models load by promise.
       const drained = this.#asks.drain((kind, key, bytes) => this.#take(kind, key, bytes), 1);
       if (this.#nextWorld !== null) await this.#enterWorld(this.#nextWorld);
-      if (drained === 0) await this.#bell.wait(() => this.#asks.pending);
+      if (drained === 0) await this.#bell.wait(() => this.#asks.pending || this.#answers.length > 0);
     }
   }
 
-  /** True when no answer waits for room. */
+  /** Sends what is there to send; true when no answer waits for room. */
+  #sendAnswers(): boolean {
+    if (!this.#flushPlans()) return false;
+    for (let answer = this.#answers.shift(); answer !== undefined; answer = this.#answers.shift()) {
+      this.#answer(answer);
+      if (this.#plans.queuedBytes > 0) return false;
+    }
+    return true;
+  }
+
   #flushPlans(): boolean {
     if (this.#plans.queuedBytes === 0) return true;
     this.#plans.flush();
@@ -94,28 +131,61 @@ class PoolThread {
   }
 
   #take(kind: number, key: number, bytes: Uint8Array): void {
-    if (kind === RECORD_KIND.ask) this.#answer(this.#planning.plan(decodeAsk(bytes)));
+    if (kind === RECORD_KIND.ask) this.#plan(decodeAsk(bytes));
     else if (kind === RECORD_KIND.world) this.#nextWorld = decodeWorld(bytes);
     else if (kind === RECORD_KIND.done) this.#planning.learn(decodeDone(bytes));
     else if (kind === RECORD_KIND.close) this.#closing = true;
     else assert.fail(`a socket thread never sends records of kind ${kind} (key ${key})`);
   }
 
+  #plan(ask: Ask): void {
+    const answer = this.#planning.plan(ask);
+    if (!(answer instanceof Promise)) {
+      this.#answer(answer);
+      return;
+    }
+    this.#pending++;
+    void answer.then(settled => {
+      this.#pending--;
+      this.#answers.push(settled);
+      this.#ownBell.ring();
+    });
+  }
+
   #answer(answer: Plan | Reject): void {
-    const isPlan = 'calls' in answer;
-    const parts = isPlan ? encodePlan(answer) : encodeReject(answer);
-    const sent = this.#plans.send(isPlan ? RECORD_KIND.plan : RECORD_KIND.reject, answer.request, parts);
-    assert(sent !== 'full', 'the PLAN queue is empty when an ASK is taken, so one answer always has room');
+    if (!('calls' in answer)) this.#send(RECORD_KIND.reject, answer.request, encodeReject(answer));
+    else if (!this.#send(RECORD_KIND.plan, answer.request, encodePlan(answer))) this.#refuseLongPlan(answer);
+  }
+
+  /** False: longer than the queue of the ring can ever take, which is empty when an ASK is taken. */
+  #send(kind: RecordKind, request: number, parts: readonly Uint8Array[]): boolean {
+    const sent = this.#plans.send(kind, request, parts);
+    if (sent === 'full') return false;
     this.#plans.publish();
+    return true;
+  }
+
+  /** A body within its limit can have more ids than fit: that is the request's fault, not this thread's. */
+  #refuseLongPlan({ request, attempt, calls }: Plan): void {
+    for (const step of calls.flatMap(call => call.steps)) this.#discard(step.reservation);
+    const reject: Reject = {
+      request,
+      attempt,
+      code: 'MILLRACE_BODY_TOO_LARGE',
+      message: `the request has more tokens than can be planned (ringQueueBytesMax: ${this.#queueBytesMax})`,
+      param: null,
+      retryAfterMs: 0,
+    };
+    assert(this.#send(RECORD_KIND.reject, request, encodeReject(reject)), 'a short REJECT always has room');
   }
 
   async #enterWorld(world: World): Promise<void> {
     this.#nextWorld = null;
     for (const model of world.models) {
-      if (model.tokenizer === null || this.#tokenizers.has(model.tokenizer)) continue;
-      this.#tokenizers.set(model.tokenizer, await loadTokenizer(model.tokenizer));
+      if (model.tokenizer === null || this.#textModels.has(model.tokenizer)) continue;
+      this.#textModels.set(model.tokenizer, await loadTextModel(model.tokenizer, this.#folders, systemClock));
     }
-    this.#planning.setWorld(world, this.#tokenizers);
+    this.#planning.setWorld(world, this.#textModels);
   }
 }
 
