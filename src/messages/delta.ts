@@ -33,9 +33,21 @@ export interface TokenLogprobs extends TokenLogprob {
 export interface Delta {
   /** Choice that this piece belongs to, 0-based. */
   readonly index: number;
+  /** Token ids that were generated, in token mode; the text of the last ones may come with a later piece. */
   readonly ids?: readonly number[];
   readonly text?: string;
-  readonly finish?: FinishReason;
+  /** Text of the model's reasoning, where the engine tells it apart. */
+  readonly reasoning?: string;
+  /** Parts of tool calls as the engine sent them (`delta.tool_calls`). */
+  readonly toolCalls?: readonly unknown[];
+  /** Log-probabilities of the tokens whose text begins in this piece, in token mode. */
   readonly logprobs?: readonly TokenLogprobs[];
+  /** In the relay modes: `logprobs` as the engine sent it. */
+  readonly engineLogprobs?: unknown;
+  /** The choice has ended. */
+  readonly finish?: FinishReason;
+  /** With `finish`: the stop string or token id that ended the choice. */
+  readonly stopReason?: string | number;
+  /** Totals of the request, in the last piece. */
   readonly usage?: Usage;
 }

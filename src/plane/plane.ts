@@ -11,7 +11,7 @@ import { createFrameScanner, type FrameScanner } from '../engines/frame-scanner.
 import { WorkerMonitor } from '../engines/monitor.js';
 import { createVllmAdapter, VLLM } from '../engines/vllm.js';
 import { ConfigError } from '../errors.js';
-import type { HttpServer } from '../frontend/http/http-exchange.js';
+import type { HttpExchange, HttpServer } from '../frontend/http/http-exchange.js';
 import { createHttpServer } from '../frontend/http/server.js';
 import { createMetrics, type Metrics } from '../frontend/metrics.js';
 import type { ListedModel } from '../frontend/openai/models-response.js';
@@ -20,10 +20,12 @@ import { createLedgerMemory, Ledger } from '../router/ledger.js';
 import { createLoadMemory, LoadTable } from '../router/load-table.js';
 import { addonStatus, loadAddon } from '../runtime/addon.js';
 import type { Clock } from '../runtime/clock.js';
+import { FaultGuard } from '../runtime/fault-guard.js';
 import type { Logger } from '../runtime/logger.js';
 import type { AttemptFailure } from './attempt.js';
-import { createObserver } from './observer.js';
-import { createRoutes, type Health } from './routes.js';
+import { HttpPort } from './http-port.js';
+import { createObserver, metricSources } from './observer.js';
+import { createRoutes, type Health, isApiPath, refuseUnknown } from './routes.js';
 import { SocketThread } from './socket-thread.js';
 import { Supervisor } from './supervisor.js';
 import { TextModels } from './text-models.js';
@@ -40,6 +42,11 @@ export interface PlaneOptions {
   readonly logger: Logger;
   /** Seed of every random choice of the plane. */
   readonly seed: number;
+  /**
+   * Told of an exception in code that a timer, a socket or a thread called. `fail` keeps it inside the plane; without
+   * this option it is thrown anew, outside all callers.
+   */
+  readonly onFault?: (error: unknown, plane: Plane) => void;
 }
 
 /** What runs, for the banner and `/health`. */
@@ -56,9 +63,15 @@ function namedWorkers(config: Config): ReadonlySet<string> {
   return new Set([...config.workers, ...Object.values(config.models).flatMap(model => model.workers)]);
 }
 
+const throwLater = (error: unknown): void =>
+  queueMicrotask(() => {
+    throw error;
+  });
+
 /** A running data plane; made by `Plane.start`, ended by `close`. */
 export class Plane {
   readonly #options: PlaneOptions;
+  readonly #guard: FaultGuard;
   readonly #client: EngineClient;
   readonly #scanner: FrameScanner;
   readonly #registry: WorkerRegistry;
@@ -74,7 +87,10 @@ export class Plane {
   #server: HttpServer | null = null;
   #worldVersion = 0;
   #models: readonly ModelView[] = [];
-  #isClosing = false;
+  #closing: Promise<void> | null = null;
+  #hasFailed = false;
+  #onWorkerChange: (() => void) | null = null;
+  readonly #route: (exchange: HttpExchange) => void;
 
   /** Starts a plane that serves nothing yet; `listen` opens its server. Throws ConfigError. */
   static async start(options: PlaneOptions): Promise<Plane> {
@@ -86,9 +102,13 @@ export class Plane {
   }
 
   private constructor(options: PlaneOptions, textModels: TextModels) {
-    const { config, clock, logger } = options;
+    const { config } = options;
     const { limits } = config;
-    this.#options = options;
+    const guard = new FaultGuard(error => (options.onFault ?? throwLater)(error, this));
+    const clock = guard.clock(options.clock);
+    const logger = guard.logger(options.logger);
+    this.#options = { ...options, clock, logger };
+    this.#guard = guard;
     this.#textModels = textModels;
     this.#startedSeconds = Math.floor(clock.wallMs() / 1000);
     const addon = loadAddon();
@@ -102,9 +122,11 @@ export class Plane {
     this.#registry = new WorkerRegistry({
       workersMax: limits.workersMax,
       table: this.loadTable,
-      onChange: change => {
-        if (change.kind === 'facts' || change.kind === 'removed') this.#publishWorld();
-      },
+      onChange: ({ kind }) =>
+        guard.run(() => {
+          if (kind === 'facts' || kind === 'removed') this.#publishWorld();
+          this.#onWorkerChange?.();
+        }),
     });
     this.#monitor = new WorkerMonitor({
       clock,
@@ -118,9 +140,14 @@ export class Plane {
         ),
       limits,
     });
-    this.#metrics = createMetrics(Object.keys(config.models), this.#metricSources());
+    this.#metrics = createMetrics(
+      Object.keys(config.models),
+      metricSources(this.#registry, this.loadTable, () => this.socket),
+    );
+    this.#route = this.#createRoutes();
     this.socket = new SocketThread({
       clock,
+      guard,
       limits,
       epoch: SOCKET_EPOCH,
       ledger,
@@ -144,11 +171,9 @@ export class Plane {
       logger,
       seed: options.seed,
       attach: (index, epoch) => this.socket.link.attach(index, epoch),
-      up: () => this.socket.poolThreadUp(),
-      lost: (index, epoch) => this.socket.poolThreadLost(index, epoch),
-      off: () => {
-        if (this.supervisor.state.off === this.#poolThreads) this.socket.poolIsOff();
-      },
+      up: () => guard.run(() => this.socket.poolThreadUp()),
+      lost: (index, epoch) => guard.run(() => this.socket.poolThreadLost(index, epoch)),
+      off: () => guard.run(() => this.#onPoolSlotOff()),
       restarted: () => this.#metrics.poolThreadRestarted(),
     });
     for (const url of namedWorkers(config)) this.#addWorker(url);
@@ -157,18 +182,71 @@ export class Plane {
   /** Opens the HTTP server. Rejects with ConfigError when the address is taken. */
   async listen(host: string, port: number): Promise<{ port: number }> {
     const { clock, config } = this.#options;
-    this.#server = await createHttpServer(config.httpServer, {
+    if (this.#server !== null) throw new ConfigError('the plane listens already');
+    const server = await createHttpServer(config.httpServer, {
       clock,
       headerBytesMax: config.limits.headerBytesMax,
       headerDeadlineMs: config.limits.headerDeadlineMs,
-      onExchange: createRoutes({
-        accept: (api, exchange) => this.socket.accept(api, exchange),
-        health: () => this.health(),
-        models: () => this.#listModels(),
-        metrics: async () => ({ text: await this.#metrics.text(), contentType: this.#metrics.contentType }),
-      }),
+      onExchange: exchange => this.handle(exchange),
     });
-    return this.#server.listen(host, port);
+    const address = await server.listen(host, port);
+    this.#server = server;
+    return address;
+  }
+
+  /** Takes one HTTP request of any server, and answers it in every case. A host's server gets the API only. Never throws. */
+  handle(exchange: HttpExchange, isOfHost = false): void {
+    let isTaken = false;
+    this.#guard.run(() => {
+      if (isOfHost && !isApiPath(exchange.path)) refuseUnknown(exchange);
+      else this.#route(exchange);
+      isTaken = true;
+    });
+    if (isTaken) return;
+    const port = new HttpPort(exchange, this.#guard);
+    this.#guard.run(() => port.refuse('MILLRACE_PLANE_FAILED', 'the plane has failed', {}, true));
+  }
+
+  /** The exposition text of `/metrics`. */
+  metrics(): Promise<string> {
+    return this.#metrics.text();
+  }
+
+  /** What the outside calls has to run under it; see PlaneOptions.onFault. */
+  get guard(): FaultGuard {
+    return this.#guard;
+  }
+
+  /** Resolves when every worker has answered its first probe, or after `deadlineMs`. */
+  workersAnswered(deadlineMs: number): Promise<void> {
+    const areReady = (): boolean => this.workers.every(worker => worker.state === 'ready');
+    return new Promise(resolve => {
+      const finish = (): void => {
+        this.#onWorkerChange = null;
+        timer.cancel();
+        resolve();
+      };
+      const timer = this.#options.clock.after(deadlineMs, finish);
+      this.#onWorkerChange = () => {
+        if (areReady()) finish();
+      };
+      this.#onWorkerChange();
+    });
+  }
+
+  /**
+   * Ends all service after a fault in shared state: open requests end with MILLRACE_PLANE_FAILED, new ones are refused with
+   * it, `/health` says 'failed'. Threads and connections stay until `close`. Never throws.
+   */
+  fail(error: unknown): void {
+    if (this.#hasFailed) return;
+    this.#hasFailed = true;
+    const text = error instanceof Error ? (error.stack ?? error.message) : String(error);
+    this.#options.logger.error('the plane has failed, which is a bug: it answers 503 until it is closed', {
+      error: text,
+    });
+    this.socket.fail('the plane has failed');
+    this.#guard.run(() => this.#monitor.stop());
   }
 
   get status(): PlaneStatus {
@@ -197,7 +275,8 @@ export class Plane {
     const total = this.#registry.size;
     let status: Health['status'] = running < this.#poolThreads || ready < total ? 'degraded' : 'ok';
     if (ready === 0 || off === this.#poolThreads) status = 'unavailable';
-    if (this.#isClosing) status = 'draining';
+    if (this.#closing !== null) status = 'draining';
+    if (this.#hasFailed) status = 'failed';
     return {
       status,
       workers: { ready, total },
@@ -210,18 +289,44 @@ export class Plane {
    * Closes in order: not ready at once, no new requests, open ones finish until the deadline, then the pool, the
    * workers' connections and the server.
    */
-  async close(drainDeadlineMs: number): Promise<void> {
-    if (this.#isClosing) return;
-    this.#isClosing = true;
-    await this.socket.drain(drainDeadlineMs);
-    this.#monitor.stop();
-    this.socket.link.close();
-    await this.supervisor.close(POOL_CLOSE_DEADLINE_MS);
-    this.socket.stop();
-    await this.#client.close();
-    await this.#server?.close();
-    this.#metrics.close();
-    this.#scanner.close();
+  close(drainDeadlineMs: number): Promise<void> {
+    this.#closing ??= this.#close(drainDeadlineMs);
+    return this.#closing;
+  }
+
+  async #close(drainDeadlineMs: number): Promise<void> {
+    const steps: (() => unknown)[] = [
+      () => this.socket.drain(drainDeadlineMs),
+      () => this.#monitor.stop(),
+      () => this.socket.link.close(),
+      () => this.supervisor.close(POOL_CLOSE_DEADLINE_MS),
+      () => this.socket.stop(),
+      () => this.#client.close(),
+      () => this.#server?.close(),
+      () => this.#metrics.close(),
+      () => this.#scanner.close(),
+    ];
+    for (const step of steps) {
+      try {
+        await step();
+      } catch (error) {
+        // The later steps free what they can, whatever a failed plane cannot do any more.
+        this.#guard.report(error);
+      }
+    }
+  }
+
+  #createRoutes(): (exchange: HttpExchange) => void {
+    return createRoutes({
+      accept: (api, exchange) => this.socket.accept(api, new HttpPort(exchange, this.#guard)),
+      health: () => this.health(),
+      models: () => this.#listModels(),
+      metrics: async () => ({ text: await this.#metrics.text(), contentType: this.#metrics.contentType }),
+    });
+  }
+
+  #onPoolSlotOff(): void {
+    if (this.supervisor.state.off === this.#poolThreads) this.socket.poolIsOff();
   }
 
   #addWorker(url: string): void {
@@ -269,26 +374,5 @@ export class Plane {
       contextLength:
         model.contextLength ?? lengths.get(model.name) ?? this.#textModels.contextLength(model.name),
     }));
-  }
-
-  #metricSources(): Parameters<typeof createMetrics>[1] {
-    return {
-      readRetainedBytes: () => this.socket.retainedBytes,
-      readRingDepths: () =>
-        this.socket.link.depths().flatMap(({ ring, bytes, messages }) => [
-          { ring, unit: 'bytes' as const, depth: bytes },
-          { ring, unit: 'records' as const, depth: messages },
-        ]),
-      readWorkerLoads: () =>
-        this.#registry.list().flatMap(({ slot, url }) => {
-          const load = this.loadTable.snapshot(slot);
-          if (load === null) return [];
-          return [
-            { worker: url, kind: 'requests' as const, load: load.requests },
-            { worker: url, kind: 'prefill_tokens' as const, load: load.activePrefillTokens },
-            { worker: url, kind: 'decode_blocks' as const, load: load.decodeBlocks },
-          ];
-        }),
-    };
   }
 }

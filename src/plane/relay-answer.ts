@@ -11,8 +11,9 @@ import { FRAME, FRAME_FLAG, FRAMES_MAX } from '../engines/frame-descriptor.js';
 import type { Usage } from '../messages/delta.js';
 import type { Plan } from '../messages/records.js';
 import type { Answer } from './answer.js';
+import type { AnswerStream } from './answer-port.js';
 import { type BatchOutcome, emptyOutcome } from './batch-outcome.js';
-import type { ClientStream } from './client-stream.js';
+import { DeltaStream } from './delta-stream.js';
 import { tokensOf } from './frame-tokens.js';
 
 const SPECIAL = FRAME_FLAG.done | FRAME_FLAG.malformed | FRAME_FLAG.usage | FRAME_FLAG.error;
@@ -27,7 +28,7 @@ const ofFrame = new Int32Array(KEPT_WORDS_MAX);
 /** See the head of the file. */
 export class RelayAnswer implements Answer {
   readonly #plan: Plan;
-  readonly #client: ClientStream | null;
+  readonly #client: AnswerStream | null;
   readonly #cuts: FrameCuts;
   readonly #cutsAny: boolean;
   #tokens = 0;
@@ -37,7 +38,7 @@ export class RelayAnswer implements Answer {
   #keptWords = 0;
 
   /** @param client the client's stream, or null for a unary answer */
-  constructor(plan: Plan, client: ClientStream | null) {
+  constructor(plan: Plan, client: AnswerStream | null) {
     this.#plan = plan;
     this.#client = client;
     this.#cuts = { ids: plan.idsInjected, usage: plan.usageInjected };
@@ -82,8 +83,10 @@ export class RelayAnswer implements Answer {
     return this.usage().completionTokens;
   }
 
-  /** The engine's own end was relayed already. */
-  endStream(): void {}
+  /** The engine's own end was relayed already; an iterator is told the totals, wherever the engine put them. */
+  endStream(): void {
+    if (this.#client instanceof DeltaStream) this.#client.usage(this.usage());
+  }
 
   unaryBody(): string {
     assert.fail('a relayed body is passed on as it came');

@@ -7,7 +7,7 @@ import type { Api } from '../messages/token-request.js';
 
 /** What `/health` says. */
 export interface Health {
-  readonly status: 'ok' | 'degraded' | 'unavailable' | 'draining';
+  readonly status: 'ok' | 'degraded' | 'unavailable' | 'draining' | 'failed';
   readonly workers: { readonly ready: number; readonly total: number };
   readonly poolThreads: { readonly running: number; readonly off: number };
   readonly requestsInFlight: number;
@@ -24,7 +24,18 @@ export interface RouteTargets {
 type Handler = (exchange: HttpExchange) => void;
 
 const JSON_HEADERS = [['content-type', 'application/json']] as const;
+const API_PATHS: readonly string[] = ['/v1/chat/completions', '/v1/completions', '/v1/models'];
 const MODEL_PREFIX = '/v1/models/';
+
+/** Whether a path belongs to the API; the other routes are about the process and stay on Millrace's own server. */
+export function isApiPath(path: string): boolean {
+  return API_PATHS.includes(path) || path.startsWith(MODEL_PREFIX);
+}
+
+/** Answers a path that is no route. */
+export function refuseUnknown(exchange: HttpExchange): void {
+  refuse(exchange, 'MILLRACE_NOT_FOUND', 'there is no such route');
+}
 
 /** Makes the function that takes every request of a server. */
 export function createRoutes(targets: RouteTargets): Handler {
@@ -50,7 +61,7 @@ export function createRoutes(targets: RouteTargets): Handler {
       : path.startsWith(MODEL_PREFIX)
         ? model
         : null;
-    if (methods === null) refuse(exchange, 'MILLRACE_NOT_FOUND', 'there is no such route');
+    if (methods === null) refuseUnknown(exchange);
     else {
       const handler = Object.hasOwn(methods, exchange.method) ? methods[exchange.method] : undefined;
       if (handler !== undefined) handler(exchange);

@@ -163,6 +163,8 @@ export class Supervisor {
 function createPool(limits: Limits): Piscina {
   const pool = new Piscina({
     filename: new URL('./pool-thread.js', import.meta.url).href,
+    // The host's loaders and its `--input-type` are not for our files.
+    execArgv: [],
     // Made at once, so that its task is its own from the start and settles however early it dies.
     minThreads: 1,
     maxThreads: 1,

@@ -25,6 +25,8 @@ import { ChoiceLogprobs } from './choice-logprobs.js';
 export interface TokenOutput {
   /** `logprobs`: of the tokens whose text begins to be shown here; undefined when the client wants none. */
   text(choice: number, text: string, logprobs?: readonly TokenLogprobs[]): void;
+  /** Ids that were taken, before their text comes; part of it may come later. The view is only lent. */
+  ids?(choice: number, ids: Uint32Array): void;
   /** `stopReason`: the stop string or id that ended the choice; null for end of sequence and length. */
   finish(choice: number, reason: FinishReason, stopReason: string | number | null): void;
 }
@@ -161,6 +163,7 @@ export class TokenAnswer {
     // Without stops of ours a frame's ids are one piece; else each id is looked at before the next one counts.
     if (choice.stops === null && choice.logprobs === null && this.#endIds.size === 0) {
       this.#count(choice, count);
+      this.#output.ids?.(index, ids.subarray(first, first + count));
       this.#emit(index, choice, choice.detokenizer.push(ids, first, count));
       return;
     }
@@ -169,6 +172,7 @@ export class TokenAnswer {
 
   #takeId(index: number, choice: Choice, tokens: FrameTokens, at: number): void {
     this.#count(choice, 1);
+    this.#output.ids?.(index, tokens.ids.subarray(tokens.first + at, tokens.first + at + 1));
     const { minTokens, includeStopString } = this.#plan.stop;
     const id = tokens.ids[tokens.first + at]!;
     const armed = choice.tokens >= minTokens;

@@ -8,8 +8,11 @@ import type { Clock } from '../../runtime/clock.js';
 /** Header names and values in order. Never `content-length`, `transfer-encoding` or `connection`: the server adds those. */
 export type HeaderList = readonly (readonly [string, string])[];
 
-/** Why a body did not arrive: over `bytesMax`, later than `deadlineMs`, or the client went away. */
-export type BodyFault = 'tooLarge' | 'timeout' | 'aborted';
+/**
+ * Why a body did not arrive: over `bytesMax`, later than `deadlineMs`, the client went away, or ('consumed', in a host's
+ * server only) the host has read it already.
+ */
+export type BodyFault = 'tooLarge' | 'timeout' | 'aborted' | 'consumed';
 
 /** One request and its response. Belongs to the socket thread. */
 export interface HttpExchange {
