@@ -57,7 +57,7 @@ const flags = parseFlags({
   ].join('\n'),
   flags: {
     json: { type: 'boolean', help: 'stdout is exactly one JSON object' },
-    quick: { type: 'boolean', help: 'one short window per row and 400 streams only: under a minute, for CI' },
+    quick: { type: 'boolean', help: 'one short window per row and 400 streams only, for CI' },
     rows: { type: 'list', choices: ROWS, default: ROWS, help: 'rows to run' },
     modes: { type: 'list', choices: MODES, default: MODES, help: 'modes of answer to run' },
     streams: {

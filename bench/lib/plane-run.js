@@ -194,7 +194,7 @@ export function measureStreams({ mode, engineFlags, classes, timing, loopDelay =
 }
 
 /** Streams that are open before the first look at the memory, so that one-time costs are paid. */
-const WARM_STREAMS = 200;
+const WARM_STREAMS = 1000;
 const SETTLE_MS = 3000;
 
 /**
