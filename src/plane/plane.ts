@@ -98,16 +98,21 @@ export class Plane {
     const { workersMax } = config.limits;
     if (namedWorkers(config).size > workersMax)
       throw new ConfigError(`more than ${workersMax} workers; raise the limit workersMax`);
-    return new Plane(options, await TextModels.open(config, options.clock, options.logger));
+    let plane: Plane | null = null;
+    const guard = new FaultGuard(error => {
+      // Until it has started, an exception is the caller's answer.
+      if (plane === null) throw error;
+      (options.onFault ?? throwLater)(error, plane);
+    });
+    const guarded = { ...options, clock: guard.clock(options.clock), logger: guard.logger(options.logger) };
+    plane = new Plane(guarded, guard, await TextModels.open(config, guarded.clock, guarded.logger));
+    return plane;
   }
 
-  private constructor(options: PlaneOptions, textModels: TextModels) {
-    const { config } = options;
+  private constructor(options: PlaneOptions, guard: FaultGuard, textModels: TextModels) {
+    const { config, clock, logger } = options;
     const { limits } = config;
-    const guard = new FaultGuard(error => (options.onFault ?? throwLater)(error, this));
-    const clock = guard.clock(options.clock);
-    const logger = guard.logger(options.logger);
-    this.#options = { ...options, clock, logger };
+    this.#options = options;
     this.#guard = guard;
     this.#textModels = textModels;
     this.#startedSeconds = Math.floor(clock.wallMs() / 1000);
@@ -161,21 +166,7 @@ export class Plane {
     });
     // The twin of the addon's reserve is exact only while one thread reserves.
     this.#poolThreads = addon === null ? 1 : config.poolThreads;
-    this.supervisor = new Supervisor({
-      threads: this.#poolThreads,
-      limits,
-      folders: textModels.folders,
-      loadMemory,
-      ledgerMemory,
-      clock,
-      logger,
-      seed: options.seed,
-      attach: (index, epoch) => this.socket.link.attach(index, epoch),
-      up: () => guard.run(() => this.socket.poolThreadUp()),
-      lost: (index, epoch) => guard.run(() => this.socket.poolThreadLost(index, epoch)),
-      off: () => guard.run(() => this.#onPoolSlotOff()),
-      restarted: () => this.#metrics.poolThreadRestarted(),
-    });
+    this.supervisor = this.#createSupervisor(loadMemory, ledgerMemory);
     for (const url of namedWorkers(config)) this.#addWorker(url);
   }
 
@@ -322,6 +313,26 @@ export class Plane {
       health: () => this.health(),
       models: () => this.#listModels(),
       metrics: async () => ({ text: await this.#metrics.text(), contentType: this.#metrics.contentType }),
+    });
+  }
+
+  #createSupervisor(loadMemory: SharedArrayBuffer, ledgerMemory: SharedArrayBuffer): Supervisor {
+    const { clock, logger, config, seed } = this.#options;
+    const guard = this.#guard;
+    return new Supervisor({
+      threads: this.#poolThreads,
+      limits: config.limits,
+      folders: this.#textModels.folders,
+      loadMemory,
+      ledgerMemory,
+      clock,
+      logger,
+      seed,
+      attach: (index, epoch) => this.socket.link.attach(index, epoch),
+      up: () => guard.run(() => this.socket.poolThreadUp()),
+      lost: (index, epoch) => guard.run(() => this.socket.poolThreadLost(index, epoch)),
+      off: () => guard.run(() => this.#onPoolSlotOff()),
+      restarted: () => this.#metrics.poolThreadRestarted(),
     });
   }
 

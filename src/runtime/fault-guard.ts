@@ -10,7 +10,7 @@ import type { Logger } from './logger.js';
 export class FaultGuard {
   readonly #onFault: (error: unknown) => void;
 
-  /** @param onFault called for each exception; must not throw itself */
+  /** @param onFault called for each exception; what it throws reaches the caller of the guarded code */
   constructor(onFault: (error: unknown) => void) {
     this.#onFault = onFault;
   }
