@@ -30,6 +30,7 @@ export interface Config {
   readonly policy: string;
   readonly tokenizer: string | null;
   readonly httpServer: 'auto' | 'uws' | 'node';
+  readonly socketThreads: number;
   readonly poolThreads: number;
   readonly mockWorkers: number;
   readonly mockSpeed: number | 'unlimited';

@@ -166,6 +166,14 @@ function processSettings(): readonly Setting[] {
       parse: oneOf(['auto', 'uws', 'node']),
     },
     {
+      key: 'socketThreads',
+      flag: 'socket-threads',
+      value: 'N',
+      help: 'threads that hold connections; above 1 needs uWebSockets.js and the addon',
+      default: 1,
+      parse: integer(1, 64),
+    },
+    {
       key: 'poolThreads',
       flag: 'pool-threads',
       value: 'N',

@@ -21,7 +21,6 @@ const SETTINGS = settings(POLICY_NAMES, TOKENIZER_NAMES);
 const MOCK_TOKENIZER = 'chatml-cl100k';
 /** How long the banner waits for the workers' first answers. */
 const FIRST_PROBE_MS = 3000;
-const POLL_MS = 20;
 
 const flagLine = (flag: string, value: string | undefined, text: string): string =>
   `  ${`--${flag}${value === undefined ? '' : ` ${value}`}`.padEnd(26)} ${text}`;
@@ -90,18 +89,6 @@ async function withWorkers(
   const mocks = await startMockChildren(config.mockWorkers, config.mockSpeed, clock);
   const tokenizer = config.tokenizer ?? MOCK_TOKENIZER;
   return { config: Object.freeze({ ...config, workers: mocks.urls, tokenizer }), mocks };
-}
-
-/** Resolves when every worker has answered its first probe, or after FIRST_PROBE_MS. */
-function workersAnswered(plane: Plane, clock: Clock): Promise<void> {
-  const endMs = clock.nowMs() + FIRST_PROBE_MS;
-  return new Promise(resolve => {
-    const check = (): void => {
-      if (plane.workers.every(worker => worker.state === 'ready') || clock.nowMs() >= endMs) resolve();
-      else clock.after(POLL_MS, check);
-    };
-    check();
-  });
 }
 
 function announce(
@@ -178,7 +165,7 @@ async function run(argv: readonly string[]): Promise<number> {
   try {
     plane = await Plane.start({ config, clock, logger, seed: clock.wallMs() >>> 0 });
     const { port } = await plane.listen(config.host, config.port);
-    await workersAnswered(plane, clock);
+    await plane.workersAnswered(FIRST_PROBE_MS);
     announce(plane, config, port, mocks, flags.json === true);
   } catch (error) {
     await plane?.close(0);

@@ -15,8 +15,19 @@ export interface Usage {
 export interface Delta {
   /** Choice that this piece belongs to, 0-based. */
   readonly index: number;
+  /** Token ids that were generated, in token mode; the text of the last ones may come with a later piece. */
   readonly ids?: readonly number[];
   readonly text?: string;
+  /** Text of the model's reasoning, where the engine tells it apart. */
+  readonly reasoning?: string;
+  /** Parts of tool calls as the engine sent them (`delta.tool_calls`). */
+  readonly toolCalls?: readonly unknown[];
+  /** Log probabilities as the engine sent them. */
+  readonly logprobs?: unknown;
+  /** The choice has ended. */
   readonly finish?: FinishReason;
+  /** With `finish`: the stop string or token id that ended the choice. */
+  readonly stopReason?: string | number;
+  /** Totals of the request, in the last piece. */
   readonly usage?: Usage;
 }

@@ -9,8 +9,11 @@ import { createStreamFormat, type StreamFormat } from '../frontend/openai/stream
 import { createUnaryFormat } from '../frontend/openai/unary-format.js';
 import type { FinishReason, Usage } from '../messages/delta.js';
 import type { Plan } from '../messages/records.js';
+import type { DetokenizerTable } from '../preprocess/detokenizer.js';
+import type { AnswerStream } from './answer-port.js';
 import type { BatchOutcome } from './batch-outcome.js';
 import type { ClientStream } from './client-stream.js';
+import { DeltaStream } from './delta-stream.js';
 import { RelayAnswer } from './relay-answer.js';
 import type { RequestContext } from './request-context.js';
 import { TokenAnswer, type TokenOutput } from './token-answer.js';
@@ -35,7 +38,7 @@ export interface Answer {
 export function openAnswer(
   plan: Plan,
   context: Pick<RequestContext, 'clock' | 'detokenizerTable'>,
-  openClient: () => ClientStream,
+  openClient: () => AnswerStream,
 ): Answer {
   if (plan.mode === 'relay') return new RelayAnswer(plan, plan.stream ? openClient() : null);
   const prefix = plan.api === 'chat' ? 'chatcmpl' : 'cmpl';
@@ -55,9 +58,10 @@ export function openAnswer(
       usage => format.body(usage),
     );
   }
+  const client = openClient();
+  if (client instanceof DeltaStream) return deltaAnswer(plan, table, client);
   const { includeUsage, continuousUsage } = plan;
   const format = createStreamFormat({ ...identity, includeUsage, continuousUsage });
-  const client = openClient();
   const tokens: TokenAnswer = new TokenAnswer(
     plan,
     table,
@@ -66,6 +70,14 @@ export function openAnswer(
   const end = (usage: Usage): void =>
     client.pushText((includeUsage ? format.usage(usage) : '') + format.done);
   return withoutUnary(tokens, end, () => assert.fail('a streamed answer has no body'));
+}
+
+function deltaAnswer(plan: Plan, table: DetokenizerTable, client: DeltaStream): Answer {
+  return withoutUnary(
+    new TokenAnswer(plan, table, client),
+    usage => client.usage(usage),
+    () => assert.fail('a streamed answer has no body'),
+  );
 }
 
 function withoutUnary(

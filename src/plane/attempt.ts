@@ -7,6 +7,7 @@ import type { AnswerSink, EngineCall, EngineClient, EngineFault } from '../engin
 import type { EngineStream, FrameBatch, StreamFault } from '../engines/contract.js';
 import type { ErrorCode } from '../errors.js';
 import type { PlanStep } from '../messages/records.js';
+import type { FaultGuard } from '../runtime/fault-guard.js';
 
 /** Bytes of an error answer that are read. */
 const ERROR_BODY_BYTES_MAX = 65_536;
@@ -34,6 +35,8 @@ export interface AttemptOptions {
   readonly step: PlanStep;
   readonly openStream: () => EngineStream;
   readonly answerBytesMax: number;
+  /** What the connection calls runs under it. */
+  readonly guard: FaultGuard;
 }
 
 /** One engine call and the decoding of its answer. */
@@ -55,13 +58,13 @@ export class EngineAttempt {
 
   /** Sends the request of the step. */
   start(): void {
-    const { origin, step } = this.#options;
+    const { origin, step, guard } = this.#options;
     const { method, path, head, body } = step;
     const sink: AnswerSink = {
-      onHead: (status, contentType) => this.#onHead(status, contentType),
-      onData: bytes => this.#onData(bytes),
-      onEnd: () => this.#onEnd(),
-      onError: fault => this.#onError(fault),
+      onHead: (status, contentType) => guard.run(() => this.#onHead(status, contentType)),
+      onData: bytes => guard.run(() => this.#onData(bytes)),
+      onEnd: () => guard.run(() => this.#onEnd()),
+      onError: fault => guard.run(() => this.#onError(fault)),
     };
     this.#call = this.#options.client.send({ origin, method, path, head, body }, sink);
     // A call that fails at once has ended this attempt before it could be kept.

@@ -3,28 +3,22 @@
  * slow reader does not take within a bound, and asks for the engine to be paused meanwhile. Owned by its request on
  * the socket thread.
  */
+import type { ErrorCode } from '../errors.js';
 import type { HeaderList, HttpExchange } from '../frontend/http/http-exchange.js';
+import { errorFrames } from '../frontend/openai/error-response.js';
+import { KEEP_ALIVE_FRAME } from '../frontend/openai/stream-format.js';
+import type { AnswerStreamHooks } from './answer-port.js';
 
-/** What a client stream asks of its request. */
-export interface ClientStreamHooks {
-  nowMs(): number;
-  /** This stream has something to write; `flush` is due once in this loop turn. */
-  onDirty(stream: ClientStream): void;
-  /** The reader is slower than the engine: stop reading from the engine. */
-  onPressure(): void;
-  /** The reader has caught up. */
-  onRelief(): void;
-  /** Everything was handed to the socket after `end`. */
-  onFinished(): void;
-}
+/** What a stream needs of its connection. */
+export type StreamExchange = Pick<HttpExchange, 'start' | 'write' | 'end' | 'abort' | 'onWritable'>;
 
 /** Share of the buffer bound at which the engine is paused, so that what is already under way still fits. */
 const PAUSE_SHARE = 0.25;
 
 /** Buffered writes of one streamed answer; see the top of this file. */
 export class ClientStream {
-  readonly #exchange: HttpExchange;
-  readonly #hooks: ClientStreamHooks;
+  readonly #exchange: StreamExchange;
+  readonly #hooks: AnswerStreamHooks;
   readonly #bufferBytesMax: number;
   #text = '';
   #chunks: Uint8Array[] = [];
@@ -36,7 +30,7 @@ export class ClientStream {
   #blockedSinceMs: number | null = null;
   #lastWriteMs: number;
 
-  constructor(exchange: HttpExchange, bufferBytesMax: number, hooks: ClientStreamHooks) {
+  constructor(exchange: StreamExchange, bufferBytesMax: number, hooks: AnswerStreamHooks) {
     this.#exchange = exchange;
     this.#bufferBytesMax = bufferBytesMax;
     this.#hooks = hooks;
@@ -47,10 +41,6 @@ export class ClientStream {
   /** Time since which the client takes nothing, or null. */
   get blockedSinceMs(): number | null {
     return this.#blockedSinceMs;
-  }
-
-  get lastWriteMs(): number {
-    return this.#lastWriteMs;
   }
 
   /** More is kept than the bound allows: the stream has to be cut. */
@@ -77,6 +67,25 @@ export class ClientStream {
     }
     this.#chunks.push(bytes);
     this.#added(bytes.length);
+  }
+
+  /** Keeps proxies and clients from taking a silent engine for a dead connection. */
+  keepAlive(nowMs: number, periodMs: number): void {
+    if (this.#blockedSinceMs === null && nowMs - this.#lastWriteMs >= periodMs)
+      this.pushText(KEEP_ALIVE_FRAME);
+  }
+
+  /** Ends the stream with an error frame, now. */
+  fail(code: ErrorCode, message: string): void {
+    if (this.#blockedSinceMs !== null) {
+      // What the reader has not taken is dropped, so the response must not look whole.
+      this.abort();
+      return;
+    }
+    this.pushText(errorFrames(code, message));
+    this.flush();
+    this.close();
+    this.#exchange.end();
   }
 
   /** Ends the response once all is written. */

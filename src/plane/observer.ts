@@ -13,6 +13,7 @@ const NO_MODEL = '';
 
 /** What the socket thread tells beyond a single request's events. */
 export interface PlaneObserver extends RequestObserver {
+  accepted(): void;
   asked(reason: AskReason): void;
   ended(end: RequestEnd): void;
 }
@@ -20,6 +21,7 @@ export interface PlaneObserver extends RequestObserver {
 /** Makes the observer that counts into `metrics`. */
 export function createObserver(metrics: Metrics): PlaneObserver {
   return {
+    accepted: () => metrics.requestAccepted(),
     asked: reason => metrics.asked(reason),
     planned: plan =>
       metrics.requestStarted(plan.model, ENDPOINTS[plan.api], plan.stream ? 'stream' : 'unary'),

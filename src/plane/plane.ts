@@ -1,36 +1,37 @@
 /**
  * The plane: the one place that composes the stages (design §2). It makes the shared memory, starts the pool under its
- * supervisor, watches the workers, opens the HTTP server and closes everything in order. It touches nothing of the
- * host process: no signals, no exit, no environment.
+ * supervisor and the socket threads, watches the workers and closes everything in order. With one socket thread, that
+ * is the thread of the plane itself. It touches nothing of the host process: no signals, no exit, no environment.
  */
 import { strict as assert } from 'node:assert';
 import type { Config } from '../config.js';
 import { WorkerRegistry } from '../discovery/registry.js';
 import { EngineClient } from '../engines/client.js';
-import { createFrameScanner, type FrameScanner } from '../engines/frame-scanner.js';
 import { WorkerMonitor } from '../engines/monitor.js';
 import { createVllmAdapter, VLLM } from '../engines/vllm.js';
 import { ConfigError } from '../errors.js';
-import type { HttpServer } from '../frontend/http/http-exchange.js';
-import { createHttpServer } from '../frontend/http/server.js';
-import { createMetrics, type Metrics } from '../frontend/metrics.js';
+import { claimPort } from '../frontend/http/claim-port.js';
+import type { HttpExchange } from '../frontend/http/http-exchange.js';
+import { createMetrics, type MetricSources, type Metrics, mergedText } from '../frontend/metrics.js';
 import type { ListedModel } from '../frontend/openai/models-response.js';
-import type { ModelView, World } from '../messages/records.js';
-import { createDetokenizerTable, type DetokenizerTable } from '../preprocess/detokenizer.js';
-import { loadTokenizer } from '../preprocess/tokenizers/load.js';
+import type { ModelView } from '../messages/records.js';
+import type { DetokenizerTable } from '../preprocess/detokenizer.js';
+import { createBell } from '../ring/bell.js';
 import { createLedgerMemory, Ledger } from '../router/ledger.js';
 import { createLoadMemory, LoadTable } from '../router/load-table.js';
-import { addonStatus, loadAddon } from '../runtime/addon.js';
+import { addonStatus } from '../runtime/addon.js';
 import type { Clock } from '../runtime/clock.js';
+import { FaultGuard } from '../runtime/fault-guard.js';
 import type { Logger } from '../runtime/logger.js';
-import type { AttemptFailure } from './attempt.js';
-import { createObserver } from './observer.js';
-import { createRoutes, type Health } from './routes.js';
-import { SocketThread } from './socket-thread.js';
+import { createLinkMemory } from './pool-link.js';
+import { createBoardMemory, ProcessBoard } from './process-board.js';
+import { RemoteUnit } from './remote-unit.js';
+import type { Health } from './routes.js';
+import type { CoreSide, Listening, SocketSide, SocketTask } from './socket-side.js';
+import type { SocketThread } from './socket-thread.js';
+import { loadDetokenizers, SocketUnit } from './socket-unit.js';
 import { Supervisor } from './supervisor.js';
 
-/** Owner epoch of the socket thread; pool threads count up from 1. */
-const SOCKET_EPOCH = 0x8000_0000;
 /** Time that the pool threads get to take their CLOSE. */
 const POOL_CLOSE_DEADLINE_MS = 2000;
 
@@ -41,6 +42,11 @@ export interface PlaneOptions {
   readonly logger: Logger;
   /** Seed of every random choice of the plane. */
   readonly seed: number;
+  /**
+   * Told of an exception in code that a timer, a socket or a thread called. `fail` keeps it inside the plane; without
+   * this option it is thrown anew, outside all callers.
+   */
+  readonly onFault?: (error: unknown, plane: Plane) => void;
 }
 
 /** What runs, for the banner and `/health`. */
@@ -49,6 +55,7 @@ export interface PlaneStatus {
   /** Why the server is not the first choice, or null. */
   readonly serverNotice: string | null;
   readonly addon: { readonly loaded: boolean; readonly reason: string };
+  readonly socketThreads: number;
   readonly poolThreads: number;
 }
 
@@ -57,128 +64,185 @@ function namedWorkers(config: Config): ReadonlySet<string> {
   return new Set([...config.workers, ...Object.values(config.models).flatMap(model => model.workers)]);
 }
 
+type WorkerLoad = ReturnType<MetricSources['readWorkerLoads']> extends Iterable<infer Load> ? Load : never;
+
+const throwLater = (error: unknown): void =>
+  queueMicrotask(() => {
+    throw error;
+  });
+
+/** Throws ConfigError where the configuration cannot be carried out on this machine. */
+function checkOptions({ config, onFault }: PlaneOptions): void {
+  const { socketThreads, httpServer, limits } = config;
+  if (namedWorkers(config).size > limits.workersMax)
+    throw new ConfigError(`more than ${limits.workersMax} workers; raise the limit workersMax`);
+  if (socketThreads === 1) return;
+  const needs = (what: string): ConfigError =>
+    new ConfigError(`socketThreads is ${socketThreads}; above 1 it needs ${what}`);
+  if (httpServer === 'node') throw needs('uWebSockets.js: node:http cannot share a port between threads');
+  const addon = addonStatus();
+  if (!addon.loaded) throw needs(`the addon, without which one thread changes the ledger: ${addon.reason}`);
+  if (onFault !== undefined) throw needs('a process of its own; an embedded plane has one');
+}
+
 /** A running data plane; made by `Plane.start`, ended by `close`. */
 export class Plane {
   readonly #options: PlaneOptions;
+  readonly #guard: FaultGuard;
   readonly #client: EngineClient;
-  readonly #scanner: FrameScanner;
   readonly #registry: WorkerRegistry;
   readonly #monitor: WorkerMonitor;
+  readonly #board: ProcessBoard;
+  readonly #ledger: Ledger;
+  /** The core's metrics; those of the unit where that runs in place. */
   readonly #metrics: Metrics;
-  readonly #tables: ReadonlyMap<string, DetokenizerTable>;
   readonly #startedSeconds: number;
   readonly #poolThreads: number;
+  readonly #sides: readonly SocketSide[];
+  /** The one socket thread that runs in place; null where they have threads of their own. */
+  readonly #local: SocketUnit | null;
   /** What every worker carries; only to be read outside the plane. */
   readonly loadTable: LoadTable;
-  readonly socket: SocketThread;
   readonly supervisor: Supervisor;
-  #server: HttpServer | null = null;
+  #listening: Listening | null = null;
   #worldVersion = 0;
   #models: readonly ModelView[] = [];
-  #isClosing = false;
+  #closing: Promise<void> | null = null;
+  #onWorkerChange: (() => void) | null = null;
 
   /** Starts a plane that serves nothing yet; `listen` opens its server. Throws ConfigError. */
   static async start(options: PlaneOptions): Promise<Plane> {
-    const { config } = options;
-    const { workersMax } = config.limits;
-    if (namedWorkers(config).size > workersMax)
-      throw new ConfigError(`more than ${workersMax} workers; raise the limit workersMax`);
-    const names = [config.tokenizer, ...Object.values(config.models).map(model => model.tokenizer)];
-    const tables = new Map<string, DetokenizerTable>();
-    for (const name of names) {
-      if (name !== null && !tables.has(name))
-        tables.set(name, createDetokenizerTable(await loadTokenizer(name)));
-    }
-    return new Plane(options, tables);
+    checkOptions(options);
+    const isAlone = options.config.socketThreads === 1;
+    return new Plane(options, isAlone ? await loadDetokenizers(options.config) : null);
   }
 
-  private constructor(options: PlaneOptions, tables: ReadonlyMap<string, DetokenizerTable>) {
-    const { config, clock, logger } = options;
+  private constructor(options: PlaneOptions, tables: ReadonlyMap<string, DetokenizerTable> | null) {
+    const { config } = options;
     const { limits } = config;
-    this.#options = options;
-    this.#tables = tables;
+    const guard = new FaultGuard(error => (options.onFault ?? throwLater)(error, this));
+    const clock = guard.clock(options.clock);
+    const logger = guard.logger(options.logger);
+    this.#options = { ...options, clock, logger };
+    this.#guard = guard;
     this.#startedSeconds = Math.floor(clock.wallMs() / 1000);
-    const addon = loadAddon();
+    // The twin of the addon's reserve is exact only while one thread reserves.
+    this.#poolThreads = addonStatus().loaded ? config.poolThreads : 1;
     const loadMemory = createLoadMemory(limits.workersMax);
     const ledgerMemory = createLedgerMemory(limits.ledgerEntries);
+    const boardMemory = createBoardMemory(this.#poolThreads);
     this.loadTable = new LoadTable(loadMemory);
-    const ledger = new Ledger({ memory: ledgerMemory, loadTable: this.loadTable, partition: null, addon });
-    this.#client = new EngineClient({ clock, connectDeadlineMs: limits.connectDeadlineMs });
-    this.#scanner = createFrameScanner(addon);
-    const adapter = createVllmAdapter({ scanner: this.#scanner });
-    this.#registry = new WorkerRegistry({
-      workersMax: limits.workersMax,
-      table: this.loadTable,
-      onChange: change => {
-        if (change.kind === 'facts' || change.kind === 'removed') this.#publishWorld();
-      },
+    this.#ledger = new Ledger({
+      memory: ledgerMemory,
+      loadTable: this.loadTable,
+      partition: null,
+      addon: null,
     });
+    this.#board = new ProcessBoard(boardMemory);
+    this.#client = new EngineClient({ clock, connectDeadlineMs: limits.connectDeadlineMs });
+    this.#registry = this.#createRegistry();
     this.#monitor = new WorkerMonitor({
       clock,
       log: logger,
       get: (origin, path, deadlineMs, bytesMax) => this.#client.get(origin, path, deadlineMs, bytesMax),
       sink: this.#registry,
-      adapters: new Map([[VLLM, adapter]]),
+      adapters: new Map([[VLLM, createVllmAdapter()]]),
       limits,
     });
-    this.#metrics = createMetrics(Object.keys(config.models), this.#metricSources());
-    this.socket = new SocketThread({
-      clock,
-      limits,
-      epoch: SOCKET_EPOCH,
-      ledger,
-      client: this.#client,
-      adapter,
-      observer: createObserver(this.#metrics),
-      originOf: (slot, generation) => this.#registry.get(slot, generation)?.url ?? null,
-      detokenizerTable: tokenizer => this.#tables.get(tokenizer)!,
-      reportFailure: (slot, generation, failure) => this.#reportFailure(slot, generation, failure),
-      poolIsOff: () => this.supervisor.state.off === this.#poolThreads,
-    });
-    // The twin of the addon's reserve is exact only while one thread reserves.
-    this.#poolThreads = addon === null ? 1 : config.poolThreads;
-    this.supervisor = new Supervisor({
-      threads: this.#poolThreads,
-      limits,
-      loadMemory,
-      ledgerMemory,
-      clock,
-      logger,
-      seed: options.seed,
-      attach: (index, epoch) => this.socket.link.attach(index, epoch),
-      up: () => this.socket.poolThreadUp(),
-      lost: (index, epoch) => this.socket.poolThreadLost(index, epoch),
-      off: () => {
-        if (this.supervisor.state.off === this.#poolThreads) this.socket.poolIsOff();
-      },
-      restarted: () => this.#metrics.poolThreadRestarted(),
-    });
+    const bells = Array.from({ length: config.socketThreads }, (_, index) =>
+      createBell(`socket thread ${index}`),
+    );
+    const tasks = bells.map(
+      (bellMemory, index): SocketTask => ({
+        index,
+        threads: bells.length,
+        config,
+        loadMemory,
+        ledgerMemory,
+        boardMemory,
+        bellMemory,
+      }),
+    );
+    const core = this.#coreSide();
+    const readWorkerLoads = (): Iterable<WorkerLoad> => this.#workerLoads();
+    this.#local =
+      tables === null ? null : new SocketUnit(tasks[0]!, { clock, guard, tables, core, readWorkerLoads });
+    this.#sides = this.#local === null ? tasks.map(task => new RemoteUnit(task, core, clock)) : [this.#local];
+    this.#metrics = this.#local?.metrics ?? this.#createMetrics(readWorkerLoads);
+    this.supervisor = this.#createSupervisor(loadMemory, ledgerMemory, bells);
     for (const url of namedWorkers(config)) this.#addWorker(url);
   }
 
-  /** Opens the HTTP server. Rejects with ConfigError when the address is taken. */
+  /** Opens the HTTP server of each socket thread, all on one port. Rejects with ConfigError. */
   async listen(host: string, port: number): Promise<{ port: number }> {
-    const { clock, config } = this.#options;
-    this.#server = await createHttpServer(config.httpServer, {
-      clock,
-      headerBytesMax: config.limits.headerBytesMax,
-      headerDeadlineMs: config.limits.headerDeadlineMs,
-      onExchange: createRoutes({
-        accept: (api, exchange) => this.socket.accept(api, exchange),
-        health: () => this.health(),
-        models: () => this.#listModels(),
-        metrics: async () => ({ text: await this.#metrics.text(), contentType: this.#metrics.contentType }),
-      }),
+    const isShared = this.#local === null;
+    const chosen = isShared ? await claimPort(host, port) : port;
+    // One after the other: the first to load uWebSockets.js sets its header limit for the process.
+    for (const side of this.#sides) this.#listening = await side.listen(host, chosen, isShared);
+    return { port: this.#listening!.port };
+  }
+
+  /** The socket thread of this thread. Only for a plane with one. */
+  get socket(): SocketThread {
+    return this.#inPlace().socket;
+  }
+
+  /** Takes one HTTP request of any server, and answers it in every case. Never throws. Only with one socket thread. */
+  handle(exchange: HttpExchange): void {
+    this.#inPlace().handle(exchange);
+  }
+
+  /** The exposition text of `/metrics`, of all threads. */
+  async metrics(): Promise<string> {
+    if (this.#local !== null) return this.#metrics.text();
+    const samples = [this.#metrics.samples(), ...this.#sides.map(side => side.samples())];
+    return mergedText(await Promise.all(samples));
+  }
+
+  /** What the outside calls has to run under it; see PlaneOptions.onFault. */
+  get guard(): FaultGuard {
+    return this.#guard;
+  }
+
+  /** Resolves when every worker has answered its first probe, or after `deadlineMs`. */
+  workersAnswered(deadlineMs: number): Promise<void> {
+    const areReady = (): boolean => this.workers.every(worker => worker.state === 'ready');
+    return new Promise(resolve => {
+      const finish = (): void => {
+        this.#onWorkerChange = null;
+        timer.cancel();
+        resolve();
+      };
+      const timer = this.#options.clock.after(deadlineMs, finish);
+      this.#onWorkerChange = () => {
+        if (areReady()) finish();
+      };
+      this.#onWorkerChange();
     });
-    return this.#server.listen(host, port);
+  }
+
+  /**
+   * Ends all service after a fault in shared state: open requests end with MILLRACE_PLANE_FAILED, new ones are refused with
+   * it, `/health` says 'failed'. Threads and connections stay until `close`. Never throws. Only with one socket thread.
+   */
+  fail(error: unknown): void {
+    if (this.health().status === 'failed') return;
+    this.#board.setPhase('failed');
+    const text = error instanceof Error ? (error.stack ?? error.message) : String(error);
+    this.#options.logger.error('the plane has failed, which is a bug: it answers 503 until it is closed', {
+      error: text,
+    });
+    this.#inPlace().socket.fail('the plane has failed');
+    this.#guard.run(() => this.#monitor.stop());
   }
 
   get status(): PlaneStatus {
     const { loaded, reason } = addonStatus();
     return {
-      server: this.#server?.kind ?? 'node',
-      serverNotice: this.#server?.notice ?? null,
+      server: this.#listening?.server ?? 'node',
+      serverNotice: this.#listening?.notice ?? null,
       addon: { loaded, reason },
+      socketThreads: this.#sides.length,
       poolThreads: this.#poolThreads,
     };
   }
@@ -194,46 +258,112 @@ export class Plane {
   }
 
   health(): Health {
-    const { running, off } = this.supervisor.state;
-    const ready = this.workers.filter(worker => worker.state === 'ready').length;
-    const total = this.#registry.size;
-    let status: Health['status'] = off > 0 || ready < total ? 'degraded' : 'ok';
-    if (ready === 0 || off === this.#poolThreads) status = 'unavailable';
-    if (this.#isClosing) status = 'draining';
-    return {
-      status,
-      workers: { ready, total },
-      poolThreads: { running, off },
-      requestsInFlight: this.socket.requestsInFlight,
-    };
+    return this.#board.health();
   }
 
   /**
    * Closes in order: not ready at once, no new requests, open ones finish until the deadline, then the pool, the
    * workers' connections and the server.
    */
-  async close(drainDeadlineMs: number): Promise<void> {
-    if (this.#isClosing) return;
-    this.#isClosing = true;
-    await this.socket.drain(drainDeadlineMs);
-    this.#monitor.stop();
-    this.socket.link.close();
-    await this.supervisor.close(POOL_CLOSE_DEADLINE_MS);
-    this.socket.stop();
-    await this.#client.close();
-    await this.#server?.close();
-    this.#metrics.close();
-    this.#scanner.close();
+  close(drainDeadlineMs: number): Promise<void> {
+    this.#closing ??= this.#close(drainDeadlineMs);
+    return this.#closing;
+  }
+
+  async #close(drainDeadlineMs: number): Promise<void> {
+    this.#board.setPhase('draining');
+    const steps: (() => unknown)[] = [
+      () => Promise.all(this.#sides.map(side => side.drain(drainDeadlineMs))),
+      () => this.#monitor.stop(),
+      () => this.#sides.map(side => side.closeRings()),
+      () => this.supervisor.close(POOL_CLOSE_DEADLINE_MS),
+      () => Promise.all(this.#sides.map(side => side.stop())),
+      () => this.#client.close(),
+      () => this.#metrics.close(),
+    ];
+    for (const step of steps) {
+      try {
+        await step();
+      } catch (error) {
+        // The later steps free what they can, whatever a failed plane cannot do any more.
+        this.#guard.report(error);
+      }
+    }
+  }
+
+  #inPlace(): SocketUnit {
+    assert(this.#local !== null, 'the socket threads of this plane are not on its own thread');
+    return this.#local;
+  }
+
+  #coreSide(): CoreSide {
+    return {
+      reportFailure: (slot, generation, failure) => {
+        if (failure !== 'protocol') this.#monitor.reportFailure(slot, generation, failure);
+      },
+      metricsText: () => this.metrics(),
+      fault: text => this.#guard.report(new Error(`a socket thread has failed: ${text}`)),
+    };
+  }
+
+  #createRegistry(): WorkerRegistry {
+    return new WorkerRegistry({
+      workersMax: this.#options.config.limits.workersMax,
+      table: this.loadTable,
+      onChange: ({ kind }) =>
+        this.#guard.run(() => {
+          const workers = this.#registry.list();
+          this.#board.setWorkers(workers.filter(worker => worker.state === 'ready').length, workers.length);
+          if (kind === 'facts' || kind === 'removed') this.#publishWorld();
+          this.#onWorkerChange?.();
+        }),
+    });
+  }
+
+  #createSupervisor(
+    loadMemory: SharedArrayBuffer,
+    ledgerMemory: SharedArrayBuffer,
+    bells: readonly SharedArrayBuffer[],
+  ): Supervisor {
+    const { config, clock, logger, seed } = this.#options;
+    const { limits } = config;
+    return new Supervisor({
+      threads: this.#poolThreads,
+      limits,
+      loadMemory,
+      ledgerMemory,
+      clock,
+      logger,
+      seed,
+      attach: (index, epoch) => {
+        const links = createLinkMemory(index, epoch, limits.ringBytes, bells);
+        this.#guard.run(() => {
+          for (const [at, side] of this.#sides.entries()) side.attach(index, links[at]!);
+        });
+        return links;
+      },
+      lost: (index, epoch) => this.#guard.run(() => this.#poolThreadLost(index, epoch)),
+      changed: ({ running, off }) =>
+        this.#guard.run(() => {
+          this.#board.setPool(running, off);
+          if (this.#board.poolIsOff) for (const side of this.#sides) side.poolIsOff();
+        }),
+      restarted: () => this.#metrics.poolThreadRestarted(),
+    });
+  }
+
+  /** Once its last answers have been taken everywhere, what the dead incarnation still owns is freed. */
+  #poolThreadLost(index: number, epoch: number): void {
+    const waits = this.#sides.map(side => side.lost(index)).filter(wait => wait !== undefined);
+    const reap = (): void => this.#guard.run(() => void this.#ledger.reap(epoch));
+    if (waits.length === 0) reap();
+    else void Promise.allSettled(waits).then(reap);
   }
 
   #addWorker(url: string): void {
     const worker = this.#registry.add({ url, engine: VLLM });
     assert(worker !== 'full' && worker !== 'duplicate', 'start checked the workers');
     this.#monitor.watch(worker);
-  }
-
-  #reportFailure(slot: number, generation: number, failure: AttemptFailure): void {
-    if (failure !== 'protocol') this.#monitor.reportFailure(slot, generation, failure);
   }
 
   #publishWorld(): void {
@@ -245,7 +375,6 @@ export class Plane {
     ]);
     this.#models = [...names].map(name => {
       const own = config.models[name];
-      this.#metrics.addModel(name);
       return {
         name,
         policy: own?.policy ?? config.policy,
@@ -253,8 +382,9 @@ export class Plane {
         contextLength: own?.contextLength ?? null,
       };
     });
-    const world: World = { version: ++this.#worldVersion, workers, models: this.#models };
-    this.socket.link.setWorld(world);
+    const world = { version: ++this.#worldVersion, workers, models: this.#models };
+    const listed = this.#listModels();
+    for (const side of this.#sides) side.setWorld(world, listed);
   }
 
   #listModels(): ListedModel[] {
@@ -272,24 +402,20 @@ export class Plane {
     }));
   }
 
-  #metricSources(): Parameters<typeof createMetrics>[1] {
-    return {
-      readRetainedBytes: () => this.socket.retainedBytes,
-      readRingDepths: () =>
-        this.socket.link.depths().flatMap(({ ring, bytes, messages }) => [
-          { ring, unit: 'bytes' as const, depth: bytes },
-          { ring, unit: 'records' as const, depth: messages },
-        ]),
-      readWorkerLoads: () =>
-        this.#registry.list().flatMap(({ slot, url }) => {
-          const load = this.loadTable.snapshot(slot);
-          if (load === null) return [];
-          return [
-            { worker: url, kind: 'requests' as const, load: load.requests },
-            { worker: url, kind: 'prefill_tokens' as const, load: load.activePrefillTokens },
-            { worker: url, kind: 'decode_blocks' as const, load: load.decodeBlocks },
-          ];
-        }),
-    };
+  #createMetrics(readWorkerLoads: MetricSources['readWorkerLoads']): Metrics {
+    const sources = { readRetainedBytes: () => 0, readRingDepths: () => [], readWorkerLoads };
+    return createMetrics([], sources, 'main');
+  }
+
+  #workerLoads(): WorkerLoad[] {
+    return this.#registry.list().flatMap(({ slot, url }) => {
+      const load = this.loadTable.snapshot(slot);
+      if (load === null) return [];
+      return [
+        { worker: url, kind: 'requests' as const, load: load.requests },
+        { worker: url, kind: 'prefill_tokens' as const, load: load.activePrefillTokens },
+        { worker: url, kind: 'decode_blocks' as const, load: load.decodeBlocks },
+      ];
+    });
   }
 }

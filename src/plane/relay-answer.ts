@@ -9,8 +9,8 @@ import { FRAME, FRAME_FLAG } from '../engines/frame-descriptor.js';
 import type { Usage } from '../messages/delta.js';
 import type { Plan } from '../messages/records.js';
 import type { Answer } from './answer.js';
+import type { AnswerStream } from './answer-port.js';
 import { type BatchOutcome, emptyOutcome } from './batch-outcome.js';
-import type { ClientStream } from './client-stream.js';
 
 const SPECIAL = FRAME_FLAG.done | FRAME_FLAG.malformed | FRAME_FLAG.usage | FRAME_FLAG.error;
 const NO_TEXT = FRAME_FLAG.done | FRAME_FLAG.noChoices | FRAME_FLAG.comment;
@@ -22,13 +22,13 @@ const USAGE_BODY_BYTES_MAX = 262_144;
 /** A relayed answer; see the top of this file. */
 export class RelayAnswer implements Answer {
   readonly #plan: Plan;
-  readonly #client: ClientStream | null;
+  readonly #client: AnswerStream | null;
   #textFrames = 0;
   #done = false;
   #usage: Usage | null = null;
 
   /** @param client the client's stream, or null for a unary answer */
-  constructor(plan: Plan, client: ClientStream | null) {
+  constructor(plan: Plan, client: AnswerStream | null) {
     this.#plan = plan;
     this.#client = client;
   }

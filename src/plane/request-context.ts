@@ -12,6 +12,7 @@ import type { Api } from '../messages/token-request.js';
 import type { DetokenizerTable } from '../preprocess/detokenizer.js';
 import type { Ledger } from '../router/ledger.js';
 import type { Clock } from '../runtime/clock.js';
+import type { FaultGuard } from '../runtime/fault-guard.js';
 import type { AttemptFailure } from './attempt.js';
 import type { ClientStream } from './client-stream.js';
 
@@ -37,6 +38,8 @@ export interface RequestObserver {
 /** The socket thread as one request sees it. */
 export interface RequestContext {
   readonly clock: Clock;
+  /** What the outside calls runs under it. */
+  readonly guard: FaultGuard;
   readonly limits: Limits;
   readonly client: EngineClient;
   readonly ledger: Ledger;

@@ -9,15 +9,12 @@ import type { FrameBatch } from '../engines/contract.js';
 import { type EngineError, engineError } from '../engines/engine-error.js';
 import { openingOf } from '../engines/event-rows.js';
 import { ERROR_CODES, type ErrorCode, type ErrorDetail } from '../errors.js';
-import type { HttpExchange } from '../frontend/http/http-exchange.js';
-import { errorFrames, errorResponse } from '../frontend/openai/error-response.js';
-import { EVENT_STREAM_HEADERS, KEEP_ALIVE_FRAME } from '../frontend/openai/stream-format.js';
 import type { AskReason, EndCause, Plan, PlanStep, Reject } from '../messages/records.js';
 import type { Api } from '../messages/token-request.js';
 import { RESERVATION_NONE } from '../router/load-descriptor.js';
 import { type Answer, openAnswer } from './answer.js';
+import type { AnswerPort, AnswerStream } from './answer-port.js';
 import { type AttemptFailure, EngineAttempt } from './attempt.js';
-import { ClientStream } from './client-stream.js';
 import type { RequestContext } from './request-context.js';
 
 type Phase = 'body' | 'asked' | 'dispatched' | 'streaming' | 'flushing' | 'ended';
@@ -30,7 +27,7 @@ const ASK_HEADERS = ['x-request-id', 'authorization', 'traceparent'] as const;
 export class PlaneRequest {
   readonly id: number;
   readonly #context: RequestContext;
-  readonly #exchange: HttpExchange;
+  readonly #port: AnswerPort;
   readonly #api: Api;
   readonly #startedMs: number;
   readonly #deadlineMs: number;
@@ -45,16 +42,16 @@ export class PlaneRequest {
   #reservation = RESERVATION_NONE;
   #attempt: EngineAttempt | null = null;
   #answer: Answer | null = null;
-  #client: ClientStream | null = null;
+  #client: AnswerStream | null = null;
   #lastEventMs = 0;
   #sawToken = false;
   #enginePaused = false;
   #lastFailure: { code: ErrorCode; message: string; detail: ErrorDetail } | null = null;
 
-  constructor(id: number, api: Api, exchange: HttpExchange, context: RequestContext) {
+  constructor(id: number, api: Api, port: AnswerPort, context: RequestContext) {
     this.id = id;
     this.#api = api;
-    this.#exchange = exchange;
+    this.#port = port;
     this.#context = context;
     this.#startedMs = context.clock.nowMs();
     this.#phaseSinceMs = this.#startedMs;
@@ -63,13 +60,13 @@ export class PlaneRequest {
 
   /** Starts reading the body. */
   start(): void {
-    this.#exchange.onAborted(() => this.#end('client_gone', null));
-    if (!JSON_TYPE.test(this.#exchange.header('content-type') ?? '')) {
+    this.#port.onAborted(() => this.#end('client_gone', null));
+    if (!JSON_TYPE.test(this.#port.header('content-type') ?? '')) {
       this.fail('MILLRACE_UNSUPPORTED_MEDIA_TYPE', 'content-type must be application/json');
       return;
     }
     const { bodyBytesMax, bodyDeadlineMs } = this.#context.limits;
-    this.#exchange.readBody(
+    this.#port.readBody(
       bodyBytesMax,
       bodyDeadlineMs,
       (chunks, bytes) => this.#onBody(chunks, bytes),
@@ -81,9 +78,21 @@ export class PlaneRequest {
           );
         } else if (fault === 'timeout') {
           this.fail('MILLRACE_BODY_TIMEOUT', `the body did not arrive within ${bodyDeadlineMs} ms`);
+        } else if (fault === 'consumed') {
+          this.fail(
+            'MILLRACE_INTERNAL',
+            'the host read the request body before Millrace and did not keep it',
+          );
         } else this.#end('client_gone', null);
       },
     );
+  }
+
+  /** The last resort when `fail` itself fails: nobody is left waiting, and nothing is accounted any more. */
+  cut(): void {
+    this.#phase = 'ended';
+    this.#attempt?.abort();
+    this.#port.abort();
   }
 
   /** A PLAN came; its reservation already belongs to this socket thread. False: stale, the caller releases it. */
@@ -121,17 +130,8 @@ export class PlaneRequest {
   fail(code: ErrorCode, message: string, detail: ErrorDetail = {}): void {
     if (this.#phase === 'ended') return;
     if (this.#client === null) {
-      const { status, headers, body } = errorResponse(code, message, detail);
-      this.#exchange.respond(status, headers, body, this.#phase === 'body');
-    } else if (this.#client.blockedSinceMs !== null) {
-      // What it has not read is dropped, so the response must not look whole.
-      this.#client.abort();
-    } else {
-      this.#client.pushText(errorFrames(code, message));
-      this.#client.flush();
-      this.#client.close();
-      this.#exchange.end();
-    }
+      this.#port.refuse(code, message, detail, this.#phase === 'body');
+    } else this.#client.fail(code, message);
     this.#end(causeOf(code), code);
   }
 
@@ -158,12 +158,7 @@ export class PlaneRequest {
     const sinceMs = this.#sawToken ? this.#lastEventMs : this.#phaseSinceMs;
     if (!this.#enginePaused && nowMs - sinceMs >= boundMs) {
       this.#onFailed('stalled', 'MILLRACE_WORKER_STALLED', `the worker sent nothing for ${boundMs} ms`);
-    } else if (
-      this.#client?.blockedSinceMs === null &&
-      nowMs - this.#client.lastWriteMs >= limits.keepAliveMs
-    ) {
-      this.#client.pushText(KEEP_ALIVE_FRAME);
-    }
+    } else this.#client?.keepAlive(nowMs, limits.keepAliveMs);
   }
 
   #onBody(chunks: Uint8Array[], bytes: number): void {
@@ -190,7 +185,7 @@ export class PlaneRequest {
         deadlineWallMs: clock.wallMs() + this.#deadlineMs - clock.nowMs(),
         excludedSlots: this.#excludedSlots,
         headers: ASK_HEADERS.flatMap(name => {
-          const value = this.#exchange.header(name);
+          const value = this.#port.header(name);
           return value === undefined ? [] : [[name, value] as const];
         }),
       },
@@ -215,6 +210,7 @@ export class PlaneRequest {
         origin,
         step,
         openStream: () => this.#context.openEngineStream(),
+        guard: this.#context.guard,
         answerBytesMax: this.#context.limits.unaryAnswerBytesMax,
       },
       {
@@ -290,7 +286,7 @@ export class PlaneRequest {
     this.#answer = openAnswer(plan, this.#context, () => this.#openClient());
     const tokens = this.#answer.takeUnary(body);
     this.#onTokens(tokens, this.#context.clock.nowMs());
-    this.#exchange.respond(200, [['content-type', contentType]], body);
+    this.#port.respond(contentType, body);
     this.#end('completed', null);
   }
 
@@ -319,16 +315,15 @@ export class PlaneRequest {
     this.#ask('worker_failed');
   }
 
-  #openClient(): ClientStream {
+  #openClient(): AnswerStream {
     const { clock, limits } = this.#context;
-    const client = new ClientStream(this.#exchange, limits.streamBufferBytesMax, {
+    const client = this.#port.openStream(limits.streamBufferBytesMax, {
       nowMs: () => clock.nowMs(),
       onDirty: stream => this.#context.markDirty(stream),
       onPressure: () => this.#pauseEngine(true),
       onRelief: () => this.#pauseEngine(false),
       onFinished: () => this.#end('completed', null),
     });
-    client.start(200, EVENT_STREAM_HEADERS);
     this.#client = client;
     this.#enter('streaming');
     return client;
@@ -351,7 +346,7 @@ export class PlaneRequest {
       this.#client.end();
       return;
     }
-    this.#exchange.respond(200, [['content-type', 'application/json']], answer.unaryBody());
+    this.#port.respond('application/json', answer.unaryBody());
     this.#end('completed', null);
   }
 

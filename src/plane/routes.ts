@@ -7,7 +7,7 @@ import type { Api } from '../messages/token-request.js';
 
 /** What `/health` says. */
 export interface Health {
-  readonly status: 'ok' | 'degraded' | 'unavailable' | 'draining';
+  readonly status: 'ok' | 'degraded' | 'unavailable' | 'draining' | 'failed';
   readonly workers: { readonly ready: number; readonly total: number };
   readonly poolThreads: { readonly running: number; readonly off: number };
   readonly requestsInFlight: number;

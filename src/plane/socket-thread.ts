@@ -6,39 +6,51 @@
 import { strict as assert } from 'node:assert';
 import type { EngineClient } from '../engines/client.js';
 import type { EngineAdapter, EngineStream } from '../engines/contract.js';
-import type { HttpExchange } from '../frontend/http/http-exchange.js';
-import { errorResponse } from '../frontend/openai/error-response.js';
+import { type ErrorCode, type ErrorDetail, MillraceError } from '../errors.js';
 import type { Limits } from '../limits.js';
-import type { Ask, Plan, PlanStep } from '../messages/records.js';
+import type { Ask, Plan, PlanStep, Reject } from '../messages/records.js';
 import type { Api } from '../messages/token-request.js';
 import type { DetokenizerTable } from '../preprocess/detokenizer.js';
 import { EPOCH_DISCARDED, type Ledger } from '../router/ledger.js';
 import type { Clock, Timer } from '../runtime/clock.js';
+import type { FaultGuard } from '../runtime/fault-guard.js';
+import type { AnswerPort } from './answer-port.js';
 import type { AttemptFailure } from './attempt.js';
 import type { ClientStream } from './client-stream.js';
+import type { PlaneObserver } from './observer.js';
+import { type PickContext, type PickedWorker, PickRequest, type Reservation } from './pick-request.js';
 import { PoolLink } from './pool-link.js';
+import type { ProcessBoard } from './process-board.js';
 import { PlaneRequest } from './request.js';
-import type { RequestContext, RequestEnd, RequestObserver } from './request-context.js';
+import type { RequestContext, RequestEnd } from './request-context.js';
 
+const REQUEST_ID_MAX = 0xffff_ffff;
 /** Precision of every deadline. */
 const SWEEP_PERIOD_MS = 100;
 
 /** What a socket thread is made of. */
 export interface SocketThreadOptions {
+  /** Which of the process's socket threads this is, from 0. */
+  readonly index: number;
+  /** Socket threads of the process. */
+  readonly threads: number;
   readonly clock: Clock;
+  readonly guard: FaultGuard;
   readonly limits: Limits;
   /** Owner epoch of adopted reservations; differs from every pool thread's. */
   readonly epoch: number;
   readonly ledger: Ledger;
   readonly client: EngineClient;
   readonly adapter: EngineAdapter;
-  readonly observer: RequestObserver & { ended(end: RequestEnd): void; asked(reason: Ask['reason']): void };
+  /** Its doorbell, which pool threads ring. */
+  readonly bellMemory: SharedArrayBuffer;
+  /** The state of the whole process. */
+  readonly board: ProcessBoard;
+  readonly observer: PlaneObserver;
   /** Origin of the worker in a slot, or null when it has left. */
   readonly originOf: (slot: number, generation: number) => string | null;
   readonly detokenizerTable: (tokenizer: string) => DetokenizerTable;
   readonly reportFailure: (slot: number, generation: number, failure: AttemptFailure) => void;
-  /** Pool threads that may still come up; with none, requests are refused at once. */
-  readonly poolIsOff: () => boolean;
 }
 
 /** An ASK that waits for a pool thread to come up again. */
@@ -47,37 +59,55 @@ interface ParkedAsk {
   readonly body: readonly Uint8Array[];
 }
 
+/** What waits for the pool under a request id: a request or a pick. */
+interface Asker {
+  onPlan(plan: Plan): boolean;
+  onAdoptionFailed(attempt: number): void;
+  onReject(reject: Reject): void;
+  onPoolLost(): void;
+  fail(code: ErrorCode, message: string, detail?: ErrorDetail): void;
+  cut(): void;
+  sweep(nowMs: number): void;
+}
+
 /** The requests of one socket thread and what they share. */
-export class SocketThread implements RequestContext {
+export class SocketThread implements RequestContext, PickContext {
   readonly clock: Clock;
+  readonly guard: FaultGuard;
   readonly limits: Limits;
   readonly ledger: Ledger;
   readonly client: EngineClient;
   readonly observer: SocketThreadOptions['observer'];
   readonly link: PoolLink;
   readonly #options: SocketThreadOptions;
-  readonly #requests = new Map<number, PlaneRequest>();
+  readonly #requests = new Map<number, Asker>();
   readonly #parked = new Map<number, ParkedAsk>();
+  /** Reservations that callers of `pick` hold. */
+  readonly #held = new Set<Reservation>();
   readonly #sweep: Timer;
   #dirty: ClientStream[] = [];
   #flushIsDue = false;
   #retainedBytes = 0;
-  #nextId = 1;
+  #nextId: number;
   #draining = false;
+  #failed = false;
   #onIdle: (() => void) | null = null;
 
   constructor(options: SocketThreadOptions) {
     this.#options = options;
+    this.#nextId = options.index + 1;
     this.clock = options.clock;
+    this.guard = options.guard;
     this.limits = options.limits;
     this.ledger = options.ledger;
     this.client = options.client;
     this.observer = options.observer;
-    this.link = new PoolLink(options.limits, options.clock, {
+    this.link = new PoolLink(options.limits, options.clock, options.bellMemory, {
       onPlan: (plan, epoch) => this.#onPlan(plan, epoch),
       onReject: reject => this.#requests.get(reject.request)?.onReject(reject),
       onLost: request => this.#requests.get(request)?.onPoolLost(),
     });
+    this.link.ended.catch((error: unknown) => this.guard.report(error));
     this.#sweep = options.clock.every(SWEEP_PERIOD_MS, () => this.#runSweep());
   }
 
@@ -98,26 +128,29 @@ export class SocketThread implements RequestContext {
     return this.#draining;
   }
 
-  /** Takes a generation request from the frontend. */
-  accept(api: Api, exchange: HttpExchange): void {
-    if (this.#draining) {
-      refuse(exchange, 'MILLRACE_DRAINING', 'the server is shutting down');
+  /** Takes a generation request. */
+  accept(api: Api, port: AnswerPort): void {
+    const refusal = this.#refusal();
+    if (refusal !== null) {
+      port.refuse(refusal.code, refusal.message, { retryAfterMs: 1000 }, true);
       return;
     }
-    if (this.#requests.size >= this.limits.requestsMax) {
-      refuse(
-        exchange,
-        'MILLRACE_OVERLOADED',
-        `${this.limits.requestsMax} requests are in flight (requestsMax)`,
-      );
-      return;
-    }
-    const id = this.#nextId;
-    this.#nextId = id === 0xffff_ffff ? 1 : id + 1;
-    assert(!this.#requests.has(id), 'a request id is not reused while its request lives');
-    const request = new PlaneRequest(id, api, exchange, this);
-    this.#requests.set(id, request);
+    const id = this.#takeId();
+    const request = new PlaneRequest(id, api, port, this);
+    this.#enter(id, request);
     request.start();
+  }
+
+  /** Chooses a worker for a request that the caller sends itself; the body is that of an OpenAI request. */
+  pick(api: Api, body: Uint8Array, expiresInMs: number): Promise<PickedWorker> {
+    const refusal = this.#refusal();
+    if (refusal !== null)
+      return Promise.reject(new MillraceError(refusal.code, refusal.message, { retryAfterMs: 1000 }));
+    const id = this.#takeId();
+    const request = new PickRequest(id, api, body, expiresInMs, this);
+    this.#enter(id, request);
+    request.start();
+    return request.answer;
   }
 
   /** Sends the asks that waited for a pool thread. */
@@ -140,12 +173,6 @@ export class SocketThread implements RequestContext {
     }
   }
 
-  /** Pool thread `index` of `epoch` has ended: its last answers are taken, then what it still owned is freed. */
-  poolThreadLost(index: number, epoch: number): void {
-    this.link.lost(index);
-    this.ledger.reap(epoch);
-  }
-
   /** Admits nothing more and resolves when the last request has ended or the deadline has passed; the rest is cut. */
   async drain(deadlineMs: number): Promise<void> {
     this.#draining = true;
@@ -164,11 +191,53 @@ export class SocketThread implements RequestContext {
     this.#flush();
   }
 
+  /** A fault in shared state: every request ends with an error, whatever state it is in, and none is admitted. */
+  fail(message: string): void {
+    this.#failed = true;
+    for (const request of [...this.#requests.values()]) {
+      try {
+        request.fail('MILLRACE_PLANE_FAILED', message);
+      } catch {
+        // The fault may be in what `fail` itself needs; the peer must not be left waiting.
+        this.guard.run(() => request.cut());
+      }
+    }
+    this.#options.board.addRequests(-this.#requests.size);
+    this.#requests.clear();
+    this.#parked.clear();
+    this.#onIdle?.();
+  }
+
   /** Ends the sweep and the rings; the requests are gone by then. */
   stop(): void {
     assert(this.#requests.size === 0, 'the requests were drained');
     this.#sweep.cancel();
+    for (const reservation of this.#held) reservation.release();
     this.link.stop();
+  }
+
+  hold(reservation: number, expiresInMs: number): Reservation {
+    const release = (): void => {
+      if (!this.#held.delete(held)) return;
+      timer.cancel();
+      this.ledger.release(reservation);
+    };
+    const timer = this.clock.after(expiresInMs, release);
+    const held: Reservation = Object.freeze({
+      expiresAt: this.clock.wallMs() + expiresInMs,
+      firstToken: () => {
+        if (this.#held.has(held)) this.ledger.firstToken(reservation);
+      },
+      release,
+    });
+    this.#held.add(held);
+    return held;
+  }
+
+  forget(id: number): void {
+    if (this.#requests.delete(id)) this.#options.board.addRequests(-1);
+    this.#parked.delete(id);
+    if (this.#requests.size === 0) this.#onIdle?.();
   }
 
   retain(bytes: number): boolean {
@@ -185,7 +254,7 @@ export class SocketThread implements RequestContext {
   ask(ask: Omit<Ask, 'body'>, body: readonly Uint8Array[]): 'ok' | 'full' | 'off' {
     const sent = this.link.ask(ask, body);
     if (sent === 'none') {
-      if (this.#options.poolIsOff()) return 'off';
+      if (this.#options.board.poolIsOff) return 'off';
       this.#parked.set(ask.request, { ask, body });
       return 'ok';
     }
@@ -216,12 +285,10 @@ export class SocketThread implements RequestContext {
     this.#dirty.push(stream);
     if (this.#flushIsDue) return;
     this.#flushIsDue = true;
-    setImmediate(() => this.#flush());
+    setImmediate(() => this.guard.run(() => this.#flush()));
   }
 
   onEnded(id: number, end: RequestEnd): void {
-    this.#requests.delete(id);
-    this.#parked.delete(id);
     this.observer.ended(end);
     if (end.plan !== null) {
       this.link.done({
@@ -233,7 +300,7 @@ export class SocketThread implements RequestContext {
         cause: end.cause,
       });
     }
-    if (this.#requests.size === 0) this.#onIdle?.();
+    this.forget(id);
   }
 
   #onPlan(plan: Plan, epoch: number): void {
@@ -251,7 +318,13 @@ export class SocketThread implements RequestContext {
     this.#flushIsDue = false;
     const streams = this.#dirty;
     this.#dirty = [];
-    for (const stream of streams) stream.flush();
+    for (const stream of streams) {
+      try {
+        stream.flush();
+      } catch (error) {
+        this.guard.report(error);
+      }
+    }
     this.link.drain();
   }
 
@@ -259,15 +332,31 @@ export class SocketThread implements RequestContext {
     const nowMs = this.clock.nowMs();
     for (const request of [...this.#requests.values()]) request.sweep(nowMs);
     // Reservations of plans that were not sent: rare, so nobody is woken for them.
-    this.ledger.reap(EPOCH_DISCARDED);
+    if (this.#options.index === 0) this.ledger.reap(EPOCH_DISCARDED);
   }
-}
 
-function refuse(
-  exchange: HttpExchange,
-  code: 'MILLRACE_DRAINING' | 'MILLRACE_OVERLOADED',
-  message: string,
-): void {
-  const { status, headers, body } = errorResponse(code, message, { retryAfterMs: 1000 });
-  exchange.respond(status, headers, body, true);
+  /** Why nothing is admitted now, or null. */
+  #refusal(): { code: ErrorCode; message: string } | null {
+    if (this.#failed) return { code: 'MILLRACE_PLANE_FAILED', message: 'the plane has failed' };
+    if (this.#draining) return { code: 'MILLRACE_DRAINING', message: 'the server is shutting down' };
+    const { requestsMax } = this.limits;
+    // Threads that look at the same moment may pass it together, by one request each.
+    if (this.#options.board.requestsInFlight < requestsMax) return null;
+    return { code: 'MILLRACE_OVERLOADED', message: `${requestsMax} requests are in flight (requestsMax)` };
+  }
+
+  /** An id that no other socket thread uses: engines see those of all. */
+  #takeId(): number {
+    const { index, threads } = this.#options;
+    const id = this.#nextId;
+    this.#nextId = id + threads > REQUEST_ID_MAX ? index + 1 : id + threads;
+    assert(!this.#requests.has(id), 'a request id is not reused while its request lives');
+    return id;
+  }
+
+  #enter(id: number, request: Asker): void {
+    this.#requests.set(id, request);
+    this.#options.board.addRequests(1);
+    this.observer.accepted();
+  }
 }

@@ -22,6 +22,8 @@ import { type BatchOutcome, emptyOutcome } from './batch-outcome.js';
 /** Where the text goes: a stream format or a unary fold. */
 export interface TokenOutput {
   text(choice: number, text: string): void;
+  /** Ids that were taken, before their text comes; part of it may come later. The view is only lent. */
+  ids?(choice: number, ids: Uint32Array): void;
   /** `stopReason`: the stop string or id that ended the choice; null for end of sequence and length. */
   finish(choice: number, reason: FinishReason, stopReason: string | number | null): void;
 }
@@ -145,6 +147,7 @@ export class TokenAnswer {
     // Without stops of ours a frame's ids are one piece; else each id is looked at before the next one counts.
     if (choice.stops === null && this.#endIds.size === 0) {
       this.#count(choice, count);
+      this.#output.ids?.(index, ids.subarray(first, first + count));
       this.#emit(index, choice.detokenizer.push(ids, first, count));
       return;
     }
@@ -155,6 +158,7 @@ export class TokenAnswer {
 
   #takeId(index: number, choice: Choice, ids: Uint32Array, position: number): void {
     this.#count(choice, 1);
+    this.#output.ids?.(index, ids.subarray(position, position + 1));
     const { minTokens, includeStopString } = this.#plan.stop;
     const id = ids[position]!;
     const armed = choice.tokens >= minTokens;

@@ -8,8 +8,11 @@ import type { Clock } from '../../runtime/clock.js';
 /** Header names and values in order. Never `content-length`, `transfer-encoding` or `connection`: the server adds those. */
 export type HeaderList = readonly (readonly [string, string])[];
 
-/** Why a body did not arrive: over `bytesMax`, later than `deadlineMs`, or the client went away. */
-export type BodyFault = 'tooLarge' | 'timeout' | 'aborted';
+/**
+ * Why a body did not arrive: over `bytesMax`, later than `deadlineMs`, the client went away, or ('consumed', in a host's
+ * server only) the host has read it already.
+ */
+export type BodyFault = 'tooLarge' | 'timeout' | 'aborted' | 'consumed';
 
 /** One request and its response. Belongs to the socket thread. */
 export interface HttpExchange {
@@ -76,8 +79,12 @@ export interface HttpServer {
   readonly kind: 'uws' | 'node';
   /** A line for the start banner when 'auto' had to fall back to node:http, else null. */
   readonly notice: string | null;
-  /** Starts listening; port 0 lets the system choose. Rejects with the reason when the address is taken. */
-  listen(host: string, port: number): Promise<{ port: number }>;
+  /**
+   * Starts listening; port 0 lets the system choose. Rejects with the reason when the address is taken. `isShared`: other
+   * servers of this process listen on the same port, and the kernel spreads connections over them; not with port 0, and
+   * not with node:http.
+   */
+  listen(host: string, port: number, isShared?: boolean): Promise<{ port: number }>;
   /** Stops accepting new connections; open ones go on. */
   stopListening(): void;
   /** Closes every connection and the server. */

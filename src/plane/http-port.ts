@@ -1,0 +1,79 @@
+/**
+ * HttpPort (R1, R7): a request that came over HTTP, with OpenAI's error bodies and event streams. Everything that the
+ * server calls back runs under the plane's guard. Owned by its request on the socket thread.
+ */
+import type { ErrorCode, ErrorDetail } from '../errors.js';
+import type { BodyFault, HeaderList, HttpExchange } from '../frontend/http/http-exchange.js';
+import { errorResponse } from '../frontend/openai/error-response.js';
+import { EVENT_STREAM_HEADERS } from '../frontend/openai/stream-format.js';
+import type { FaultGuard } from '../runtime/fault-guard.js';
+import type { AnswerPort, AnswerStreamHooks } from './answer-port.js';
+import { ClientStream, type StreamExchange } from './client-stream.js';
+
+/** The port of one exchange. */
+export class HttpPort implements AnswerPort, StreamExchange {
+  readonly #exchange: HttpExchange;
+  readonly #guard: FaultGuard;
+
+  constructor(exchange: HttpExchange, guard: FaultGuard) {
+    this.#exchange = exchange;
+    this.#guard = guard;
+  }
+
+  header(name: string): string | undefined {
+    return this.#exchange.header(name);
+  }
+
+  readBody(
+    bytesMax: number,
+    deadlineMs: number,
+    onBody: (chunks: Uint8Array[], bytes: number) => void,
+    onFault: (fault: BodyFault) => void,
+  ): void {
+    this.#exchange.readBody(
+      bytesMax,
+      deadlineMs,
+      (chunks, bytes) => this.#guard.run(() => onBody(chunks, bytes)),
+      fault => this.#guard.run(() => onFault(fault)),
+    );
+  }
+
+  onAborted(fn: () => void): void {
+    this.#exchange.onAborted(() => this.#guard.run(fn));
+  }
+
+  respond(contentType: string, body: string | Uint8Array): void {
+    this.#exchange.respond(200, [['content-type', contentType]], body);
+  }
+
+  refuse(code: ErrorCode, message: string, detail: ErrorDetail, close: boolean): void {
+    const { status, headers, body } = errorResponse(code, message, detail);
+    this.#exchange.respond(status, headers, body, close);
+  }
+
+  openStream(bufferBytesMax: number, hooks: AnswerStreamHooks): ClientStream {
+    const stream = new ClientStream(this, bufferBytesMax, hooks);
+    stream.start(200, EVENT_STREAM_HEADERS);
+    return stream;
+  }
+
+  abort(): void {
+    this.#exchange.abort();
+  }
+
+  start(status: number, headers: HeaderList): void {
+    this.#exchange.start(status, headers);
+  }
+
+  write(data: string | Uint8Array): boolean {
+    return this.#exchange.write(data);
+  }
+
+  onWritable(fn: () => void): void {
+    this.#exchange.onWritable(() => this.#guard.run(fn));
+  }
+
+  end(data?: string | Uint8Array): void {
+    this.#exchange.end(data);
+  }
+}
