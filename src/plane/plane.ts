@@ -13,7 +13,6 @@ import { ConfigError } from '../errors.js';
 import { claimPort } from '../frontend/http/claim-port.js';
 import type { HttpExchange } from '../frontend/http/http-exchange.js';
 import { createMetrics, type MetricSources, type Metrics, mergedText } from '../frontend/metrics.js';
-import type { ListedModel } from '../frontend/openai/models-response.js';
 import type { ModelView } from '../messages/records.js';
 import type { DetokenizerTable } from '../preprocess/detokenizer.js';
 import { createBell } from '../ring/bell.js';
@@ -27,6 +26,7 @@ import { createLinkMemory } from './pool-link.js';
 import { createBoardMemory, ProcessBoard } from './process-board.js';
 import { RemoteUnit } from './remote-unit.js';
 import type { Health } from './routes.js';
+import { listedModels, servedModels } from './served-models.js';
 import type { CoreSide, Listening, SocketSide, SocketTask } from './socket-side.js';
 import type { SocketThread } from './socket-thread.js';
 import { loadDetokenizers, SocketUnit } from './socket-unit.js';
@@ -93,7 +93,6 @@ export class Plane {
   readonly #registry: WorkerRegistry;
   readonly #monitor: WorkerMonitor;
   readonly #board: ProcessBoard;
-  readonly #ledger: Ledger;
   /** The core's metrics; those of the unit where that runs in place. */
   readonly #metrics: Metrics;
   readonly #startedSeconds: number;
@@ -103,6 +102,8 @@ export class Plane {
   readonly #local: SocketUnit | null;
   /** What every worker carries; only to be read outside the plane. */
   readonly loadTable: LoadTable;
+  /** Who made workers carry it; only to be read outside the plane. */
+  readonly ledger: Ledger;
   readonly supervisor: Supervisor;
   #listening: Listening | null = null;
   #worldVersion = 0;
@@ -132,7 +133,7 @@ export class Plane {
     const ledgerMemory = createLedgerMemory(limits.ledgerEntries);
     const boardMemory = createBoardMemory(this.#poolThreads);
     this.loadTable = new LoadTable(loadMemory);
-    this.#ledger = new Ledger({
+    this.ledger = new Ledger({
       memory: ledgerMemory,
       loadTable: this.loadTable,
       partition: null,
@@ -355,7 +356,7 @@ export class Plane {
   /** Once its last answers have been taken everywhere, what the dead incarnation still owns is freed. */
   #poolThreadLost(index: number, epoch: number): void {
     const waits = this.#sides.map(side => side.lost(index)).filter(wait => wait !== undefined);
-    const reap = (): void => this.#guard.run(() => void this.#ledger.reap(epoch));
+    const reap = (): void => this.#guard.run(() => void this.ledger.reap(epoch));
     if (waits.length === 0) reap();
     else void Promise.allSettled(waits).then(reap);
   }
@@ -367,39 +368,11 @@ export class Plane {
   }
 
   #publishWorld(): void {
-    const { config } = this.#options;
     const workers = this.#registry.views();
-    const names = new Set([
-      ...Object.keys(config.models),
-      ...workers.flatMap(worker => worker.models.map(model => model.id)),
-    ]);
-    this.#models = [...names].map(name => {
-      const own = config.models[name];
-      return {
-        name,
-        policy: own?.policy ?? config.policy,
-        tokenizer: own === undefined ? config.tokenizer : own.tokenizer,
-        contextLength: own?.contextLength ?? null,
-      };
-    });
+    this.#models = servedModels(this.#options.config, workers);
     const world = { version: ++this.#worldVersion, workers, models: this.#models };
-    const listed = this.#listModels();
+    const listed = listedModels(this.#models, workers, this.#startedSeconds);
     for (const side of this.#sides) side.setWorld(world, listed);
-  }
-
-  #listModels(): ListedModel[] {
-    const lengths = new Map<string, number>();
-    for (const { models } of this.#registry.views()) {
-      for (const { id, contextLength } of models) {
-        if (contextLength !== null)
-          lengths.set(id, Math.min(contextLength, lengths.get(id) ?? contextLength));
-      }
-    }
-    return this.#models.map(model => ({
-      id: model.name,
-      created: this.#startedSeconds,
-      contextLength: model.contextLength ?? lengths.get(model.name) ?? null,
-    }));
   }
 
   #createMetrics(readWorkerLoads: MetricSources['readWorkerLoads']): Metrics {
