@@ -1,5 +1,6 @@
-/** The public surface of the package. */
+/** The public surface of the package: an embedded data plane, its handlers and calls, types of all bodies, errors. */
 
+export type { ModelConfig } from './config.js';
 export type { ErrorCode, ErrorEnvelope } from './errors.js';
 export {
   ConfigError,
@@ -9,3 +10,25 @@ export {
   RejectedError,
   WorkerError,
 } from './errors.js';
+export type {
+  ChatCompletion,
+  ChatCompletionChunk,
+  ChatCompletionRequest,
+  ChatMessageBody,
+  Completion,
+  CompletionRequest,
+  ContentPart,
+  ModelBody,
+  ModelListBody,
+  UsageBody,
+} from './frontend/openai/bodies.js';
+export type { LimitName, Limits } from './limits.js';
+export type { Delta, FinishReason, Usage } from './messages/delta.js';
+export { createDataPlane, type DataPlane, type DataPlaneOptions } from './plane/embed/data-plane.js';
+export type { GenerateRequest, PickOptions } from './plane/embed/generate-request.js';
+export type { FastifyPlugin, NodeHandler } from './plane/embed/node-handler.js';
+export type { PickedWorker, Reservation } from './plane/pick-request.js';
+export type { Health } from './plane/routes.js';
+export type { Clock, Timer } from './runtime/clock.js';
+export type { LogFields, Logger, LogLevel } from './runtime/logger.js';
+export { type MockWorker, type MockWorkerOptions, mockWorker } from './simulate/mock-worker.js';

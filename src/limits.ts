@@ -72,6 +72,7 @@ export const LIMITS = {
   probeFailuresMax: limit('count', 1, 100, 3, 'failed health probes in a row before a worker is unavailable'),
   probePeriodMs: limit('ms', 50, HOUR_MS, 2_000, 'time between health probes of a worker'),
   scrapePeriodMs: limit('ms', 50, HOUR_MS, 1_000, 'time between metrics scrapes of a worker'),
+  pickExpiryMs: limit('ms', 100, HOUR_MS, 60_000, 'a reservation of pick() that nobody releases'),
   drainDeadlineMs: limit('ms', 0, HOUR_MS, 30_000, 'open requests after SIGTERM'),
   askDeadlineMs: limit('ms', 100, HOUR_MS, 30_000, 'an answer from the pool'),
   attemptsMax: limit('count', 1, 16, 3, 'asks of one request: the first one and its retries'),

@@ -176,6 +176,7 @@ export class Plane {
 
   /** Opens the HTTP server of each socket thread, all on one port. Rejects with ConfigError. */
   async listen(host: string, port: number): Promise<{ port: number }> {
+    if (this.#listening !== null) throw new ConfigError('the plane listens already');
     const isShared = this.#local === null;
     const chosen = isShared ? await claimPort(host, port) : port;
     // One after the other: the first to load uWebSockets.js sets its header limit for the process.
@@ -188,9 +189,9 @@ export class Plane {
     return this.#inPlace().socket;
   }
 
-  /** Takes one HTTP request of any server, and answers it in every case. Never throws. Only with one socket thread. */
-  handle(exchange: HttpExchange): void {
-    this.#inPlace().handle(exchange);
+  /** Takes one HTTP request of a host's server; see SocketUnit. Only for a plane with one socket thread. */
+  handle(exchange: HttpExchange, isOfHost = false): void {
+    this.#inPlace().handle(exchange, isOfHost);
   }
 
   /** The exposition text of `/metrics`, of all threads. */

@@ -11,6 +11,7 @@ import type { Plan } from '../messages/records.js';
 import type { Answer } from './answer.js';
 import type { AnswerStream } from './answer-port.js';
 import { type BatchOutcome, emptyOutcome } from './batch-outcome.js';
+import { DeltaStream } from './delta-stream.js';
 
 const SPECIAL = FRAME_FLAG.done | FRAME_FLAG.malformed | FRAME_FLAG.usage | FRAME_FLAG.error;
 const NO_TEXT = FRAME_FLAG.done | FRAME_FLAG.noChoices | FRAME_FLAG.comment;
@@ -74,8 +75,10 @@ export class RelayAnswer implements Answer {
     return this.usage().completionTokens;
   }
 
-  /** The engine's own end was relayed already. */
-  endStream(): void {}
+  /** The engine's own end was relayed already; an iterator is told the totals, wherever the engine put them. */
+  endStream(): void {
+    if (this.#client instanceof DeltaStream) this.#client.usage(this.usage());
+  }
 
   unaryBody(): string {
     assert.fail('a relayed body is passed on as it came');

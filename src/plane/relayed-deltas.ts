@@ -1,8 +1,8 @@
 /**
  * Reads the Deltas out of a relayed answer for `generate()` (R7): the engine's SSE frames of `chat.completion.chunk` or
- * `text_completion` objects, cut anywhere. Pure besides the unfinished frame that it keeps; socket thread.
+ * `text_completion` objects, cut anywhere. Usage is left to the answer, which knows it of every engine. Pure besides the unfinished frame that it keeps; socket thread.
  */
-import type { Delta, FinishReason, Usage } from '../messages/delta.js';
+import type { Delta, FinishReason } from '../messages/delta.js';
 
 const FRAME_END = /\r?\n\r?\n/;
 const FINISH_REASONS: readonly string[] = ['stop', 'length', 'tool_calls', 'content_filter'];
@@ -23,15 +23,6 @@ interface ChunkChoice {
   readonly stop_reason?: string | number | null;
 }
 
-interface Chunk {
-  readonly choices?: readonly ChunkChoice[];
-  readonly usage?: {
-    readonly prompt_tokens?: number;
-    readonly completion_tokens?: number;
-    readonly prompt_tokens_details?: { readonly cached_tokens?: number } | null;
-  } | null;
-}
-
 /** The reader of one answer. */
 export class RelayedDeltas {
   readonly #decoder = new TextDecoder();
@@ -47,17 +38,11 @@ export class RelayedDeltas {
         .filter(line => line.startsWith('data:'))
         .map(line => line.slice('data:'.length).trim())
         .join('\n');
-      return data === '' || data === '[DONE]' ? [] : deltasOf(JSON.parse(data) as Chunk);
+      if (data === '' || data === '[DONE]') return [];
+      const { choices = [] } = JSON.parse(data) as { choices?: readonly ChunkChoice[] };
+      return choices.map(choiceDelta).filter(delta => Object.keys(delta).length > 1);
     });
   }
-}
-
-function deltasOf(chunk: Chunk): Delta[] {
-  const deltas = (chunk.choices ?? []).map(choiceDelta).filter(delta => Object.keys(delta).length > 1);
-  const usage = usageOf(chunk);
-  // Usage on every chunk is for those who ask for it: `generate()` tells the totals once, at the end.
-  if (usage !== null && (chunk.choices ?? []).length === 0) deltas.push({ index: 0, usage });
-  return deltas;
 }
 
 function choiceDelta({ index = 0, delta, text, logprobs, ...end }: ChunkChoice): Delta {
@@ -80,13 +65,4 @@ function choiceDelta({ index = 0, delta, text, logprobs, ...end }: ChunkChoice):
 /** An engine's own reason (`abort` is an error by then) counts as an ordinary stop. */
 function finishReason(reason: string): FinishReason {
   return FINISH_REASONS.includes(reason) ? (reason as FinishReason) : 'stop';
-}
-
-function usageOf({ usage }: Chunk): Usage | null {
-  if (typeof usage?.prompt_tokens !== 'number' || typeof usage.completion_tokens !== 'number') return null;
-  return {
-    promptTokens: usage.prompt_tokens,
-    completionTokens: usage.completion_tokens,
-    cachedTokens: usage.prompt_tokens_details?.cached_tokens ?? null,
-  };
 }

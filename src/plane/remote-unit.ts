@@ -30,6 +30,8 @@ export class RemoteUnit implements SocketSide {
     this.#clock = clock;
     this.#worker = new Worker(new URL('./unit-thread.js', import.meta.url), {
       workerData: task,
+      // The host's loaders are not for our files.
+      execArgv: [],
       // uWebSockets.js reads its header limit from the real environment.
       env: SHARE_ENV,
     });

@@ -24,7 +24,18 @@ export interface RouteTargets {
 type Handler = (exchange: HttpExchange) => void;
 
 const JSON_HEADERS = [['content-type', 'application/json']] as const;
+const API_PATHS: readonly string[] = ['/v1/chat/completions', '/v1/completions', '/v1/models'];
 const MODEL_PREFIX = '/v1/models/';
+
+/** Whether a path belongs to the API; the other routes are about the process and stay on Millrace's own server. */
+export function isApiPath(path: string): boolean {
+  return API_PATHS.includes(path) || path.startsWith(MODEL_PREFIX);
+}
+
+/** Answers a path that is no route. */
+export function refuseUnknown(exchange: HttpExchange): void {
+  refuse(exchange, 'MILLRACE_NOT_FOUND', 'there is no such route');
+}
 
 /** Makes the function that takes every request of a server. */
 export function createRoutes(targets: RouteTargets): Handler {
@@ -45,7 +56,7 @@ export function createRoutes(targets: RouteTargets): Handler {
   return exchange => {
     const methods = Object.hasOwn(routes, exchange.path) ? routes[exchange.path] : undefined;
     if (methods === undefined && exchange.path.startsWith(MODEL_PREFIX)) respondModel(targets, exchange);
-    else if (methods === undefined) refuse(exchange, 'MILLRACE_NOT_FOUND', 'there is no such route');
+    else if (methods === undefined) refuseUnknown(exchange);
     else {
       const handler = methods[exchange.method];
       if (handler !== undefined) handler(exchange);

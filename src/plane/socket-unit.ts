@@ -31,7 +31,7 @@ import { HttpPort } from './http-port.js';
 import { createObserver } from './observer.js';
 import type { LinkMemory } from './pool-link.js';
 import { ProcessBoard } from './process-board.js';
-import { createRoutes } from './routes.js';
+import { createRoutes, isApiPath, refuseUnknown } from './routes.js';
 import type { CoreSide, Listening, SocketSide, SocketTask } from './socket-side.js';
 import { SocketThread } from './socket-thread.js';
 
@@ -111,12 +111,13 @@ export class SocketUnit implements SocketSide {
     });
   }
 
-  /** Takes one HTTP request of any server, and answers it in every case. Never throws. */
-  handle(exchange: HttpExchange): void {
+  /** Takes one HTTP request of any server, and answers it in every case. A host's server gets the API only. Never throws. */
+  handle(exchange: HttpExchange, isOfHost = false): void {
     const { guard } = this.#services;
     let isTaken = false;
     guard.run(() => {
-      this.#route(exchange);
+      if (isOfHost && !isApiPath(exchange.path)) refuseUnknown(exchange);
+      else this.#route(exchange);
       isTaken = true;
     });
     if (isTaken) return;
@@ -147,8 +148,9 @@ export class SocketUnit implements SocketSide {
 
   async listen(host: string, port: number, isShared: boolean): Promise<Listening> {
     const { httpServer, limits } = this.#task.config;
+    let server: HttpServer;
     try {
-      this.#server = await createHttpServer(isShared ? 'uws' : httpServer, {
+      server = await createHttpServer(isShared ? 'uws' : httpServer, {
         clock: this.#services.clock,
         headerBytesMax: limits.headerBytesMax,
         headerDeadlineMs: limits.headerDeadlineMs,
@@ -159,9 +161,9 @@ export class SocketUnit implements SocketSide {
       const needs = `socketThreads is ${this.#task.threads}; above 1 it needs uWebSockets.js`;
       throw new ConfigError(`${needs}, which does not load: ${(cause as Error).message}`, { cause });
     }
-    const { kind, notice } = this.#server;
-    const listening = await this.#server.listen(host, port, isShared);
-    return { port: listening.port, server: kind, notice };
+    const listening = await server.listen(host, port, isShared);
+    this.#server = server;
+    return { port: listening.port, server: server.kind, notice: server.notice };
   }
 
   drain(deadlineMs: number): Promise<void> {

@@ -68,6 +68,8 @@ export class Supervisor {
       idleTimeout: Number.POSITIVE_INFINITY,
       // The endless task sleeps on its own doorbell; piscina's blocking wait between tasks would only delay it.
       atomics: 'disabled',
+      // The host's loaders and its `--input-type` are not for our files.
+      execArgv: [],
       resourceLimits: { maxOldGenerationSizeMb: Math.ceil(options.limits.poolHeapBytesMax / BYTES_PER_MIB) },
     });
     for (let index = 0; index < options.threads; index++) this.#start(index);

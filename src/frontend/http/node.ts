@@ -41,11 +41,10 @@ class NodeExchange implements HttpExchange {
   #writable: (() => void) | null = null;
   #blocked = false;
 
-  constructor(req: IncomingMessage, res: ServerResponse, clock: Clock) {
+  constructor(req: IncomingMessage, res: ServerResponse, clock: Clock, url = req.url ?? '/') {
     this.#req = req;
     this.#res = res;
     this.#clock = clock;
-    const url = req.url ?? '/';
     const mark = url.indexOf('?');
     this.method = req.method ?? 'GET';
     this.path = mark < 0 ? url : url.slice(0, mark);
@@ -74,6 +73,10 @@ class NodeExchange implements HttpExchange {
     this.#body = body;
     const declared = this.header('content-length');
     if (declared !== undefined && !body.admits(Number(declared))) return;
+    if (this.#req.readableDidRead) {
+      takeHostBody(this.#req, body);
+      return;
+    }
     // After the outcome the listener stays and throws bytes away, so that the rest of a body does not block the socket.
     this.#req.on('data', (chunk: Uint8Array) => body.push(chunk));
     this.#req.on('end', () => body.finish());
@@ -161,13 +164,28 @@ function flatten(headers: HeaderList): string[] {
   return flat;
 }
 
-/** Makes an exchange of a request that a host's own node:http server received. */
+/** A body that the host has read: what its parser made of it is turned into bytes again. */
+function takeHostBody(req: IncomingMessage & { readonly body?: unknown }, collector: BodyCollector): void {
+  const { body } = req;
+  if (body === undefined) {
+    collector.fail('consumed');
+    return;
+  }
+  const isBytes = body instanceof Uint8Array;
+  collector.push(isBytes ? body : Buffer.from(typeof body === 'string' ? body : JSON.stringify(body)));
+  collector.finish();
+}
+
+/**
+ * Makes an exchange of a request that a host's own node:http server received. `target`: path and query, where the host
+ * has mounted us below a prefix; the request's own when left out.
+ */
 export function exchangeFromNode(
   req: IncomingMessage,
   res: ServerResponse,
-  clock: Clock = systemClock,
+  { clock = systemClock, target }: { readonly clock?: Clock; readonly target?: string } = {},
 ): HttpExchange {
-  return new NodeExchange(req, res, clock);
+  return new NodeExchange(req, res, clock, target);
 }
 
 /** Answers bytes that never became a request, and closes their connection. */

@@ -1,0 +1,55 @@
+// Promise: every file in examples/ runs as it stands, answers, and ends when it is told to.
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { readdirSync } from 'node:fs';
+import { createInterface } from 'node:readline';
+import OpenAI from 'openai';
+import t from 'tap';
+
+const FOLDER = new URL('../../../examples/', import.meta.url);
+const SERVERS = ['express.js', 'fastify.js', 'fetch.js'];
+
+function start(file: string) {
+  const child = spawn(process.execPath, [new URL(file, FOLDER).pathname], {
+    env: { ...process.env, PORT: '0' },
+    stdio: ['ignore', 'pipe', 'inherit'],
+  });
+  t.teardown(() => child.kill('SIGKILL'));
+  return child;
+}
+
+t.test('all of them are run here', async t => {
+  t.same(readdirSync(FOLDER).sort(), [...SERVERS, 'no-http.js'].sort());
+});
+
+for (const file of SERVERS) {
+  t.test(file, async t => {
+    const child = start(file);
+    const [baseURL] = (await once(createInterface({ input: child.stdout! }), 'line')) as [string];
+    const client = new OpenAI({ baseURL, apiKey: 'none', maxRetries: 0 });
+    const stream = await client.chat.completions.create({
+      model: 'mock-model',
+      messages: [{ role: 'user', content: 'Hello' }],
+      max_tokens: 8,
+      stream: true,
+    });
+    let text = '';
+    for await (const chunk of stream) text += chunk.choices[0]?.delta.content ?? '';
+    t.ok(text.length > 8, 'the official client reads an answer');
+    child.kill('SIGTERM');
+    t.same(await once(child, 'exit'), [0, null], 'it ends by itself');
+  });
+}
+
+t.test('no-http.js', async t => {
+  const child = start('no-http.js');
+  let said = '';
+  child.stdout!.on('data', chunk => {
+    said += chunk;
+  });
+  t.same(await once(child, 'exit'), [0, null]);
+  t.match(
+    said,
+    /\w+\n\[length\]\n\[32 tokens\]\na request sent by hand should go to http:\/\/127\.0\.0\.1:\d+\n$/,
+  );
+});
