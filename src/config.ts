@@ -57,7 +57,12 @@ export interface ConfigSources {
 }
 
 /** Variables that belong to the build and the tests, not to the configuration. */
-const OTHER_VARIABLES = ['MILLRACE_REQUIRE_ADDON', 'MILLRACE_NO_ADDON', 'MILLRACE_TEST_LONG'];
+const OTHER_VARIABLES = [
+  'MILLRACE_REQUIRE_ADDON',
+  'MILLRACE_NO_ADDON',
+  'MILLRACE_WERROR',
+  'MILLRACE_TEST_LONG',
+];
 
 const envName = (setting: Setting): string =>
   `MILLRACE_${setting.key.replace(/[A-Z]/g, letter => `_${letter}`).toUpperCase()}`;

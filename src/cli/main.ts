@@ -1,39 +1,42 @@
 #!/usr/bin/env node
 /** The `millrace` binary: finds the subcommand, runs it, and turns bad usage into one readable line. */
-import { MillraceError } from '../errors.js';
+import { ConfigError, MillraceError } from '../errors.js';
 import { nearestName } from '../runtime/nearest-name.js';
 import type { Command } from './command.js';
-import { command as doctor } from './doctor.js';
-import { command as mock } from './mock.js';
-import { command as serve } from './serve.js';
 
-const COMMANDS: readonly Command[] = [serve, mock, doctor];
+/** Loaded when asked for: a command starts without what the others need. */
+const COMMANDS: Readonly<Record<string, () => Promise<{ command: Command }>>> = {
+  serve: () => import('./serve.js'),
+  mock: () => import('./mock.js'),
+  doctor: () => import('./doctor.js'),
+};
 
-const HELP = `millrace: one OpenAI-compatible service over a fleet of LLM inference workers
+async function help(): Promise<string> {
+  const commands = await Promise.all(Object.values(COMMANDS).map(load => load()));
+  const lines = commands.map(({ command }) => `  ${command.name.padEnd(10)} ${command.summary}`);
+  return `millrace: one OpenAI-compatible service over a fleet of LLM inference workers
 
 Usage: millrace <command> [flags]
 
 Commands:
-${COMMANDS.map(command => `  ${command.name.padEnd(10)} ${command.summary}`).join('\n')}
+${lines.join('\n')}
 
 millrace <command> --help explains the flags of a command.
 `;
+}
 
 async function main(argv: readonly string[]): Promise<number> {
   const [name, ...rest] = argv;
   if (name === undefined || name === '--help' || name === 'help') {
-    process.stdout.write(HELP);
+    process.stdout.write(await help());
     return name === undefined ? 2 : 0;
   }
-  const command = COMMANDS.find(entry => entry.name === name);
-  if (command === undefined) {
-    const near = nearestName(
-      name,
-      COMMANDS.map(entry => entry.name),
-    );
+  if (!Object.hasOwn(COMMANDS, name)) {
+    const near = nearestName(name, Object.keys(COMMANDS));
     process.stderr.write(`millrace: there is no command "${name}"; did you mean "${near}"?\n`);
     return 2;
   }
+  const { command } = await COMMANDS[name]!();
   if (rest.includes('--help')) {
     process.stdout.write(command.help);
     return 0;
@@ -48,6 +51,6 @@ main(process.argv.slice(2)).then(
   (error: unknown) => {
     const text = error instanceof MillraceError ? error.message : ((error as Error).stack ?? String(error));
     process.stderr.write(`millrace: ${text}\n`);
-    process.exitCode = error instanceof MillraceError ? 2 : 1;
+    process.exitCode = error instanceof ConfigError ? 2 : 1;
   },
 );

@@ -72,7 +72,8 @@ function listeningUrl(child: ChildProcess, clock: Clock): Promise<string> {
 }
 
 async function endChild(child: ChildProcess, clock: Clock): Promise<void> {
-  if (child.exitCode !== null || child.signalCode !== null) return;
+  // Without a pid it never started, and will not exit.
+  if (child.pid === undefined || child.exitCode !== null || child.signalCode !== null) return;
   const gone = new Promise<void>(resolve => child.once('exit', () => resolve()));
   child.stdin?.end();
   const timer = clock.after(EXIT_DEADLINE_MS, () => child.kill('SIGKILL'));

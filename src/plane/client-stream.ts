@@ -43,9 +43,12 @@ export class ClientStream {
     return this.#blockedSinceMs;
   }
 
-  /** More is kept than the bound allows: the stream has to be cut. */
+  /**
+   * More is kept for a client that does not read than the bound allows: the stream has to be cut. What one loop turn
+   * brings to a client that reads does not count: it leaves with the flush.
+   */
   get isOverfull(): boolean {
-    return this.#pendingBytes > this.#bufferBytesMax;
+    return this.#blockedSinceMs !== null && this.#pendingBytes > this.#bufferBytesMax;
   }
 
   start(status: number, headers: HeaderList): void {
@@ -116,9 +119,15 @@ export class ClientStream {
       this.#closed = true;
       this.#exchange.end(this.#pendingBytes > 0 ? this.#takePending() : undefined);
       this.#hooks.onFinished();
-    } else if (this.#pendingBytes > 0) {
+      return;
+    }
+    if (this.#pendingBytes > 0) {
       this.#lastWriteMs = this.#hooks.nowMs();
       if (!this.#exchange.write(this.#takePending())) this.#blockedSinceMs = this.#lastWriteMs;
+    }
+    if (this.#paused && this.#blockedSinceMs === null) {
+      this.#paused = false;
+      this.#hooks.onRelief();
     }
   }
 
@@ -137,11 +146,8 @@ export class ClientStream {
   #added(bytes: number): void {
     this.#pendingBytes += bytes;
     this.#markDirty();
-    if (
-      this.#blockedSinceMs !== null &&
-      !this.#paused &&
-      this.#pendingBytes > PAUSE_SHARE * this.#bufferBytesMax
-    ) {
+    // Also while nothing is blocked: an engine can send more in one loop turn than the bound allows.
+    if (!this.#paused && this.#pendingBytes > PAUSE_SHARE * this.#bufferBytesMax) {
       this.#paused = true;
       this.#hooks.onPressure();
     }
@@ -157,9 +163,5 @@ export class ClientStream {
     if (this.#closed) return;
     this.#blockedSinceMs = null;
     this.flush();
-    if (this.#paused && this.#blockedSinceMs === null && !this.#closed) {
-      this.#paused = false;
-      this.#hooks.onRelief();
-    }
   }
 }

@@ -52,9 +52,8 @@ export class DeltaStream implements TokenOutput {
     return this.#blockedSinceMs;
   }
 
-  get isOverfull(): boolean {
-    return this.#pendingBytes > this.#bufferBytesMax;
-  }
+  /** Never: of an engine that was paused no more comes than one read from its connection had brought. */
+  readonly isOverfull = false;
 
   /** The next Delta; rejects once what came before an error has been taken. */
   next(): Promise<IteratorResult<Delta, undefined>> {

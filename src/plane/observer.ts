@@ -1,8 +1,11 @@
 /** Turns what happens to requests into metrics: the one place where the two vocabularies meet. Socket thread. */
-import type { EndpointLabel, Metrics } from '../frontend/metrics.js';
+import type { WorkerRegistry } from '../discovery/registry.js';
+import type { EndpointLabel, MetricSources, Metrics } from '../frontend/metrics.js';
 import type { AskReason } from '../messages/records.js';
 import type { Api } from '../messages/token-request.js';
+import type { LoadTable } from '../router/load-table.js';
 import type { RequestEnd, RequestObserver } from './request-context.js';
+import type { SocketThread } from './socket-thread.js';
 
 const ENDPOINTS: Readonly<Record<Api, EndpointLabel>> = {
   chat: 'chat_completions',
@@ -47,4 +50,39 @@ export function createObserver(metrics: Metrics): PlaneObserver {
       });
     },
   };
+}
+
+/** What the metrics of a socket thread read when they are asked for. */
+export function metricSources(
+  socket: () => SocketThread,
+  readWorkerLoads: MetricSources['readWorkerLoads'],
+): MetricSources {
+  return {
+    readRetainedBytes: () => socket().retainedBytes,
+    readRingDepths: () =>
+      socket()
+        .link.depths()
+        .flatMap(({ ring, bytes, messages }) => [
+          { ring, unit: 'bytes' as const, depth: bytes },
+          { ring, unit: 'records' as const, depth: messages },
+        ]),
+    readWorkerLoads,
+  };
+}
+
+/** What the workers carry. One thread's metrics tell it. */
+export function workerLoads(
+  registry: WorkerRegistry,
+  loadTable: LoadTable,
+): MetricSources['readWorkerLoads'] {
+  return () =>
+    registry.list().flatMap(({ slot, url }) => {
+      const load = loadTable.snapshot(slot);
+      if (load === null) return [];
+      return [
+        { worker: url, kind: 'requests' as const, load: load.requests },
+        { worker: url, kind: 'prefill_tokens' as const, load: load.activePrefillTokens },
+        { worker: url, kind: 'decode_blocks' as const, load: load.decodeBlocks },
+      ];
+    });
 }

@@ -22,6 +22,7 @@ import { addonStatus } from '../runtime/addon.js';
 import type { Clock } from '../runtime/clock.js';
 import { FaultGuard } from '../runtime/fault-guard.js';
 import type { Logger } from '../runtime/logger.js';
+import { workerLoads } from './observer.js';
 import { createLinkMemory } from './pool-link.js';
 import { createBoardMemory, ProcessBoard } from './process-board.js';
 import { RemoteUnit } from './remote-unit.js';
@@ -63,8 +64,6 @@ export interface PlaneStatus {
 function namedWorkers(config: Config): ReadonlySet<string> {
   return new Set([...config.workers, ...Object.values(config.models).flatMap(model => model.workers)]);
 }
-
-type WorkerLoad = ReturnType<MetricSources['readWorkerLoads']> extends Iterable<infer Load> ? Load : never;
 
 const throwLater = (error: unknown): void =>
   queueMicrotask(() => {
@@ -165,7 +164,7 @@ export class Plane {
       }),
     );
     const core = this.#coreSide();
-    const readWorkerLoads = (): Iterable<WorkerLoad> => this.#workerLoads();
+    const readWorkerLoads = workerLoads(this.#registry, this.loadTable);
     this.#local =
       tables === null ? null : new SocketUnit(tasks[0]!, { clock, guard, tables, core, readWorkerLoads });
     this.#sides = this.#local === null ? tasks.map(task => new RemoteUnit(task, core, clock)) : [this.#local];
@@ -379,17 +378,5 @@ export class Plane {
   #createMetrics(readWorkerLoads: MetricSources['readWorkerLoads']): Metrics {
     const sources = { readRetainedBytes: () => 0, readRingDepths: () => [], readWorkerLoads };
     return createMetrics([], sources, 'main');
-  }
-
-  #workerLoads(): WorkerLoad[] {
-    return this.#registry.list().flatMap(({ slot, url }) => {
-      const load = this.loadTable.snapshot(slot);
-      if (load === null) return [];
-      return [
-        { worker: url, kind: 'requests' as const, load: load.requests },
-        { worker: url, kind: 'prefill_tokens' as const, load: load.activePrefillTokens },
-        { worker: url, kind: 'decode_blocks' as const, load: load.decodeBlocks },
-      ];
-    });
   }
 }

@@ -4,7 +4,7 @@
  */
 import type { EngineClient } from '../engines/client.js';
 import type { EngineStream } from '../engines/contract.js';
-import type { ErrorCode } from '../errors.js';
+import { ERROR_CODES, type ErrorCode } from '../errors.js';
 import type { Limits } from '../limits.js';
 import type { Usage } from '../messages/delta.js';
 import type { Ask, EndCause, Plan, PlanStep } from '../messages/records.js';
@@ -58,4 +58,12 @@ export interface RequestContext {
   /** The stream has something to write in this loop turn. */
   markDirty(stream: ClientStream): void;
   onEnded(request: number, end: RequestEnd): void;
+}
+
+/** How a request that failed with `code` has ended. */
+export function endCauseOf(code: ErrorCode): EndCause {
+  if (code === 'MILLRACE_DEADLINE_EXCEEDED') return 'deadline';
+  const kind = ERROR_CODES[code].class;
+  if (kind === 'WorkerError') return 'worker_failed';
+  return kind === 'InternalError' ? 'internal' : 'rejected';
 }

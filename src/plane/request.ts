@@ -8,14 +8,14 @@ import { strict as assert } from 'node:assert';
 import type { FrameBatch } from '../engines/contract.js';
 import { type EngineError, engineError } from '../engines/engine-error.js';
 import { openingOf } from '../engines/event-rows.js';
-import { ERROR_CODES, type ErrorCode, type ErrorDetail } from '../errors.js';
+import type { ErrorCode, ErrorDetail } from '../errors.js';
 import type { AskReason, EndCause, Plan, PlanStep, Reject } from '../messages/records.js';
 import type { Api } from '../messages/token-request.js';
 import { RESERVATION_NONE } from '../router/load-descriptor.js';
 import { type Answer, openAnswer } from './answer.js';
 import type { AnswerPort, AnswerStream } from './answer-port.js';
 import { type AttemptFailure, EngineAttempt } from './attempt.js';
-import type { RequestContext } from './request-context.js';
+import { endCauseOf, type RequestContext } from './request-context.js';
 
 type Phase = 'body' | 'asked' | 'dispatched' | 'streaming' | 'flushing' | 'ended';
 
@@ -132,7 +132,7 @@ export class PlaneRequest {
     if (this.#client === null) {
       this.#port.refuse(code, message, detail, this.#phase === 'body');
     } else this.#client.fail(code, message);
-    this.#end(causeOf(code), code);
+    this.#end(endCauseOf(code), code);
   }
 
   /** Checks every deadline of this request; called by the sweep of the socket thread. */
@@ -386,11 +386,4 @@ export class PlaneRequest {
     this.#phase = phase;
     this.#phaseSinceMs = this.#context.clock.nowMs();
   }
-}
-
-function causeOf(code: ErrorCode): EndCause {
-  if (code === 'MILLRACE_DEADLINE_EXCEEDED') return 'deadline';
-  const kind = ERROR_CODES[code].class;
-  if (kind === 'WorkerError') return 'worker_failed';
-  return kind === 'InternalError' ? 'internal' : 'rejected';
 }

@@ -53,12 +53,17 @@ export function createRoutes(targets: RouteTargets): Handler {
     '/live': { GET: exchange => exchange.respond(200, JSON_HEADERS, '{"status":"live"}') },
     '/metrics': { GET: exchange => void respondMetrics(targets, exchange) },
   };
+  const model: Readonly<Record<string, Handler>> = { GET: exchange => respondModel(targets, exchange) };
   return exchange => {
-    const methods = Object.hasOwn(routes, exchange.path) ? routes[exchange.path] : undefined;
-    if (methods === undefined && exchange.path.startsWith(MODEL_PREFIX)) respondModel(targets, exchange);
-    else if (methods === undefined) refuseUnknown(exchange);
+    const { path } = exchange;
+    const methods = Object.hasOwn(routes, path)
+      ? routes[path]!
+      : path.startsWith(MODEL_PREFIX)
+        ? model
+        : null;
+    if (methods === null) refuseUnknown(exchange);
     else {
-      const handler = methods[exchange.method];
+      const handler = Object.hasOwn(methods, exchange.method) ? methods[exchange.method] : undefined;
       if (handler !== undefined) handler(exchange);
       else {
         const allowed = Object.keys(methods).join(', ');

@@ -28,7 +28,7 @@ import { loadAddon } from '../runtime/addon.js';
 import type { Clock } from '../runtime/clock.js';
 import type { FaultGuard } from '../runtime/fault-guard.js';
 import { HttpPort } from './http-port.js';
-import { createObserver } from './observer.js';
+import { createObserver, metricSources } from './observer.js';
 import type { LinkMemory } from './pool-link.js';
 import { ProcessBoard } from './process-board.js';
 import { createRoutes, isApiPath, refuseUnknown } from './routes.js';
@@ -83,7 +83,8 @@ export class SocketUnit implements SocketSide {
     this.#client = new EngineClient({ clock, connectDeadlineMs: limits.connectDeadlineMs });
     this.#scanner = createFrameScanner(addon);
     this.#board = new ProcessBoard(task.boardMemory);
-    this.metrics = createMetrics(Object.keys(config.models), this.#metricSources(), `socket-${index}`);
+    const sources = metricSources(() => this.socket, services.readWorkerLoads);
+    this.metrics = createMetrics(Object.keys(config.models), sources, `socket-${index}`);
     const loadTable = new LoadTable(task.loadMemory);
     this.socket = new SocketThread({
       index,
@@ -200,17 +201,5 @@ export class SocketUnit implements SocketSide {
   #originOf(slot: number, generation: number): string | null {
     const worker = this.#workers.get(slot);
     return worker?.generation === generation ? worker.url : null;
-  }
-
-  #metricSources(): MetricSources {
-    return {
-      readRetainedBytes: () => this.socket.retainedBytes,
-      readRingDepths: () =>
-        this.socket.link.depths().flatMap(({ ring, bytes, messages }) => [
-          { ring, unit: 'bytes' as const, depth: bytes },
-          { ring, unit: 'records' as const, depth: messages },
-        ]),
-      readWorkerLoads: this.#services.readWorkerLoads,
-    };
   }
 }
