@@ -106,7 +106,7 @@ export function limitValues(raw: unknown, source: Source): Partial<Record<LimitN
 
 /** The rows; order is the order of `--help`. */
 export function settings(policies: readonly string[], tokenizers: readonly string[]): readonly Setting[] {
-  return [...serviceSettings(policies, tokenizers), ...processSettings()];
+  return [...serviceSettings(policies, tokenizers), ...threadSettings(), ...processSettings()];
 }
 
 function serviceSettings(policies: readonly string[], tokenizers: readonly string[]): readonly Setting[] {
@@ -155,16 +155,8 @@ function serviceSettings(policies: readonly string[], tokenizers: readonly strin
   ];
 }
 
-function processSettings(): readonly Setting[] {
+function threadSettings(): readonly Setting[] {
   return [
-    {
-      key: 'httpServer',
-      flag: 'http-server',
-      value: 'KIND',
-      help: 'auto (uWebSockets.js where it loads), uws or node',
-      default: 'auto',
-      parse: oneOf(['auto', 'uws', 'node']),
-    },
     {
       key: 'socketThreads',
       flag: 'socket-threads',
@@ -180,6 +172,19 @@ function processSettings(): readonly Setting[] {
       help: 'threads that tokenize and route; default: cores - 1, from 1 to 8',
       default: null,
       parse: integer(1, 64),
+    },
+  ];
+}
+
+function processSettings(): readonly Setting[] {
+  return [
+    {
+      key: 'httpServer',
+      flag: 'http-server',
+      value: 'KIND',
+      help: 'auto (uWebSockets.js where it loads), uws or node',
+      default: 'auto',
+      parse: oneOf(['auto', 'uws', 'node']),
     },
     {
       key: 'mockWorkers',

@@ -14,7 +14,8 @@ import { claimPort } from '../frontend/http/claim-port.js';
 import type { HttpExchange } from '../frontend/http/http-exchange.js';
 import { createMetrics, type MetricSources, type Metrics, mergedText } from '../frontend/metrics.js';
 import type { ModelView } from '../messages/records.js';
-import type { DetokenizerTable } from '../preprocess/detokenizer.js';
+import { createDetokenizerTable, type DetokenizerTable } from '../preprocess/detokenizer.js';
+import { loadTokenizer } from '../preprocess/tokenizers/load.js';
 import { createBell } from '../ring/bell.js';
 import { createLedgerMemory, Ledger } from '../router/ledger.js';
 import { createLoadMemory, LoadTable } from '../router/load-table.js';
@@ -30,7 +31,7 @@ import type { Health } from './routes.js';
 import { listedModels, servedModels } from './served-models.js';
 import type { CoreSide, Listening, SocketSide, SocketTask } from './socket-side.js';
 import type { SocketThread } from './socket-thread.js';
-import { loadDetokenizers, SocketUnit } from './socket-unit.js';
+import { SocketUnit } from './socket-unit.js';
 import { Supervisor } from './supervisor.js';
 
 /** Time that the pool threads get to take their CLOSE. */
@@ -69,6 +70,17 @@ const throwLater = (error: unknown): void =>
   queueMicrotask(() => {
     throw error;
   });
+
+/** Tables of every tokenizer that the configuration names. */
+async function loadDetokenizers(config: Config): Promise<ReadonlyMap<string, DetokenizerTable>> {
+  const names = [config.tokenizer, ...Object.values(config.models).map(model => model.tokenizer)];
+  const tables = new Map<string, DetokenizerTable>();
+  for (const name of names) {
+    if (name !== null && !tables.has(name))
+      tables.set(name, createDetokenizerTable(await loadTokenizer(name)));
+  }
+  return tables;
+}
 
 /** Throws ConfigError where the configuration cannot be carried out on this machine. */
 function checkOptions({ config, onFault }: PlaneOptions): void {
@@ -113,11 +125,10 @@ export class Plane {
   /** Starts a plane that serves nothing yet; `listen` opens its server. Throws ConfigError. */
   static async start(options: PlaneOptions): Promise<Plane> {
     checkOptions(options);
-    const isAlone = options.config.socketThreads === 1;
-    return new Plane(options, isAlone ? await loadDetokenizers(options.config) : null);
+    return new Plane(options, await loadDetokenizers(options.config));
   }
 
-  private constructor(options: PlaneOptions, tables: ReadonlyMap<string, DetokenizerTable> | null) {
+  private constructor(options: PlaneOptions, tables: ReadonlyMap<string, DetokenizerTable>) {
     const { config } = options;
     const { limits } = config;
     const guard = new FaultGuard(error => (options.onFault ?? throwLater)(error, this));
@@ -157,6 +168,7 @@ export class Plane {
         index,
         threads: bells.length,
         config,
+        tables,
         loadMemory,
         ledgerMemory,
         boardMemory,
@@ -166,7 +178,7 @@ export class Plane {
     const core = this.#coreSide();
     const readWorkerLoads = workerLoads(this.#registry, this.loadTable);
     this.#local =
-      tables === null ? null : new SocketUnit(tasks[0]!, { clock, guard, tables, core, readWorkerLoads });
+      tasks.length > 1 ? null : new SocketUnit(tasks[0]!, { clock, guard, core, readWorkerLoads });
     this.#sides = this.#local === null ? tasks.map(task => new RemoteUnit(task, core, clock)) : [this.#local];
     this.#metrics = this.#local?.metrics ?? this.#createMetrics(readWorkerLoads);
     this.supervisor = this.#createSupervisor(loadMemory, ledgerMemory, bells);

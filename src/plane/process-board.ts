@@ -77,7 +77,9 @@ export class ProcessBoard {
     const ready = this.#load(BOARD.workersReady);
     const total = this.#load(BOARD.workersTotal);
     const off = this.#load(BOARD.poolOff);
-    let status: Health['status'] = off > 0 || ready < total ? 'degraded' : 'ok';
+    const running = this.#load(BOARD.poolRunning);
+    const isWhole = running === this.#load(BOARD.poolThreads) && ready === total;
+    let status: Health['status'] = isWhole ? 'ok' : 'degraded';
     if (ready === 0 || this.poolIsOff) status = 'unavailable';
     const phase = this.#load(BOARD.phase);
     if (phase === PHASE.draining) status = 'draining';
@@ -85,7 +87,7 @@ export class ProcessBoard {
     return {
       status,
       workers: { ready, total },
-      poolThreads: { running: this.#load(BOARD.poolRunning), off },
+      poolThreads: { running, off },
       requestsInFlight: this.requestsInFlight,
     };
   }

@@ -14,7 +14,7 @@ import { ThreadCalls } from './thread-calls.js';
 
 /** A socket thread answers at once, unless it is blocked. */
 const ANSWER_DEADLINE_MS = 5000;
-/** The first call waits for the tokenizers to load. */
+/** The first call waits for the thread to start. */
 const START_DEADLINE_MS = 60_000;
 
 /** A socket thread elsewhere. */
@@ -23,7 +23,8 @@ export class RemoteUnit implements SocketSide {
   readonly #calls: ThreadCalls<SocketSide>;
   readonly #ended: Promise<void>;
   readonly #clock: Clock;
-  #isStopping = false;
+  /** It is being stopped, or its end was told. */
+  #isOver = false;
 
   /** @param core what the thread may call; its `fault` is also told of the thread's own end. */
   constructor(task: SocketTask, core: CoreSide, clock: Clock) {
@@ -37,16 +38,17 @@ export class RemoteUnit implements SocketSide {
     });
     this.#calls = new ThreadCalls<SocketSide>(this.#worker, core, clock);
     const fail = (error: Error): void => {
+      if (this.#isOver) return;
+      this.#isOver = true;
       // Whoever waits for the thread is told; nobody else has to be.
       const isAwaited = this.#calls.isWaiting;
       this.#calls.abandon(error);
-      if (!isAwaited && !this.#isStopping) core.fault(error.stack ?? error.message);
+      if (!isAwaited) core.fault(error.stack ?? error.message);
     };
     this.#worker.on('error', fail);
     this.#ended = new Promise(resolve => {
       this.#worker.on('exit', () => {
         fail(new MillraceError('MILLRACE_INTERNAL', `socket thread ${task.index} has ended`));
-        this.#isStopping = true;
         resolve();
       });
     });
@@ -81,8 +83,10 @@ export class RemoteUnit implements SocketSide {
   }
 
   async stop(): Promise<void> {
-    this.#isStopping = true;
-    await this.#calls.call('stop', ANSWER_DEADLINE_MS);
+    if (!this.#isOver) {
+      this.#isOver = true;
+      await this.#calls.call('stop', ANSWER_DEADLINE_MS);
+    }
     await new Promise<void>(resolve => {
       const timer = this.#clock.after(ANSWER_DEADLINE_MS, () => {
         this.#worker.unref();

@@ -6,6 +6,7 @@ import type { Config } from '../config.js';
 import type { MetricSamples } from '../frontend/metrics.js';
 import type { ListedModel } from '../frontend/openai/models-response.js';
 import type { World } from '../messages/records.js';
+import type { DetokenizerTable } from '../preprocess/detokenizer.js';
 import type { AttemptFailure } from './attempt.js';
 import type { LinkMemory } from './pool-link.js';
 
@@ -15,6 +16,8 @@ export interface SocketTask {
   /** Socket threads of the process. */
   readonly threads: number;
   readonly config: Config;
+  /** By the `tokenizer` of a PLAN. A thread of its own gets a copy. */
+  readonly tables: ReadonlyMap<string, DetokenizerTable>;
   readonly loadMemory: SharedArrayBuffer;
   readonly ledgerMemory: SharedArrayBuffer;
   readonly boardMemory: SharedArrayBuffer;

@@ -4,7 +4,6 @@
  * where `socketThreads` is above 1 (unit-thread.ts).
  */
 
-import type { Config } from '../config.js';
 import { EngineClient } from '../engines/client.js';
 import { createFrameScanner, type FrameScanner } from '../engines/frame-scanner.js';
 import { createVllmAdapter } from '../engines/vllm.js';
@@ -20,8 +19,6 @@ import {
 } from '../frontend/metrics.js';
 import type { ListedModel } from '../frontend/openai/models-response.js';
 import type { World } from '../messages/records.js';
-import { createDetokenizerTable, type DetokenizerTable } from '../preprocess/detokenizer.js';
-import { loadTokenizer } from '../preprocess/tokenizers/load.js';
 import { Ledger } from '../router/ledger.js';
 import { LoadTable } from '../router/load-table.js';
 import { loadAddon } from '../runtime/addon.js';
@@ -42,21 +39,9 @@ const SOCKET_EPOCH = 0x8000_0000;
 export interface UnitServices {
   readonly clock: Clock;
   readonly guard: FaultGuard;
-  readonly tables: ReadonlyMap<string, DetokenizerTable>;
   readonly core: Omit<CoreSide, 'fault'>;
   /** Loads of the workers, which belong to one thread's metrics only; none elsewhere. */
   readonly readWorkerLoads: MetricSources['readWorkerLoads'];
-}
-
-/** Tables of every tokenizer that the configuration names. Each thread has its own. */
-export async function loadDetokenizers(config: Config): Promise<ReadonlyMap<string, DetokenizerTable>> {
-  const names = [config.tokenizer, ...Object.values(config.models).map(model => model.tokenizer)];
-  const tables = new Map<string, DetokenizerTable>();
-  for (const name of names) {
-    if (name !== null && !tables.has(name))
-      tables.set(name, createDetokenizerTable(await loadTokenizer(name)));
-  }
-  return tables;
 }
 
 /** One socket thread and its HTTP server. */
@@ -76,8 +61,8 @@ export class SocketUnit implements SocketSide {
   constructor(task: SocketTask, services: UnitServices) {
     this.#task = task;
     this.#services = services;
-    const { clock, guard, core, tables } = services;
-    const { index, threads, config } = task;
+    const { clock, guard, core } = services;
+    const { index, threads, config, tables } = task;
     const { limits } = config;
     const addon = loadAddon();
     this.#client = new EngineClient({ clock, connectDeadlineMs: limits.connectDeadlineMs });

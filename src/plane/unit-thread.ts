@@ -8,7 +8,7 @@ import { parentPort, workerData } from 'node:worker_threads';
 import { systemClock } from '../runtime/clock.js';
 import { FaultGuard } from '../runtime/fault-guard.js';
 import type { CoreSide, SocketSide, SocketTask } from './socket-side.js';
-import { loadDetokenizers, SocketUnit } from './socket-unit.js';
+import { SocketUnit } from './socket-unit.js';
 import { ThreadCalls } from './thread-calls.js';
 
 /** A scrape asks every socket thread. */
@@ -22,7 +22,6 @@ const guard = new FaultGuard(error =>
   core.tell('fault', error instanceof Error ? (error.stack ?? error.message) : String(error)),
 );
 const clock = guard.clock(systemClock);
-const tables = await loadDetokenizers(task.config);
 
 class ThreadUnit extends SocketUnit {
   override async stop(): Promise<void> {
@@ -35,7 +34,6 @@ class ThreadUnit extends SocketUnit {
 const unit: SocketSide = new ThreadUnit(task, {
   clock,
   guard,
-  tables,
   core: {
     reportFailure: (slot, generation, failure) => core.tell('reportFailure', slot, generation, failure),
     metricsText: () => core.call('metricsText', SCRAPE_DEADLINE_MS),
