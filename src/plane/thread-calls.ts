@@ -37,6 +37,7 @@ export class ThreadCalls<Theirs extends object> {
   readonly #clock: Clock;
   readonly #pending = new Map<number, Pending>();
   #nextId = 1;
+  #gone: Error | null = null;
 
   constructor(port: CallPort, mine: object, clock: Clock) {
     this.#port = port;
@@ -56,6 +57,7 @@ export class ThreadCalls<Theirs extends object> {
     deadlineMs: number,
     ...args: Args<Theirs, K>
   ): Promise<Answer<Theirs, K>> {
+    if (this.#gone !== null) return Promise.reject(this.#gone);
     const id = this.#nextId++;
     return new Promise((resolve, reject) => {
       const timer = this.#clock.after(deadlineMs, () => {
@@ -73,8 +75,9 @@ export class ThreadCalls<Theirs extends object> {
     this.#port.postMessage({ kind: 'tell', name, args } satisfies Message);
   }
 
-  /** The other end is gone: all that waits is rejected. */
+  /** The other end is gone: all calls are rejected, those that wait and later ones. */
   abandon(error: Error): void {
+    this.#gone = error;
     for (const { reject, timer } of this.#pending.values()) {
       timer.cancel();
       reject(error);

@@ -66,6 +66,7 @@ t.test('a call that is not answered ends at its deadline; those to a dead end at
   const cut = calls.call('never', 100);
   calls.abandon(new Error('gone'));
   await t.rejects(cut, { message: 'gone' });
+  await t.rejects(calls.call('list', 100), { message: 'gone' });
   t.notOk(calls.isWaiting);
 });
 
