@@ -3,11 +3,10 @@
  * process between a bench engine and a load generator. "Per core" is units divided by the user and system CPU seconds of
  * the plane's process over a steady window. Rows: paced, burst, requests, ttft, loop (see `--help`).
  */
-import { MODE_FLAGS, measureStreams, measureTtft } from './lib/plane-run.js';
+import { MODES, measureStreams, measureTtft } from './lib/plane-run.js';
 import { commit, machine, parseFlags, printResult, progress } from './lib/report.js';
 
 const ROWS = ['paced', 'burst', 'requests', 'ttft', 'loop'];
-const MODES = Object.keys(MODE_FLAGS);
 
 /** What each row sends; part of the result, so that a figure can be read on its own. */
 const LOADS = {
@@ -71,7 +70,7 @@ const timing = {
   windowMs: (flags.duration ?? (flags.quick ? 1.5 : 5)) * 1000,
   windows: flags.quick ? 1 : 3,
 };
-const headlineMode = flags.modes.includes('token') ? 'token' : 'relay';
+const headlineMode = flags.modes.includes('token') ? 'token' : flags.modes[0];
 
 /** @type {Array<{ row: string, mode: any, streams?: number, measure(): Promise<any> }>} */
 const plan = [];
@@ -122,8 +121,13 @@ function resultsOf(done) {
     }
   }
   const loop = results.loop?.[headlineMode];
+  const perCore = (/** @type {string} */ row, /** @type {string} */ mode) =>
+    results[row]?.[mode]?.tokensPerSecondPerCore;
+  /** Tokens per second and core in relay+ids mode, divided by those in relay mode. @param {string} row */
+  const idsToRelay = row => perCore(row, 'relayIds') / perCore(row, 'relay') || undefined;
   return {
     ...results,
+    relayIdsToRelay: { paced: idsToRelay('paced'), burst: idsToRelay('burst') },
     requestsPerSecondPerCore: results.requests?.[headlineMode].requestsPerSecondPerCore,
     addedTtftMs: results.ttft?.[headlineMode].addedMs,
     eventLoopDelayMs: loop && {

@@ -9,7 +9,7 @@ import { ConfigError } from './errors.js';
 import { DEFAULT_LIMITS, type Limits } from './limits.js';
 import type { LogLevel } from './runtime/logger.js';
 import { nearestName } from './runtime/nearest-name.js';
-import { integer, oneOf, type Setting, settings, workerUrls } from './settings.js';
+import { integer, oneOf, path, type Setting, settings, workerUrls } from './settings.js';
 
 /** What is set for one model. */
 export interface ModelConfig {
@@ -18,6 +18,8 @@ export interface ModelConfig {
   readonly policy: string;
   /** Tokenizer for token mode, or null: relay mode. */
   readonly tokenizer: string | null;
+  /** Folder of the model's tokenizer and chat template, absolute, or null; never together with `tokenizer`. */
+  readonly path: string | null;
   /** Overrides what the workers report, in tokens. */
   readonly contextLength: number | null;
 }
@@ -29,6 +31,8 @@ export interface Config {
   readonly workers: readonly string[];
   readonly policy: string;
   readonly tokenizer: string | null;
+  /** Folder of the workers' model, absolute, or null; never together with `tokenizer`. */
+  readonly modelPath: string | null;
   readonly httpServer: 'auto' | 'uws' | 'node';
   readonly socketThreads: number;
   readonly poolThreads: number;
@@ -120,16 +124,35 @@ function checkKeys(
   return values;
 }
 
+/** A model's own tokenizer or folder takes the place of both shared ones. */
+function readTextSource(
+  given: Record<string, unknown>,
+  at: string,
+  names: ConfigNames,
+  shared: { tokenizer: string | null; modelPath: string | null },
+): Pick<ModelConfig, 'tokenizer' | 'path'> {
+  const tokenizer = given.tokenizer ?? null;
+  const folder = given.path ?? null;
+  if (tokenizer !== null && folder !== null) {
+    throw new ConfigError(`${at} has both tokenizer and path; a folder brings its own tokenizer: give one`);
+  }
+  if (tokenizer === null && folder === null) return { tokenizer: shared.tokenizer, path: shared.modelPath };
+  return {
+    tokenizer: tokenizer === null ? null : oneOf(names.tokenizers)(tokenizer, `${at}.tokenizer`),
+    path: folder === null ? null : path(folder, `${at}.path`),
+  };
+}
+
 function readModels(
   raw: unknown,
   names: ConfigNames,
-  shared: { policy: string; tokenizer: string | null },
+  shared: { policy: string; tokenizer: string | null; modelPath: string | null },
 ): Config['models'] {
   if (raw === undefined) return Object.freeze({});
   if (typeof raw !== 'object' || raw === null || Array.isArray(raw)) {
     throw new ConfigError('models must be a map from model name to its settings');
   }
-  const valid = ['workers', 'policy', 'tokenizer', 'contextLength'];
+  const valid = ['workers', 'policy', 'tokenizer', 'path', 'contextLength'];
   const models: Record<string, ModelConfig> = {};
   for (const [name, value] of Object.entries(raw)) {
     const at = `models.${name}`;
@@ -141,10 +164,7 @@ function readModels(
       workers: given.workers === undefined ? [] : workerUrls(given.workers, `${at}.workers`),
       policy:
         given.policy === undefined ? shared.policy : oneOf(names.policies)(given.policy, `${at}.policy`),
-      tokenizer:
-        given.tokenizer === undefined
-          ? shared.tokenizer
-          : oneOf(names.tokenizers)(given.tokenizer, `${at}.tokenizer`),
+      ...readTextSource(given, at, names, shared),
       contextLength:
         given.contextLength === undefined
           ? null
@@ -152,6 +172,26 @@ function readModels(
     });
   }
   return Object.freeze(models);
+}
+
+/** What parsing can make of a body, in its bytes: a list of empty objects takes some 20 times its text. */
+const PARSED_BYTES_PER_BYTE = 32;
+/** Room for what an ASK holds besides the body. */
+const ASK_HEAD_BYTES = 65_536;
+
+/** Refuses limits that each are in range and cannot hold together. */
+function checkTogether({ bodyBytesMax, poolHeapBytesMax, ringQueueBytesMax }: Limits): void {
+  // JSON.parse cannot be stopped: a thread that is over its heap inside it ends the whole process.
+  if (poolHeapBytesMax < PARSED_BYTES_PER_BYTE * bodyBytesMax) {
+    throw new ConfigError(
+      `limits: poolHeapBytesMax is ${poolHeapBytesMax}; allowed: at least ${PARSED_BYTES_PER_BYTE} × bodyBytesMax (${bodyBytesMax})`,
+    );
+  }
+  if (ringQueueBytesMax < bodyBytesMax + ASK_HEAD_BYTES) {
+    throw new ConfigError(
+      `limits: ringQueueBytesMax is ${ringQueueBytesMax}; allowed: at least bodyBytesMax (${bodyBytesMax}) + ${ASK_HEAD_BYTES}`,
+    );
+  }
 }
 
 /**
@@ -172,10 +212,18 @@ export function loadConfig(names: ConfigNames, sources: ConfigSources): Config {
     ...(envValues.limits as object | undefined),
     ...(optionValues.limits as object | undefined),
   });
+  const shared = {
+    policy: merged.policy as string,
+    tokenizer: merged.tokenizer as string | null,
+    modelPath: merged.modelPath as string | null,
+  };
+  if (shared.tokenizer !== null && shared.modelPath !== null) {
+    throw new ConfigError('tokenizer and modelPath are both set; a folder brings its own tokenizer: set one');
+  }
   if ((limits.ringBytes & (limits.ringBytes - 1)) !== 0) {
     throw new ConfigError(`limits: ringBytes is ${limits.ringBytes}; allowed: a power of two`);
   }
-  const shared = { policy: merged.policy as string, tokenizer: merged.tokenizer as string | null };
+  checkTogether(limits);
   return Object.freeze({
     ...merged,
     poolThreads: merged.poolThreads ?? Math.min(8, Math.max(1, availableParallelism() - 1)),

@@ -3,6 +3,7 @@
  * variable, its check and its line of `--help`. `config.ts` reads all sources through this table, so that a setting
  * cannot exist in one of them only.
  */
+import { resolve } from 'node:path';
 import { ConfigError } from './errors.js';
 import { LIMITS, type LimitName } from './limits.js';
 import { nearestName } from './runtime/nearest-name.js';
@@ -55,6 +56,11 @@ export function oneOf(names: readonly string[]) {
 export function text(raw: unknown, source: Source): string {
   if (typeof raw === 'string' && raw.length > 0 && raw.length <= 4096) return raw;
   throw new ConfigError(`${source} is ${shown(raw)}; allowed: a text of 1 to 4096 characters`);
+}
+
+/** A path, made absolute. */
+export function path(raw: unknown, source: Source): string {
+  return resolve(text(raw, source));
 }
 
 /** A list of worker addresses: `http://host:port`, without path. */
@@ -178,6 +184,14 @@ function threadSettings(): readonly Setting[] {
 
 function processSettings(): readonly Setting[] {
   return [
+    {
+      key: 'modelPath',
+      flag: 'model-path',
+      value: 'DIR',
+      help: "folder of the workers' model (tokenizer.json, chat template, …), for token mode; instead of --tokenizer",
+      default: null,
+      parse: path,
+    },
     {
       key: 'httpServer',
       flag: 'http-server',

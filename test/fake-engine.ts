@@ -87,6 +87,8 @@ export interface FakeEngineOptions {
   readonly model?: string;
   /** Null: the engine does not say. */
   readonly contextLength?: number | null;
+  /** vLLM release that it plays; default 0.11.0, and before 0.10.2 it is not asked for token ids. */
+  readonly version?: string;
   /** Called for each generation request; may be changed at any time. */
   readonly script?: (call: FakeCall) => void;
   /** 0, the default, lets the system choose. */
@@ -100,12 +102,14 @@ export class FakeEngine {
   readonly #server: net.Server;
   readonly #sockets = new Set<net.Socket>();
   readonly #models: string;
+  readonly #version: string;
 
   constructor(options: FakeEngineOptions) {
     this.script = options.script ?? (call => call.socket.destroy());
     const { model = 'fake-model', contextLength = 4096 } = options;
     const length = contextLength === null ? {} : { max_model_len: contextLength };
     this.#models = JSON.stringify({ object: 'list', data: [{ id: model, object: 'model', ...length }] });
+    this.#version = JSON.stringify({ version: options.version ?? '0.11.0' });
     this.#server = net.createServer(socket => this.#serve(socket));
   }
 
@@ -154,8 +158,9 @@ export class FakeEngine {
     const { path } = call;
     if (path === '/health') call.respond(200, 'text/plain', '');
     else if (path === '/v1/models') call.respond(200, 'application/json', this.#models);
-    else if (path === '/version') call.respond(200, 'application/json', '{"version":"0.11.0"}');
+    else if (path === '/version') call.respond(200, 'application/json', this.#version);
     else if (path === '/metrics') call.respond(200, 'text/plain', '');
+    else if (path === '/tokenize') call.respond(404, 'application/json', '{"detail":"Not Found"}');
     else {
       this.calls.push(call);
       this.script(call);

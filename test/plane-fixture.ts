@@ -4,7 +4,7 @@
  */
 import type { Test } from 'tap';
 import { loadConfig } from '#millrace/config.js';
-import { DEFAULT_LIMITS, type LimitName } from '#millrace/limits.js';
+import type { LimitName } from '#millrace/limits.js';
 import { Plane } from '#millrace/plane/plane.js';
 import { loadTokenizer, TOKENIZER_NAMES } from '#millrace/preprocess/tokenizers/load.js';
 import { POLICY_NAMES } from '#millrace/router/policies/policies.js';
@@ -127,6 +127,8 @@ export interface FixtureOptions {
   readonly workers?: readonly string[];
   /** Null, the default: relay mode. */
   readonly tokenizer?: string | null;
+  /** Folder of the workers' model, instead of a tokenizer. */
+  readonly modelPath?: string;
   readonly limits?: Partial<Record<LimitName, number>>;
   readonly poolThreads?: number;
   /** 'real' for tests in which many things happen at once; else the clock moves only by `tick`. */
@@ -177,7 +179,17 @@ export class PlaneFixture {
     ];
     const config = loadConfig(
       { policies: POLICY_NAMES, tokenizers: TOKENIZER_NAMES },
-      { options: { workers, tokenizer, poolThreads, httpServer: server, policy: 'round-robin', limits } },
+      {
+        options: {
+          workers,
+          tokenizer,
+          modelPath: options.modelPath,
+          poolThreads,
+          httpServer: server,
+          policy: 'round-robin',
+          limits,
+        },
+      },
     );
     const clock = options.clock === 'real' ? systemClock : new ManualClock();
     const log: string[] = [];
@@ -307,5 +319,3 @@ export function errorOf(reply: Reply): {
   const { error } = jsonOf(reply);
   return { status: reply.status, code: error.code, param: error.param, message: error.message };
 }
-
-export { DEFAULT_LIMITS };

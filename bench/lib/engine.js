@@ -40,12 +40,22 @@ const flags = parseFlags({
       default: 1,
       help: 'paced: tokens in one write',
     },
+    ids: {
+      type: 'string',
+      choices: ['yes', 'no'],
+      default: 'yes',
+      help: 'no: plays a vLLM release that cannot return token ids',
+    },
   },
   examples: [
     'node bench/lib/engine.js --mode paced --period-ms 20',
     'node bench/lib/engine.js --mode instant',
   ],
 });
+
+const returnsIds = flags.ids === 'yes';
+/** Token ids came with vLLM 0.10.2. */
+const VERSION = JSON.stringify({ version: returnsIds ? '0.11.0' : '0.10.1' });
 
 const frame = (/** @type {string} */ json) => Buffer.from(`data: ${json}\n\n`);
 const DONE = Buffer.from('data: [DONE]\n\n');
@@ -228,7 +238,7 @@ function start(res, chat, body) {
     refuse(res, 400, `the bench engine needs "stream":true and max_tokens from 1 to ${MAX_TOKENS}`);
     return undefined;
   }
-  const ids = body.includes('"return_token_ids":true');
+  const ids = returnsIds && body.includes('"return_token_ids":true');
   const usage = body.includes('"include_usage":true');
   const frames = FRAMES[Number(chat) * 4 + Number(ids) * 2 + Number(usage)];
   const stream = new Stream(res, frames, total, ids && !chat ? promptIdsOf(body) : '');
@@ -303,7 +313,7 @@ App()
   )
   .get(
     '/version',
-    page('application/json', () => '{"version":"0.11.0"}'),
+    page('application/json', () => VERSION),
   )
   .get(
     '/health',

@@ -16,11 +16,18 @@ const READY_DEADLINE_MS = 30_000;
 const READY_RETRY_MS = 50;
 const SCRAPE_DEADLINE_MS = 10_000;
 
-/** The flags of `millrace serve` in each mode of answer that is measured. */
-export const MODE_FLAGS = { relay: [], token: ['--tokenizer', 'chatml-cl100k'] };
+/** The flags of `millrace serve` and of the bench engine in each mode of answer that is measured. */
+const MODE_FLAGS = {
+  relay: { plane: [], engine: ['--ids', 'no'] },
+  relayIds: { plane: [], engine: [] },
+  token: { plane: ['--tokenizer', 'chatml-cl100k'], engine: [] },
+  direct: { plane: [], engine: [] },
+};
+/** The modes of answer of the plane. */
+export const MODES = ['relay', 'relayIds', 'token'];
 
 /**
- * @typedef {'direct' | 'relay' | 'token'} Mode
+ * @typedef {'direct' | 'relay' | 'relayIds' | 'token'} Mode
  * @typedef {{ warmupMs: number, windowMs: number, windows: number }} Timing
  * @typedef {{ host: string, port: number, model: string }} Target
  * @typedef {Awaited<ReturnType<typeof startServer>>} Server
@@ -68,14 +75,22 @@ async function untilReady({ host, port, model }) {
  * @returns {Promise<T>}
  */
 async function withRig(mode, engineFlags, use) {
-  const engine = await startServer('the bench engine', [ENGINE, ...engineFlags]);
+  const engine = await startServer('the bench engine', [ENGINE, ...engineFlags, ...MODE_FLAGS[mode].engine]);
   const direct = targetAt(Number(new URL(engine.listening.url).port));
   let plane;
   let load;
   try {
     if (mode !== 'direct') {
       if (!existsSync(PLANE)) throw new Error('dist/cli/main.js is missing: run `npm run build` first');
-      const flags = ['serve', '--port', '0', '--json', '--worker', engine.listening.url, ...MODE_FLAGS[mode]];
+      const flags = [
+        'serve',
+        '--port',
+        '0',
+        '--json',
+        '--worker',
+        engine.listening.url,
+        ...MODE_FLAGS[mode].plane,
+      ];
       plane = await startServer('the plane', [PLANE, ...flags]);
     }
     const target = plane ? targetAt(plane.listening.port) : direct;

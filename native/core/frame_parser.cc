@@ -24,10 +24,7 @@ bool FrameParser::parse(int32_t from, int32_t to, int32_t* row) {
   at_ = from;
   end_ = to;
   ids_base_ = ids_used_;
-  row[kFrameFlags] = 0;
-  clear_choice();
-  clear_range(kFrameUsageStart);
-  clear_range(kFrameErrorStart);
+  clear_frame(0);
   skip_space();
   bool whole = object(Scope::kTop);
   if (whole) {
@@ -35,10 +32,7 @@ bool FrameParser::parse(int32_t from, int32_t to, int32_t* row) {
     whole = at_ == end_;
   }
   if (!whole) {
-    clear_choice();
-    clear_range(kFrameUsageStart);
-    clear_range(kFrameErrorStart);
-    row[kFrameFlags] = kFrameFlagMalformed;
+    clear_frame(kFrameFlagMalformed);
     return false;
   }
   if (row[kFrameUsageStart] >= 0) row[kFrameFlags] |= kFrameFlagUsage;
@@ -69,15 +63,18 @@ bool FrameParser::member(Scope scope, int32_t key, int32_t key_end) {
   switch (scope) {
     case Scope::kTop:
       if (key_is(key, key_end, "choices", 7)) return choices();
-      if (key_is(key, key_end, "usage", 5)) return range_member(kFrameUsageStart, 2);
+      if (key_is(key, key_end, "usage", 5)) return usage(key - 1);
       if (key_is(key, key_end, "error", 5)) return range_member(kFrameErrorStart, 2);
+      if (key_is(key, key_end, "prompt_token_ids", 16)) return whole_member(key - 1, kFramePromptIdsStart, 2);
       break;
     case Scope::kChoice:
       if (key_is(key, key_end, "index", 5)) return choice_index();
       if (key_is(key, key_end, "delta", 5)) return delta();
       if (key_is(key, key_end, "text", 4)) return range_member(kFrameTextStart, 4);
-      if (key_is(key, key_end, "token_ids", 9)) return token_ids();
+      if (key_is(key, key_end, "token_ids", 9)) return token_ids(key - 1);
       if (key_is(key, key_end, "finish_reason", 13)) return range_member(kFrameFinishStart, 4);
+      if (key_is(key, key_end, "logprobs", 8)) return range_member(kFrameLogprobsStart, 4);
+      if (key_is(key, key_end, "prompt_token_ids", 16)) return whole_member(key - 1, kFrameChoicePromptIdsStart, 4);
       break;
     case Scope::kDelta:
       if (key_is(key, key_end, "content", 7)) return range_member(kFrameTextStart, 5);
@@ -115,12 +112,14 @@ bool FrameParser::choice_index() {
   return true;
 }
 
-bool FrameParser::token_ids() {
-  clear_range(kFrameTokenIdsStart);
-  row_[kFrameIdsFirst] = -1;
-  row_[kFrameIdsCount] = 0;
-  drop_ids();
-  overflowed_ = false;
+bool FrameParser::usage(int32_t key) {
+  if (!range_member(kFrameUsageStart, 2)) return false;
+  row_[kFrameUsageKey] = row_[kFrameUsageStart] < 0 ? -1 : key;
+  return true;
+}
+
+bool FrameParser::token_ids(int32_t key) {
+  clear_ids();
   if (at('n')) return skip_literal("null", 4);
   const int32_t start = at_;
   if (!eat('[')) return false;
@@ -137,6 +136,7 @@ bool FrameParser::token_ids() {
       skip_space();
     }
   }
+  row_[kFrameTokenIdsKey] = key;
   row_[kFrameTokenIdsStart] = start;
   row_[kFrameTokenIdsEnd] = at_;
   row_[kFrameIdsFirst] = static_cast<int32_t>(ids_base_);
@@ -158,6 +158,12 @@ bool FrameParser::range_member(uint32_t word, int32_t depth) {
     row_[word] = start;
     row_[word + 1] = at_;
   }
+  return true;
+}
+
+bool FrameParser::whole_member(int32_t key, uint32_t word, int32_t depth) {
+  if (!range_member(word, depth)) return false;
+  if (row_[word] >= 0) row_[word] = key;
   return true;
 }
 
@@ -244,13 +250,29 @@ void FrameParser::skip_space() {
   while (at(' ') || at('\t')) at_++;
 }
 
+void FrameParser::clear_frame(int32_t flags) {
+  clear_choice();
+  clear_range(kFrameUsageStart);
+  clear_range(kFrameErrorStart);
+  clear_range(kFramePromptIdsStart);
+  row_[kFrameUsageKey] = -1;
+  row_[kFrameFlags] = flags;
+}
+
 void FrameParser::clear_choice() {
   row_[kFrameFlags] &= ~kChoiceFlags;
   row_[kFrameChoice] = -1;
-  row_[kFrameIdsFirst] = -1;
-  row_[kFrameIdsCount] = 0;
   clear_range(kFrameFinishStart);
   clear_range(kFrameTextStart);
+  clear_range(kFrameLogprobsStart);
+  clear_range(kFrameChoicePromptIdsStart);
+  clear_ids();
+}
+
+void FrameParser::clear_ids() {
+  row_[kFrameIdsFirst] = -1;
+  row_[kFrameIdsCount] = 0;
+  row_[kFrameTokenIdsKey] = -1;
   clear_range(kFrameTokenIdsStart);
   drop_ids();
   overflowed_ = false;

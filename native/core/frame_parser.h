@@ -10,7 +10,7 @@ class FrameParser {
  public:
   FrameParser(const uint8_t* bytes, uint32_t* ids) : bytes_(bytes), ids_(ids) {}
 
-  // Parses [from, to) into `row`, whose words 2 to 15 it owns; ids go to ids[ids_used()...]. False: not one complete
+  // Parses [from, to) into `row`, whose words 2 to 23 it owns; ids go to ids[ids_used()...]. False: not one complete
   // object, or a value of interest has a wrong type; the row then holds nothing but the flag `malformed`.
   bool parse(int32_t from, int32_t to, int32_t* row);
 
@@ -28,9 +28,11 @@ class FrameParser {
   bool member(Scope scope, int32_t key, int32_t key_end);
   bool choices();
   bool choice_index();
-  bool token_ids();
+  bool usage(int32_t key);
+  bool token_ids(int32_t key);
   bool delta();
   bool range_member(uint32_t word, int32_t depth);
+  bool whole_member(int32_t key, uint32_t word, int32_t depth);
   bool skip_value(int32_t depth);
   bool skip_composite(int32_t depth);
   bool skip_string();
@@ -41,7 +43,9 @@ class FrameParser {
   bool at(uint8_t byte) const { return at_ < end_ && bytes_[at_] == byte; }
   bool eat(uint8_t byte);
   void skip_space();
+  void clear_frame(int32_t flags);
   void clear_choice();
+  void clear_ids();
   void clear_range(uint32_t word);
 
   const uint8_t* bytes_;

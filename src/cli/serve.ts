@@ -87,7 +87,8 @@ async function withWorkers(
   if (named > 0) return { config, mocks: null };
   process.stderr.write(`millrace: no --worker given, starting ${config.mockWorkers} mock engines …\n`);
   const mocks = await startMockChildren(config.mockWorkers, config.mockSpeed, clock);
-  const tokenizer = config.tokenizer ?? MOCK_TOKENIZER;
+  // A model folder stays in force, and is compared with the mock's tokenizer as with any worker's.
+  const tokenizer = config.tokenizer ?? (config.modelPath === null ? MOCK_TOKENIZER : null);
   return { config: Object.freeze({ ...config, workers: mocks.urls, tokenizer }), mocks };
 }
 

@@ -16,7 +16,10 @@ import type { WorkerView } from '../messages/records.js';
 export type WorkerState = 'probing' | 'ready' | 'draining' | 'unavailable';
 
 /** What a probe taught about a worker; an engine's capabilities have these fields among others. */
-export type WorkerFacts = Pick<WorkerView, 'models' | 'blockSize' | 'totalBlocks' | 'returnsTokenIds'>;
+export type WorkerFacts = Pick<
+  WorkerView,
+  'models' | 'blockSize' | 'totalBlocks' | 'returnsTokenIds' | 'foreignIds'
+>;
 
 /** Load that an engine reports of itself; null: it does not say. */
 export interface ScrapedLoad {
@@ -166,8 +169,18 @@ export class WorkerRegistry {
         declaredModels === null
           ? facts.models
           : facts.models.filter(model => declaredModels.includes(model.id));
-      const { blockSize, totalBlocks, returnsTokenIds } = facts;
-      views.push({ slot, generation, url, engine, models, blockSize, totalBlocks, returnsTokenIds });
+      const { blockSize, totalBlocks, returnsTokenIds, foreignIds } = facts;
+      views.push({
+        slot,
+        generation,
+        url,
+        engine,
+        models,
+        blockSize,
+        totalBlocks,
+        returnsTokenIds,
+        foreignIds,
+      });
     }
     return views;
   }
@@ -176,8 +189,8 @@ export class WorkerRegistry {
   setFacts(slot: number, generation: number, facts: WorkerFacts): boolean {
     const entry = this.#entry(slot, generation);
     if (entry === null) return false;
-    const { models, blockSize, totalBlocks, returnsTokenIds } = facts;
-    const kept: WorkerFacts = { models, blockSize, totalBlocks, returnsTokenIds };
+    const { models, blockSize, totalBlocks, returnsTokenIds, foreignIds } = facts;
+    const kept: WorkerFacts = { models, blockSize, totalBlocks, returnsTokenIds, foreignIds };
     if (JSON.stringify(kept) !== JSON.stringify(entry.worker.facts)) {
       entry.worker = { ...entry.worker, facts: kept };
       this.#onChange({ kind: 'facts', worker: entry.worker });

@@ -26,6 +26,14 @@ export interface EngineLoad {
   readonly prefixCacheHits: number | null;
 }
 
+/** POST of a JSON text for a small answer under a deadline; given to `tokenize` for the same reason. */
+export type Poster = (path: string, json: string) => Promise<{ status: number; body: string }>;
+
+/** What a worker is asked to make ids of: a completion's prompt, or a chat with the begin of an answer behind it. */
+export type TokenizeSample =
+  | { readonly prompt: string }
+  | { readonly messages: readonly { readonly role: string; readonly content: string }[] };
+
 /** GET of a small answer under a deadline; given to `probe` so that adapters do no I/O of their own. */
 export type Fetcher = (path: string) => Promise<{ status: number; body: string }>;
 
@@ -53,6 +61,8 @@ export interface EncodedCall {
   readonly body: Uint8Array;
   /** Usage was asked for although the client did not ask. */
   readonly usageInjected: boolean;
+  /** Token ids were asked for although the client did not ask. */
+  readonly idsInjected: boolean;
 }
 
 /**
@@ -88,6 +98,11 @@ export interface EngineAdapter {
   readonly engine: string;
   /** Learns what the worker can do. Throws WorkerError with a message for operators. */
   probe(get: Fetcher): Promise<WorkerCapabilities>;
+  /**
+   * The ids that the worker itself makes of `sample`; null when it has no way to say. Rejects with WorkerError when it
+   * does not answer or answers nonsense.
+   */
+  tokenize(post: Poster, model: string, sample: TokenizeSample): Promise<Uint32Array | null>;
   /** Path of the health route. */
   readonly healthPath: string;
   /** Path of the metrics route and its parser. */

@@ -21,6 +21,8 @@ export interface ChoiceEvent {
   readonly finish: EngineFinish | null;
   /** The stop string or token id that ended the choice; null for end of sequence or no stop. */
   readonly stopReason: string | number | null;
+  /** The value of `logprobs`; null when the frame carries none. */
+  readonly logprobs: unknown;
 }
 
 /** Word of the batch's table at which row `row` begins. */
@@ -28,7 +30,8 @@ export function rowStart(row: number): number {
   return SCAN_HEADER_WORDS + row * FRAME_WORDS;
 }
 
-function parseRange(batch: FrameBatch, row: number, start: number, end: number): unknown {
+/** The value in a range of a row: its words `start` and `end`. Null when absent, undefined when it is not JSON. */
+export function parseRange(batch: FrameBatch, row: number, start: number, end: number): unknown {
   const at = rowStart(row);
   const from = batch.table[at + start]!;
   if (from < 0) return null;
@@ -55,10 +58,12 @@ function finishOf(value: unknown): EngineFinish | null {
   return 'stop';
 }
 
-const record = (value: unknown): Record<string, unknown> | null =>
-  typeof value === 'object' && value !== null && !Array.isArray(value)
-    ? (value as Record<string, unknown>)
-    : null;
+/** Whether a value of a parsed frame is an object, not null and not a list. */
+export function isObject(value: unknown): value is Record<string, unknown> {
+  return typeof value === 'object' && value !== null && !Array.isArray(value);
+}
+
+const record = (value: unknown): Record<string, unknown> | null => (isObject(value) ? value : null);
 
 const count = (value: unknown): number | null =>
   Number.isSafeInteger(value) && (value as number) >= 0 ? (value as number) : null;
@@ -103,10 +108,10 @@ export function openingOf(batch: FrameBatch): 'nothing' | 'answer' | 'end' | Eng
 }
 
 /**
- * All choices of a frame whose row has the flag `severalChoices` or `idsOverflow`. Null when the frame is not a JSON
- * object with a list of choices: the engine broke its protocol.
+ * The JSON object of the row's frame, for what its row does not hold. Null when it is none: values that nobody asks
+ * for are not validated by the scanner.
  */
-export function explodeFrame(batch: FrameBatch, row: number): ChoiceEvent[] | null {
+export function frameObject(batch: FrameBatch, row: number): Record<string, unknown> | null {
   const at = rowStart(row);
   const frame = readText(batch.bytes, batch.table[at + FRAME.start]!, batch.table[at + FRAME.end]!);
   const data = frame
@@ -114,7 +119,15 @@ export function explodeFrame(batch: FrameBatch, row: number): ChoiceEvent[] | nu
     .filter(line => line.startsWith('data:'))
     .map(line => line.slice(line[5] === ' ' ? 6 : 5))
     .join('\n');
-  const choices = record(parseJson(data))?.choices;
+  return record(parseJson(data));
+}
+
+/**
+ * All choices of a frame whose row has the flag `severalChoices` or `idsOverflow`. Null when the frame is not a JSON
+ * object with a list of choices: the engine broke its protocol.
+ */
+export function explodeFrame(batch: FrameBatch, row: number): ChoiceEvent[] | null {
+  const choices = frameObject(batch, row)?.choices;
   if (!Array.isArray(choices)) return null;
   const events: ChoiceEvent[] = [];
   for (const [index, value] of choices.entries()) {
@@ -130,6 +143,7 @@ export function explodeFrame(batch: FrameBatch, row: number): ChoiceEvent[] | nu
       ids: isIdList(ids) ? ids : null,
       finish: finishOf(choice.finish_reason),
       stopReason: typeof stopReason === 'string' || typeof stopReason === 'number' ? stopReason : null,
+      logprobs: choice.logprobs ?? null,
     });
   }
   return events;

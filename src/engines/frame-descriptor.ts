@@ -3,15 +3,19 @@
  * an engine's answer. One row of FRAME_WORDS 32-bit words per frame; offsets are bytes into the scanned buffer, a
  * range is (start, end), and -1 means absent. `native/include/millrace/frame_descriptor.h` is generated from this file.
  *
- *     word  0      1    2      3       4        5         6..7    8..9   10..11  12..13  14..15
- *          start  end  flags  choice  idsFirst idsCount  finish  usage  error   text    tokenIds
+ *     word  0      1    2      3       4        5         6..7    8..9   10..11  12..13  14..15    16..17
+ *          start  end  flags  choice  idsFirst idsCount  finish  usage  error   text    tokenIds  logprobs
+ *     word  18        19           20..21         22..23
+ *          usageKey  tokenIdsKey  choicePromptIds  promptIds
  *
- * `start` is the first byte of the frame and `end` the byte after its blank line. Ranges 6–15 cover the JSON *value*
- * (with its quotes, braces or brackets). `idsFirst` indexes the ids array of the same scan.
+ * `start` is the first byte of the frame and `end` the byte after its blank line. Ranges 6–17 cover the JSON *value*
+ * (with its quotes, braces or brackets). `idsFirst` indexes the ids array of the same scan. A key word is the first
+ * quote of the member's key: with the end of its value it is what a relayed frame is cut by (see frame-cuts.ts).
+ * Ranges 20–23 reach from the first quote of the key to the end of the value of `prompt_token_ids`.
  */
 
 /** 32-bit words of one row. */
-export const FRAME_WORDS = 16;
+export const FRAME_WORDS = 24;
 /** Frames that one scan can report; a scan that fills the table says how far it came and is called again. */
 export const FRAMES_MAX = 512;
 /** Token ids that one scan can report. */
@@ -35,6 +39,14 @@ export const FRAME = {
   textEnd: 13,
   tokenIdsStart: 14,
   tokenIdsEnd: 15,
+  logprobsStart: 16,
+  logprobsEnd: 17,
+  usageKey: 18,
+  tokenIdsKey: 19,
+  choicePromptIdsStart: 20,
+  choicePromptIdsEnd: 21,
+  promptIdsStart: 22,
+  promptIdsEnd: 23,
 } as const;
 
 /** Bits of a row's `flags`. */

@@ -44,6 +44,8 @@ const TEXT = ascii('text');
 const TOKEN_IDS = ascii('token_ids');
 const FINISH_REASON = ascii('finish_reason');
 const CONTENT = ascii('content');
+const LOGPROBS = ascii('logprobs');
+const PROMPT_TOKEN_IDS = ascii('prompt_token_ids');
 
 const isDigit = (byte: number): boolean => byte >= 0x30 && byte <= 0x39;
 
@@ -80,7 +82,7 @@ export class FrameParser {
   }
 
   /**
-   * Parses bytes [from, to) into words 2 to 15 of the row that starts at word `row`. False: they are not one complete
+   * Parses bytes [from, to) into words 2 to 23 of the row that starts at word `row`. False: they are not one complete
    * object, or a value of interest has a wrong type; the row then holds nothing but the flag `malformed`.
    */
   parse(from: number, to: number, row: number): boolean {
@@ -134,14 +136,21 @@ export class FrameParser {
   #member(scope: number, key: number, keyEnd: number): boolean {
     if (scope === TOP) {
       if (this.#keyIs(key, keyEnd, CHOICES)) return this.#choices();
-      if (this.#keyIs(key, keyEnd, USAGE)) return this.#rangeMember(FRAME.usageStart, 2);
+      if (this.#keyIs(key, keyEnd, USAGE)) return this.#usage(key - 1);
       if (this.#keyIs(key, keyEnd, ERROR)) return this.#rangeMember(FRAME.errorStart, 2);
+      if (this.#keyIs(key, keyEnd, PROMPT_TOKEN_IDS)) {
+        return this.#wholeMember(key - 1, FRAME.promptIdsStart, 2);
+      }
     } else if (scope === CHOICE) {
       if (this.#keyIs(key, keyEnd, INDEX)) return this.#choiceIndex();
       if (this.#keyIs(key, keyEnd, DELTA_KEY)) return this.#delta();
       if (this.#keyIs(key, keyEnd, TEXT)) return this.#rangeMember(FRAME.textStart, 4);
-      if (this.#keyIs(key, keyEnd, TOKEN_IDS)) return this.#tokenIds();
+      if (this.#keyIs(key, keyEnd, TOKEN_IDS)) return this.#tokenIds(key - 1);
       if (this.#keyIs(key, keyEnd, FINISH_REASON)) return this.#rangeMember(FRAME.finishStart, 4);
+      if (this.#keyIs(key, keyEnd, LOGPROBS)) return this.#rangeMember(FRAME.logprobsStart, 4);
+      if (this.#keyIs(key, keyEnd, PROMPT_TOKEN_IDS)) {
+        return this.#wholeMember(key - 1, FRAME.choicePromptIdsStart, 4);
+      }
     } else if (this.#keyIs(key, keyEnd, CONTENT)) {
       return this.#rangeMember(FRAME.textStart, 5);
     }
@@ -177,7 +186,13 @@ export class FrameParser {
     return true;
   }
 
-  #tokenIds(): boolean {
+  #usage(key: number): boolean {
+    if (!this.#rangeMember(FRAME.usageStart, 2)) return false;
+    this.#table[this.#row + FRAME.usageKey] = this.#table[this.#row + FRAME.usageStart]! < 0 ? -1 : key;
+    return true;
+  }
+
+  #tokenIds(key: number): boolean {
     this.#clearIds();
     if (this.#sees(LETTER_N)) return this.#skipLiteral(NULL);
     const start = this.#at;
@@ -196,6 +211,7 @@ export class FrameParser {
       }
     }
     const table = this.#table;
+    table[this.#row + FRAME.tokenIdsKey] = key;
     table[this.#row + FRAME.tokenIdsStart] = start;
     table[this.#row + FRAME.tokenIdsEnd] = this.#at;
     table[this.#row + FRAME.idsFirst] = this.#idsBase;
@@ -218,6 +234,13 @@ export class FrameParser {
       this.#table[this.#row + word] = start;
       this.#table[this.#row + word + 1] = this.#at;
     }
+    return true;
+  }
+
+  /** Reads a value into the range at `word`, which begins with the key; null is absent. */
+  #wholeMember(key: number, word: number, depth: number): boolean {
+    if (!this.#rangeMember(word, depth)) return false;
+    if (this.#table[this.#row + word]! >= 0) this.#table[this.#row + word] = key;
     return true;
   }
 
@@ -321,6 +344,8 @@ export class FrameParser {
     this.#clearChoice();
     this.#clearRange(FRAME.usageStart);
     this.#clearRange(FRAME.errorStart);
+    this.#clearRange(FRAME.promptIdsStart);
+    this.#table[this.#row + FRAME.usageKey] = -1;
     this.#table[this.#row + FRAME.flags] = flags;
   }
 
@@ -329,12 +354,15 @@ export class FrameParser {
     this.#table[this.#row + FRAME.choice] = -1;
     this.#clearRange(FRAME.finishStart);
     this.#clearRange(FRAME.textStart);
+    this.#clearRange(FRAME.logprobsStart);
+    this.#clearRange(FRAME.choicePromptIdsStart);
     this.#clearIds();
   }
 
   #clearIds(): void {
     this.#table[this.#row + FRAME.idsFirst] = -1;
     this.#table[this.#row + FRAME.idsCount] = 0;
+    this.#table[this.#row + FRAME.tokenIdsKey] = -1;
     this.#clearRange(FRAME.tokenIdsStart);
     this.dropIds();
     this.overflowed = false;

@@ -8,8 +8,9 @@
  * `done`. Anything else must be one JSON object on one data line, or the row is `malformed` and holds nothing else; so
  * is an event of several data lines, which no engine sends.
  *
- * **Values**. Read are the top-level members `choices`, `usage` and `error`; of the first choice `index`,
- * `finish_reason`, `token_ids`, and as the text range the later of `text` and `delta.content`. null is absent, of
+ * **Values**. Read are the top-level members `choices`, `usage`, `error` and `prompt_token_ids`; of the first choice
+ * `index`, `finish_reason`, `token_ids`, `prompt_token_ids`, `logprobs`, and as the text range the later of `text` and
+ * `delta.content`. null is absent, of
  * equal keys the last one counts, keys written with escapes are not recognised. Everything else is skipped by bracket
  * depth (64 at most) and strings. `choices` that is no array of objects, an `index` that is no integer below 2^31 and
  * `token_ids` that is no array of integers below 2^32 make the row malformed. Absent: ranges, choice and idsFirst are

@@ -26,9 +26,12 @@ export interface MonitoredWorker {
   readonly engine: string;
 }
 
+/** What a probe taught, and the models whose token ids are not ours (`foreignIds` of WorkerView). */
+export type ProbedFacts = WorkerCapabilities & { readonly foreignIds: readonly string[] };
+
 /** Where the monitor's findings go; the WorkerRegistry is one. False: that generation no longer has the slot. */
 export interface FindingSink {
-  setFacts(slot: number, generation: number, facts: WorkerCapabilities): boolean;
+  setFacts(slot: number, generation: number, facts: ProbedFacts): boolean;
   setHealthy(slot: number, generation: number, healthy: boolean): boolean;
   setScraped(
     slot: number,
@@ -55,6 +58,11 @@ export interface WorkerMonitorOptions {
   readonly log: Logger;
   readonly get: WorkerGet;
   readonly sink: FindingSink;
+  /**
+   * Compares our token ids with those of a worker that was just probed: the models for which they differ. Part of its
+   * coming up, so that no request is sent by ids that the worker would read otherwise. A rejection fails the probe.
+   */
+  readonly findForeignIds: (worker: MonitoredWorker, facts: WorkerCapabilities) => Promise<readonly string[]>;
   /** The adapter of an engine by its name; every watched worker's engine has one. */
   readonly adapters: ReadonlyMap<string, EngineAdapter>;
   readonly limits: Pick<
@@ -152,11 +160,14 @@ class Watch {
     this.#checking = true;
     let reason: string | null = null;
     let refused = false;
-    let facts: WorkerCapabilities | null = null;
+    let facts: ProbedFacts | null = null;
     try {
       const { status } = await this.#get(this.#adapter.healthPath);
       if (status !== 200) reason = `${this.#adapter.healthPath} answered ${status}`;
-      else if (!this.#up) facts = await this.#adapter.probe(path => this.#get(path));
+      else if (!this.#up) {
+        const probed = await this.#adapter.probe(path => this.#get(path));
+        facts = { ...probed, foreignIds: await this.#options.findForeignIds(this.worker, probed) };
+      }
     } catch (error) {
       reason = error instanceof Error ? error.message : String(error);
       refused = error instanceof MillraceError && error.code === 'MILLRACE_WORKER_UNREACHABLE';
@@ -188,7 +199,7 @@ class Watch {
     this.#backOffMs = Math.min(this.#backOffMs * 2, limits.probePeriodMs);
   }
 
-  #comeUp(facts: WorkerCapabilities): void {
+  #comeUp(facts: ProbedFacts): void {
     const { sink, log, limits } = this.#options;
     const { slot, generation } = this.worker;
     this.#up = true;

@@ -1,7 +1,7 @@
 /**
  * The request body for a vLLM server (R5), made by a pool thread. Token mode sends the prompt as ids to /v1/completions
- * and asks for ids back; relay mode sends the client's own body with the worker's model name. Pure: the result is a
- * fresh array that the caller owns.
+ * and asks for ids back. The relay modes send the client's own body with the worker's model name; with ids, these are
+ * asked for as well, and a unary request becomes a stream. Pure: the result is a fresh array that the caller owns.
  */
 import { strict as assert } from 'node:assert';
 import type { TokenRequest } from '../messages/token-request.js';
@@ -14,7 +14,7 @@ const CHAT_PATH = '/v1/chat/completions';
  * Fields of a token-mode body that are ours to set or to leave out; an unknown field of the same name is dropped.
  * `stop` and `include_stop_str_in_output` stay out on purpose: the plane matches stop strings in its own text and
  * aborts, and an engine that matched them too would end the choice at its own idea of the text, before we saw the ids.
- * `echo`, `logprobs` and the rest of the engine's text work make a request a relay, so they cannot be wanted here.
+ * `echo` and the rest of the engine's text work rule token mode out, so they cannot be wanted here.
  */
 const OWN_FIELDS = new Set([
   'model',
@@ -39,12 +39,14 @@ const OWN_FIELDS = new Set([
   'skip_special_tokens',
   'echo',
   'logprobs',
+  'top_logprobs',
+  'return_tokens_as_token_ids',
   'prompt_embeds',
 ]);
 
 /** `EngineAdapter.encode` for vLLM. */
 export function encodeVllmCall(input: EncodeInput): EncodedCall {
-  return input.mode === 'token' ? encodeTokens(input) : encodeRelay(input);
+  return input.mode === 'token' ? encodeTokens(input) : encodeRelay(input, input.mode === 'relayIds');
 }
 
 function callHead(input: EncodeInput): EncodedCall['head'] {
@@ -70,6 +72,7 @@ function encodeTokens(input: EncodeInput): EncodedCall {
     head: callHead(input),
     body: Buffer.from(`{"prompt":[${promptIds.join(',')}],${fields}`),
     usageInjected: !request.output.includeUsage,
+    idsInjected: true,
   };
 }
 
@@ -83,6 +86,11 @@ function tokenFields(input: EncodeInput): Record<string, unknown> {
   fields.stream = true;
   fields.stream_options = { include_usage: true };
   fields.return_token_ids = true;
+  if (request.output.logprobs !== null) {
+    fields.logprobs = request.output.logprobs;
+    // Tokens by id, so that each gets the text and bytes of our own tokenizer.
+    fields.return_tokens_as_token_ids = true;
+  }
   if (maxTokens !== null) fields.max_tokens = maxTokens;
   if (stop.minTokens > 0) fields.min_tokens = stop.minTokens;
   if (sampling.n > 1) fields.n = sampling.n;
@@ -98,17 +106,23 @@ function tokenFields(input: EncodeInput): Record<string, unknown> {
   return fields;
 }
 
-function encodeRelay(input: EncodeInput): EncodedCall {
+function encodeRelay(input: EncodeInput, withIds: boolean): EncodedCall {
   const { request } = input;
-  const usageInjected = request.output.stream && !request.output.includeUsage;
+  const { stream, includeUsage } = request.output;
+  const streams = stream || withIds;
+  const usageInjected = streams && !includeUsage;
+  const idsInjected = withIds && request.raw.return_token_ids !== true;
   const body: Record<string, unknown> = { ...request.raw, model: input.workerModel };
+  if (streams) body.stream = true;
   if (usageInjected) body.stream_options = withUsage(request);
+  if (idsInjected) body.return_token_ids = true;
   return {
     method: 'POST',
     path: request.api === 'chat' ? CHAT_PATH : COMPLETIONS_PATH,
     head: callHead(input),
     body: Buffer.from(JSON.stringify(body)),
     usageInjected,
+    idsInjected,
   };
 }
 

@@ -5,7 +5,14 @@
  */
 import { strict as assert } from 'node:assert';
 import { WorkerError } from '../errors.js';
-import type { EngineAdapter, EngineLoad, Fetcher, WorkerCapabilities } from './contract.js';
+import type {
+  EngineAdapter,
+  EngineLoad,
+  Fetcher,
+  Poster,
+  TokenizeSample,
+  WorkerCapabilities,
+} from './contract.js';
 import { readSamples, type Sample } from './prometheus-text.js';
 import { openSseStream, type StreamScanner } from './stream-decoder.js';
 import { encodeVllmCall } from './vllm-encode.js';
@@ -36,6 +43,7 @@ export function createVllmAdapter(options: VllmAdapterOptions = {}): EngineAdapt
     healthPath: '/health',
     metricsPath: '/metrics',
     probe: probeVllm,
+    tokenize: tokenizeVllm,
     parseMetrics,
     encode: encodeVllmCall,
     openStream(limits) {
@@ -58,6 +66,21 @@ async function probeVllm(get: Fetcher): Promise<WorkerCapabilities> {
     ...cache,
     returnsTokenIds: listed.mock || (versionText !== null && isAtLeast(versionText, TOKEN_IDS_SINCE)),
   };
+}
+
+/** Any status but 200 means that there is nothing to compare: no such route, or a model without a chat template. */
+async function tokenizeVllm(
+  post: Poster,
+  model: string,
+  sample: TokenizeSample,
+): Promise<Uint32Array | null> {
+  const { status, body } = await post('/tokenize', JSON.stringify({ model, ...sample }));
+  if (status !== 200) return null;
+  const tokens = parseObject(body)?.tokens;
+  if (!Array.isArray(tokens) || !tokens.every(id => Number.isSafeInteger(id) && id >= 0)) {
+    throw protocolError('/tokenize did not answer {"tokens": [...]}');
+  }
+  return Uint32Array.from(tokens as number[]);
 }
 
 function protocolError(message: string): WorkerError {

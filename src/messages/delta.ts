@@ -11,6 +11,24 @@ export interface Usage {
   readonly cachedTokens: number | null;
 }
 
+/** A token and its log-probability. */
+export interface TokenLogprob {
+  /** As text; bytes that are no whole characters are replaced, as decoders do. */
+  readonly text: string;
+  /** Exactly. */
+  readonly bytes: Uint8Array;
+  /** Natural logarithm. */
+  readonly logprob: number;
+}
+
+/** A generated token with those that could have come in its place. */
+export interface TokenLogprobs extends TokenLogprob {
+  /** In the engine's order; the generated token can be among them. */
+  readonly top: readonly TokenLogprob[];
+  /** Characters (code points) of the choice's text before it. */
+  readonly textOffset: number;
+}
+
 /** A piece of one choice. Fields that are absent did not change with this piece. */
 export interface Delta {
   /** Choice that this piece belongs to, 0-based. */
@@ -22,8 +40,10 @@ export interface Delta {
   readonly reasoning?: string;
   /** Parts of tool calls as the engine sent them (`delta.tool_calls`). */
   readonly toolCalls?: readonly unknown[];
-  /** Log probabilities as the engine sent them. */
-  readonly logprobs?: unknown;
+  /** Log-probabilities of the tokens whose text begins in this piece, in token mode. */
+  readonly logprobs?: readonly TokenLogprobs[];
+  /** In the relay modes: `logprobs` as the engine sent it. */
+  readonly engineLogprobs?: unknown;
   /** The choice has ended. */
   readonly finish?: FinishReason;
   /** With `finish`: the stop string or token id that ended the choice. */

@@ -29,10 +29,12 @@ import { worldFromJson } from './world-shape.js';
 export { RecordError } from './byte-reader.js';
 
 const APIS = ['chat', 'completions'] as const satisfies readonly Api[];
-const MODES = ['token', 'relay'] as const satisfies readonly AnswerMode[];
+const MODES = ['token', 'relayIds', 'relay'] as const satisfies readonly AnswerMode[];
 const CODES = Object.keys(ERROR_CODES) as ErrorCode[];
 /** `after` of a step that waits for none. */
 const AFTER_NONE = 0xffff_ffff;
+/** `logprobs` of a plan that has none. */
+const LOGPROBS_NONE = 0xff;
 /** Least bytes of a call and of a step: what a count of them is checked against. */
 const CALL_BYTES_MIN = 12;
 const STEP_BYTES_MIN = 32;
@@ -95,6 +97,8 @@ export function encodePlan(plan: Plan): Uint8Array[] {
     .bool(plan.includeUsage)
     .bool(plan.continuousUsage)
     .bool(plan.usageInjected)
+    .bool(plan.idsInjected)
+    .u8(plan.logprobs ?? LOGPROBS_NONE)
     .bool(plan.skipSpecialTokens);
   writeStop(out, plan.stop);
   out.words(plan.eosIds).string(plan.tokenizer).u32(plan.calls.length);
@@ -124,6 +128,8 @@ export function decodePlan(bytes: Uint8Array): Plan {
     includeUsage: reader.bool('includeUsage'),
     continuousUsage: reader.bool('continuousUsage'),
     usageInjected: reader.bool('usageInjected'),
+    idsInjected: reader.bool('idsInjected'),
+    logprobs: readLogprobs(reader),
     skipSpecialTokens: reader.bool('skipSpecialTokens'),
     stop: readStop(reader),
     eosIds: new Uint32Array(reader.words('eosIds')),
@@ -132,6 +138,11 @@ export function decodePlan(bytes: Uint8Array): Plan {
   };
   reader.end();
   return plan;
+}
+
+function readLogprobs(reader: ByteReader): number | null {
+  const logprobs = reader.u8('logprobs');
+  return logprobs === LOGPROBS_NONE ? null : logprobs;
 }
 
 function writeStop(out: ByteWriter, stop: Stop): void {

@@ -7,7 +7,7 @@ import type { ErrorCode } from '../errors.js';
 import type { Api, Stop } from './token-request.js';
 
 /** Raised when any record changes its bytes; both sides of a ring run the same build, so a mismatch is a bug. */
-export const RECORD_VERSION = 1;
+export const RECORD_VERSION = 2;
 
 /** The kind of a ring record; part of the ring's record header. */
 export const RECORD_KIND = { ask: 1, plan: 2, reject: 3, done: 4, world: 5, close: 6 } as const;
@@ -37,8 +37,11 @@ export interface Ask {
   readonly body: Uint8Array;
 }
 
-/** token: ids in, ids out, Millrace makes the text. relay: the engine's frames pass through. */
-export type AnswerMode = 'token' | 'relay';
+/**
+ * token: ids in, ids out, Millrace makes the text. relayIds: the engine's frames pass through, with ids asked for and
+ * taken out again; a unary answer is streamed by the engine and folded. relay: frames and bodies pass through.
+ */
+export type AnswerMode = 'token' | 'relayIds' | 'relay';
 
 /** One HTTP call to one worker. */
 export interface PlanStep {
@@ -61,7 +64,7 @@ export interface PlanStep {
 export interface PlanCall {
   /** Added to the engine's choice index. */
   readonly choiceBase: number;
-  /** Prompt token ids in token mode; empty in relay mode. */
+  /** Prompt token ids in token mode; else empty. */
   readonly promptIds: Uint32Array;
   readonly steps: readonly PlanStep[];
 }
@@ -79,17 +82,21 @@ export interface Plan {
   /** Model name that the answer reports. */
   readonly model: string;
   readonly choices: number;
-  /** Exact in token mode; an estimate (bytes ÷ 4) in relay mode. */
+  /** Exact in token mode and for a prompt of ids; else an estimate (bytes ÷ 4). */
   readonly promptTokens: number;
   readonly includeUsage: boolean;
   readonly continuousUsage: boolean;
   /** We asked the engine for usage and the client did not: usage frames are taken out of a relayed stream. */
   readonly usageInjected: boolean;
+  /** We asked the engine for token ids and the client did not: they are taken out of relayed frames. */
+  readonly idsInjected: boolean;
+  /** Token mode: alternatives per token that the client wants beside the log-probability of each; null: wants none. */
+  readonly logprobs: number | null;
   readonly skipSpecialTokens: boolean;
   readonly stop: Stop;
-  /** Ids that end a choice without being shown; empty in relay mode. */
+  /** Ids that end a choice without being shown; empty but in token mode. */
   readonly eosIds: Uint32Array;
-  /** Name of the tokenizer whose table makes text of ids; '' in relay mode. */
+  /** Key of the text model whose table makes text of ids; '' but in token mode. */
   readonly tokenizer: string;
   readonly calls: readonly PlanCall[];
 }
@@ -141,15 +148,17 @@ export interface WorkerView {
   /** Tokens per KV block and blocks in all; null when the engine does not say. */
   readonly blockSize: number | null;
   readonly totalBlocks: number | null;
-  /** Its answers can carry token ids, which token mode needs. */
+  /** Its answers can carry token ids, which token and relayIds mode need. */
   readonly returnsTokenIds: boolean;
+  /** Models of this worker whose token ids are not ours: our tokenizer or template differs, so no token mode there. */
+  readonly foreignIds: readonly string[];
 }
 
 /** A served model as the pool threads know it. */
 export interface ModelView {
   readonly name: string;
   readonly policy: string;
-  /** Name of a tokenizer in preprocess/tokenizers, or null: relay mode. */
+  /** Key of the text model (preprocess/text-model.ts): a tokenizer's name or a model folder's path; null: no token mode. */
   readonly tokenizer: string | null;
   readonly contextLength: number | null;
 }

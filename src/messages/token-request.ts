@@ -9,8 +9,10 @@ export type Api = 'chat' | 'completions';
 /** One message of a chat prompt. */
 export interface ChatMessage {
   readonly role: string;
-  /** Text parts are joined; a message whose parts are not all text keeps `parts` and forces relay mode. */
+  /** Text parts are joined; a message whose parts are not all text keeps `parts` and rules token mode out. */
   readonly text: string;
+  /** The texts of the parts, where the content came in several: some templates write them one by one. */
+  readonly textParts?: readonly string[];
   readonly name?: string;
   readonly hasMedia: boolean;
 }
@@ -52,6 +54,8 @@ export interface Output {
   /** `usage` on every chunk (`stream_options.continuous_usage_stats`). */
   readonly continuousUsage: boolean;
   readonly skipSpecialTokens: boolean;
+  /** Log-probability of each token with this many alternatives beside it (0 to 20); null: none are wanted. */
+  readonly logprobs: number | null;
 }
 
 /** A parsed and checked request. Immutable; owned by the pool thread that parsed it. */
@@ -63,8 +67,8 @@ export interface TokenRequest {
   readonly stop: Stop;
   readonly output: Output;
   /**
-   * Fields that only the engine's own text work can honour (logprobs, tools, echo, media …). Not empty: the request
-   * goes in relay mode, whatever tokenizer we hold.
+   * Fields that only the engine's own text work can honour (tools, echo, media …). Not empty: the engine makes the
+   * text (relayIds or relay mode), whatever tokenizer we hold.
    */
   readonly engineOnly: readonly string[];
   /** Fields of the body that we do not know; passed on to the engine unchanged in every mode. */

@@ -61,6 +61,7 @@ function readWorker(value: unknown, field: string): WorkerView {
     blockSize: amountOrNull(worker.blockSize, `${field}.blockSize`),
     totalBlocks: amountOrNull(worker.totalBlocks, `${field}.totalBlocks`),
     returnsTokenIds: flag(worker.returnsTokenIds, `${field}.returnsTokenIds`),
+    foreignIds: listOf(worker.foreignIds, `${field}.foreignIds`, text),
   };
 }
 

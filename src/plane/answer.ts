@@ -1,6 +1,6 @@
 /**
- * The answer of a request in each of its forms: relayed stream, relayed body, token-mode stream, token-mode body. One
- * interface, so that a request does not care which it is. Runs on the socket thread; does no I/O of its own.
+ * The answer of a request in each of its forms: relayed stream, relayed body, folded body, token-mode stream, token-mode
+ * body. One interface, so that a request does not care which it is. Runs on the socket thread; does no I/O of its own.
  */
 import { strict as assert } from 'node:assert';
 import { randomBytes } from 'node:crypto';
@@ -14,6 +14,7 @@ import type { AnswerStream } from './answer-port.js';
 import type { BatchOutcome } from './batch-outcome.js';
 import type { ClientStream } from './client-stream.js';
 import { DeltaStream } from './delta-stream.js';
+import { FoldAnswer } from './fold-answer.js';
 import { RelayAnswer } from './relay-answer.js';
 import type { RequestContext } from './request-context.js';
 import { TokenAnswer, type TokenOutput } from './token-answer.js';
@@ -30,17 +31,20 @@ export interface Answer {
   usage(): Usage;
   /** Writes what comes after the last choice of a stream: usage and end marker. */
   endStream(): void;
-  /** The whole body of a unary answer in token mode. */
+  /** The whole body of a unary answer that the engine streamed. */
   unaryBody(): string;
 }
 
 /** Opens the answer of a plan. `openClient` starts the client's stream; it is called once, for streams only. */
 export function openAnswer(
   plan: Plan,
-  context: Pick<RequestContext, 'clock' | 'detokenizerTable'>,
+  context: Pick<RequestContext, 'clock' | 'limits' | 'detokenizerTable'>,
   openClient: () => AnswerStream,
 ): Answer {
-  if (plan.mode === 'relay') return new RelayAnswer(plan, plan.stream ? openClient() : null);
+  if (plan.mode === 'relayIds' && !plan.stream) {
+    return new FoldAnswer(plan, context.limits.unaryAnswerBytesMax);
+  }
+  if (plan.mode !== 'token') return new RelayAnswer(plan, plan.stream ? openClient() : null);
   const prefix = plan.api === 'chat' ? 'chatcmpl' : 'cmpl';
   const identity = {
     api: plan.api,
@@ -50,7 +54,11 @@ export function openAnswer(
   };
   const table = context.detokenizerTable(plan.tokenizer);
   if (!plan.stream) {
-    const format = createUnaryFormat({ ...identity, choices: plan.choices });
+    const format = createUnaryFormat({
+      ...identity,
+      choices: plan.choices,
+      logprobs: plan.logprobs !== null,
+    });
     const tokens = new TokenAnswer(plan, table, format);
     return withoutUnary(
       tokens,
@@ -110,8 +118,8 @@ function streamOutput(
     return format.begin(choice, usage());
   };
   return {
-    text(choice, text) {
-      client.pushText(begin(choice) + format.text(choice, text, usage()));
+    text(choice, text, logprobs) {
+      client.pushText(begin(choice) + format.text(choice, text, usage(), logprobs));
     },
     finish(choice: number, reason: FinishReason, stopReason) {
       client.pushText(begin(choice) + format.finish(choice, reason, stopReason, usage()));

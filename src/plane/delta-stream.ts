@@ -4,7 +4,7 @@
  * a connection. Owned by its GeneratePort on the socket thread, which is the reader's own.
  */
 import { type ErrorCode, type ErrorDetail, MillraceError } from '../errors.js';
-import type { Delta, FinishReason, Usage } from '../messages/delta.js';
+import type { Delta, FinishReason, TokenLogprobs, Usage } from '../messages/delta.js';
 import type { FaultGuard } from '../runtime/fault-guard.js';
 import type { AnswerStreamHooks } from './answer-port.js';
 import { RelayedDeltas } from './relayed-deltas.js';
@@ -12,7 +12,7 @@ import type { TokenOutput } from './token-answer.js';
 
 /** Share of the bound at which the engine is paused. */
 const PAUSE_SHARE = 0.25;
-/** What a Delta counts besides its text. */
+/** What a Delta counts besides its text, and each log-probability in it. */
 const DELTA_BYTES = 64;
 
 interface Waiter {
@@ -68,8 +68,9 @@ export class DeltaStream implements TokenOutput {
     return error === null ? Promise.resolve({ done: true, value: undefined }) : Promise.reject(error);
   }
 
-  text(index: number, text: string): void {
-    this.#push({ index, ...this.#takeIds(index), text });
+  text(index: number, text: string, logprobs?: readonly TokenLogprobs[]): void {
+    const asked = logprobs === undefined ? {} : { logprobs };
+    this.#push({ index, ...this.#takeIds(index), text, ...asked });
   }
 
   ids(index: number, ids: Uint32Array): void {
@@ -176,5 +177,6 @@ export class DeltaStream implements TokenOutput {
 }
 
 function sizeOf(delta: Delta): number {
-  return DELTA_BYTES + (delta.text?.length ?? 0);
+  const logprobs = (delta.logprobs ?? []).reduce((sum, { top }) => sum + 1 + top.length, 0);
+  return DELTA_BYTES * (1 + logprobs) + (delta.text?.length ?? 0);
 }

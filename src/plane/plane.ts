@@ -14,8 +14,6 @@ import { claimPort } from '../frontend/http/claim-port.js';
 import type { HttpExchange } from '../frontend/http/http-exchange.js';
 import { createMetrics, type MetricSources, type Metrics, mergedText } from '../frontend/metrics.js';
 import type { ModelView } from '../messages/records.js';
-import { createDetokenizerTable, type DetokenizerTable } from '../preprocess/detokenizer.js';
-import { loadTokenizer } from '../preprocess/tokenizers/load.js';
 import { createBell } from '../ring/bell.js';
 import { createLedgerMemory, Ledger } from '../router/ledger.js';
 import { createLoadMemory, LoadTable } from '../router/load-table.js';
@@ -33,6 +31,7 @@ import type { CoreSide, Listening, SocketSide, SocketTask } from './socket-side.
 import type { SocketThread } from './socket-thread.js';
 import { SocketUnit } from './socket-unit.js';
 import { Supervisor } from './supervisor.js';
+import { TextModels } from './text-models.js';
 
 /** Time that the pool threads get to take their CLOSE. */
 const POOL_CLOSE_DEADLINE_MS = 2000;
@@ -71,17 +70,6 @@ const throwLater = (error: unknown): void =>
     throw error;
   });
 
-/** Tables of every tokenizer that the configuration names. */
-async function loadDetokenizers(config: Config): Promise<ReadonlyMap<string, DetokenizerTable>> {
-  const names = [config.tokenizer, ...Object.values(config.models).map(model => model.tokenizer)];
-  const tables = new Map<string, DetokenizerTable>();
-  for (const name of names) {
-    if (name !== null && !tables.has(name))
-      tables.set(name, createDetokenizerTable(await loadTokenizer(name)));
-  }
-  return tables;
-}
-
 /** Throws ConfigError where the configuration cannot be carried out on this machine. */
 function checkOptions({ config, onFault }: PlaneOptions): void {
   const { socketThreads, httpServer, limits } = config;
@@ -106,6 +94,7 @@ export class Plane {
   readonly #board: ProcessBoard;
   /** The core's metrics; those of the unit where that runs in place. */
   readonly #metrics: Metrics;
+  readonly #textModels: TextModels;
   readonly #startedSeconds: number;
   readonly #poolThreads: number;
   readonly #sides: readonly SocketSide[];
@@ -125,10 +114,10 @@ export class Plane {
   /** Starts a plane that serves nothing yet; `listen` opens its server. Throws ConfigError. */
   static async start(options: PlaneOptions): Promise<Plane> {
     checkOptions(options);
-    return new Plane(options, await loadDetokenizers(options.config));
+    return new Plane(options, await TextModels.open(options.config, options.clock, options.logger));
   }
 
-  private constructor(options: PlaneOptions, tables: ReadonlyMap<string, DetokenizerTable>) {
+  private constructor(options: PlaneOptions, textModels: TextModels) {
     const { config } = options;
     const { limits } = config;
     const guard = new FaultGuard(error => (options.onFault ?? throwLater)(error, this));
@@ -136,6 +125,7 @@ export class Plane {
     const logger = guard.logger(options.logger);
     this.#options = { ...options, clock, logger };
     this.#guard = guard;
+    this.#textModels = textModels;
     this.#startedSeconds = Math.floor(clock.wallMs() / 1000);
     // The twin of the addon's reserve is exact only while one thread reserves.
     this.#poolThreads = addonStatus().loaded ? config.poolThreads : 1;
@@ -152,14 +142,7 @@ export class Plane {
     this.#board = new ProcessBoard(boardMemory);
     this.#client = new EngineClient({ clock, connectDeadlineMs: limits.connectDeadlineMs });
     this.#registry = this.#createRegistry();
-    this.#monitor = new WorkerMonitor({
-      clock,
-      log: logger,
-      get: (origin, path, deadlineMs, bytesMax) => this.#client.get(origin, path, deadlineMs, bytesMax),
-      sink: this.#registry,
-      adapters: new Map([[VLLM, createVllmAdapter()]]),
-      limits,
-    });
+    this.#monitor = this.#createMonitor();
     const bells = Array.from({ length: config.socketThreads }, (_, index) =>
       createBell(`socket thread ${index}`),
     );
@@ -168,7 +151,7 @@ export class Plane {
         index,
         threads: bells.length,
         config,
-        tables,
+        tables: textModels.tables,
         loadMemory,
         ledgerMemory,
         boardMemory,
@@ -333,6 +316,24 @@ export class Plane {
     });
   }
 
+  #createMonitor(): WorkerMonitor {
+    const { config, clock, logger } = this.#options;
+    const { limits } = config;
+    const adapter = createVllmAdapter();
+    return new WorkerMonitor({
+      clock,
+      log: logger,
+      get: (origin, path, deadlineMs, bytesMax) => this.#client.get(origin, path, deadlineMs, bytesMax),
+      sink: this.#registry,
+      adapters: new Map([[VLLM, adapter]]),
+      findForeignIds: ({ url }, facts) =>
+        this.#textModels.findForeignIds(url, facts, adapter, (path, json) =>
+          this.#client.post(url, path, json, limits.probeDeadlineMs, limits.probeBytesMax),
+        ),
+      limits,
+    });
+  }
+
   #createSupervisor(
     loadMemory: SharedArrayBuffer,
     ledgerMemory: SharedArrayBuffer,
@@ -343,6 +344,7 @@ export class Plane {
     return new Supervisor({
       threads: this.#poolThreads,
       limits,
+      folders: this.#textModels.folders,
       loadMemory,
       ledgerMemory,
       clock,
@@ -381,9 +383,9 @@ export class Plane {
 
   #publishWorld(): void {
     const workers = this.#registry.views();
-    this.#models = servedModels(this.#options.config, workers);
+    this.#models = servedModels(this.#options.config, workers, this.#textModels);
     const world = { version: ++this.#worldVersion, workers, models: this.#models };
-    const listed = listedModels(this.#models, workers, this.#startedSeconds);
+    const listed = listedModels(this.#models, workers, this.#textModels, this.#startedSeconds);
     for (const side of this.#sides) side.setWorld(world, listed);
   }
 

@@ -19,10 +19,10 @@ import type {
   World,
 } from '../messages/records.js';
 import type { TokenRequest } from '../messages/token-request.js';
-import { renderChat } from '../preprocess/chat-template.js';
+import { canStream } from '../preprocess/engine-only.js';
 import { resolveMaxTokens } from '../preprocess/max-tokens.js';
 import { parseRequest } from '../preprocess/parse-request.js';
-import type { Tokenizer } from '../preprocess/tokenizers/tokenizer.js';
+import type { PromptIds, TextModel } from '../preprocess/text-model.js';
 import type { Decider } from '../router/decide.js';
 
 /** Bytes of text that count as one token where no tokenizer is held. */
@@ -32,7 +32,7 @@ const OUTPUT_WEIGHT = 0.05;
 const NO_IDS = new Uint32Array(0);
 
 interface Preprocessed {
-  readonly mode: AnswerMode;
+  readonly mode: 'token' | 'relay';
   readonly promptIds: Uint32Array;
   readonly promptTokens: number;
   readonly eosIds: Uint32Array;
@@ -51,7 +51,7 @@ export interface PlanningOptions {
 /** Plans the ASKs of one pool thread. */
 export class Planning {
   readonly #options: PlanningOptions;
-  readonly #tokenizers = new Map<string, Tokenizer>();
+  readonly #textModels = new Map<string, TextModel>();
   readonly #models = new Map<string, ModelView>();
   readonly #outputTokens = new Map<string, number>();
   #workers: readonly WorkerView[] = [];
@@ -61,12 +61,12 @@ export class Planning {
     this.#options = options;
   }
 
-  /** Replaces what is known of the fleet. `tokenizers` holds at least those that the models name. */
-  setWorld(world: World, tokenizers: ReadonlyMap<string, Tokenizer>): void {
+  /** Replaces what is known of the fleet. `textModels` holds at least those that the models name. */
+  setWorld(world: World, textModels: ReadonlyMap<string, TextModel>): void {
     this.#workers = world.workers;
     this.#models.clear();
     for (const model of world.models) this.#models.set(model.name, model);
-    for (const [name, tokenizer] of tokenizers) this.#tokenizers.set(name, tokenizer);
+    for (const [key, textModel] of textModels) this.#textModels.set(key, textModel);
   }
 
   /** Learns from an ended request how long answers of its model are. */
@@ -76,29 +76,43 @@ export class Planning {
     this.#outputTokens.set(done.model, known + OUTPUT_WEIGHT * (done.completionTokens - known));
   }
 
-  /** Answers an ASK. Never throws for a bad request: that is a REJECT. */
-  plan(ask: Ask): Plan | Reject {
+  /**
+   * Answers an ASK: at once, or by promise where the model's tokenizer works on another thread. Never throws or rejects
+   * for a bad request: that is a REJECT.
+   */
+  plan(ask: Ask): Plan | Reject | Promise<Plan | Reject> {
     try {
-      return this.#plan(ask);
+      const plan = this.#plan(ask);
+      return plan instanceof Promise ? plan.catch(error => rejectOf(ask, error)) : plan;
     } catch (error) {
-      const known = error instanceof MillraceError;
-      return {
-        request: ask.request,
-        attempt: ask.attempt,
-        code: known ? error.code : 'MILLRACE_INTERNAL',
-        message: known ? error.message : 'internal error while planning the request',
-        param: known ? error.param : null,
-        retryAfterMs: known ? (error.retryAfterMs ?? 0) : 0,
-      };
+      return rejectOf(ask, error);
     }
   }
 
-  #plan(ask: Ask): Plan {
+  #plan(ask: Ask): Plan | Promise<Plan> {
     const request = parseRequest(ask.api, ask.body, this.#options.limits);
     const model = this.#model(request.model);
-    const serving = this.#workers.filter(worker => worker.models.some(entry => entry.id === model.name));
-    const contextLength = model.contextLength ?? narrowestContext(serving, model.name);
-    const ready = this.#preprocess(request, model, serving, contextLength, ask.body.length);
+    const bodyBytes = ask.body.byteLength;
+    const promptIds = this.#promptIds(request, model);
+    return promptIds instanceof Promise
+      ? promptIds.then(ids => this.#finish(ask, request, model, ids, bodyBytes))
+      : this.#finish(ask, request, model, promptIds, bodyBytes);
+  }
+
+  /**
+   * The rest of a plan, in one go: whatever came in while the ids were made counts. Null ids: relay mode. The body is
+   * not at hand any more: it was read in the ring's memory.
+   */
+  #finish(
+    ask: Omit<Ask, 'body'>,
+    request: TokenRequest,
+    model: ModelView,
+    promptIds: Uint32Array | null,
+    bodyBytes: number,
+  ): Plan {
+    const serving = this.#serving(model);
+    const contextLength = this.#contextLength(model, serving);
+    const ready = this.#ready(request, model, promptIds, bodyBytes);
     const maxTokens =
       ready.mode === 'token' || request.prompt.kind === 'ids'
         ? resolveMaxTokens(request, ready.promptTokens, contextLength)
@@ -111,7 +125,7 @@ export class Planning {
         outputTokens: this.#expectedOutput(model.name, request.sampling.n, maxTokens),
       },
       model.policy,
-      ready.mode === 'token' ? serving.filter(worker => worker.returnsTokenIds) : serving,
+      ready.mode === 'token' ? serving.filter(worker => servesTokens(worker, model)) : serving,
     );
     if (decided === 'noWorker') {
       throw new RejectedError('MILLRACE_NO_WORKER', `no worker is ready for model "${model.name}"`, {
@@ -150,52 +164,75 @@ export class Planning {
     );
   }
 
-  #preprocess(
-    request: TokenRequest,
-    model: ModelView,
-    serving: readonly WorkerView[],
-    contextLength: number | null,
-    bodyBytes: number,
-  ): Preprocessed {
-    const prompt = request.prompt;
+  #serving(model: ModelView): WorkerView[] {
+    return this.#workers.filter(worker => worker.models.some(entry => entry.id === model.name));
+  }
+
+  /** Prompt and answer together, in tokens: what is set, else what the workers say, else what the model's files say. */
+  #contextLength(model: ModelView, serving: readonly WorkerView[]): number | null {
+    return (
+      model.contextLength ??
+      narrowestContext(serving, model.name) ??
+      this.#textModel(model)?.contextLength ??
+      null
+    );
+  }
+
+  #textModel(model: ModelView): TextModel | null {
+    if (model.tokenizer === null) return null;
+    const textModel = this.#textModels.get(model.tokenizer);
+    assert(textModel !== undefined, `the text model ${model.tokenizer} is loaded with its world`);
+    return textModel;
+  }
+
+  /** Ids of the prompt for token mode; null: the request goes in relay mode. */
+  #promptIds(request: TokenRequest, model: ModelView): PromptIds | null {
+    const { prompt } = request;
+    const textModel = this.#textModel(model);
+    const serving = this.#serving(model);
     const canToken =
-      model.tokenizer !== null &&
       request.engineOnly.length === 0 &&
       // A chat without max_tokens fills the context; where nobody says how long that is, the engine has to decide.
-      (request.api === 'completions' || request.stop.maxTokens !== null || contextLength !== null) &&
-      serving.some(worker => worker.returnsTokenIds);
-    if (!canToken || model.tokenizer === null) {
+      (request.api === 'completions' ||
+        request.stop.maxTokens !== null ||
+        this.#contextLength(model, serving) !== null) &&
+      serving.some(worker => servesTokens(worker, model));
+    if (textModel === null || !canToken) return null;
+    if (prompt.kind === 'text') return textModel.encodePrompt(prompt.text);
+    if (prompt.kind === 'messages') {
+      return textModel.rendersChat ? textModel.encodeChat(prompt.messages) : null;
+    }
+    const outOfRange = prompt.ids.find(id => id >= textModel.vocabularySize);
+    if (outOfRange === undefined) return prompt.ids;
+    throw new InvalidRequestError(
+      'MILLRACE_INVALID_REQUEST',
+      `prompt holds the token id ${outOfRange}; allowed: 0 to ${textModel.vocabularySize - 1}`,
+      { param: 'prompt' },
+    );
+  }
+
+  #ready(
+    request: TokenRequest,
+    model: ModelView,
+    promptIds: Uint32Array | null,
+    bodyBytes: number,
+  ): Preprocessed {
+    if (promptIds === null || model.tokenizer === null) {
+      const { prompt } = request;
       const estimate = prompt.kind === 'ids' ? prompt.ids.length : Math.ceil(bodyBytes / BYTES_PER_TOKEN);
       return { mode: 'relay', promptIds: NO_IDS, promptTokens: estimate, eosIds: NO_IDS, tokenizer: '' };
-    }
-    const tokenizer = this.#tokenizers.get(model.tokenizer);
-    assert(tokenizer !== undefined, `tokenizer ${model.tokenizer} is loaded with its world`);
-    const promptIds =
-      prompt.kind === 'ids'
-        ? prompt.ids
-        : prompt.kind === 'text'
-          ? tokenizer.encode(prompt.text)
-          : renderChat(tokenizer, prompt.messages);
-    const outOfRange =
-      prompt.kind === 'ids' ? prompt.ids.find(id => id >= tokenizer.vocabularySize) : undefined;
-    if (outOfRange !== undefined) {
-      throw new InvalidRequestError(
-        'MILLRACE_INVALID_REQUEST',
-        `prompt holds the token id ${outOfRange}; allowed: 0 to ${tokenizer.vocabularySize - 1}`,
-        { param: 'prompt' },
-      );
     }
     return {
       mode: 'token',
       promptIds,
       promptTokens: promptIds.length,
-      eosIds: request.stop.ignoreEos ? NO_IDS : tokenizer.eosIds,
+      eosIds: request.stop.ignoreEos ? NO_IDS : this.#textModel(model)!.eosIds,
       tokenizer: model.tokenizer,
     };
   }
 
   #build(
-    ask: Ask,
+    ask: Omit<Ask, 'body'>,
     request: TokenRequest,
     model: ModelView,
     ready: Preprocessed,
@@ -206,11 +243,12 @@ export class Planning {
     assert(worker !== undefined, 'the decider chooses among the workers of this world');
     const adapter = this.#options.adapters.get(worker.engine);
     assert(adapter !== undefined, `there is an adapter for ${worker.engine}`);
+    const mode = answerMode(ready, request, worker);
     const call = adapter.encode({
       request,
-      mode: ready.mode,
+      mode,
       workerModel: model.name,
-      promptIds: ready.mode === 'token' ? ready.promptIds : null,
+      promptIds: mode === 'token' ? ready.promptIds : null,
       maxTokens,
       eosIds: ready.eosIds,
       requestId: engineRequestId(ask),
@@ -219,7 +257,7 @@ export class Planning {
       request: ask.request,
       attempt: ask.attempt,
       decision: this.#decisions++,
-      mode: ready.mode,
+      mode,
       api: request.api,
       stream: request.output.stream,
       model: model.name,
@@ -228,6 +266,8 @@ export class Planning {
       includeUsage: request.output.includeUsage,
       continuousUsage: request.output.continuousUsage,
       usageInjected: call.usageInjected,
+      idsInjected: call.idsInjected,
+      logprobs: request.output.logprobs,
       skipSpecialTokens: request.output.skipSpecialTokens,
       stop: request.stop,
       eosIds: ready.eosIds,
@@ -256,6 +296,29 @@ export class Planning {
   }
 }
 
+/** Without token mode the worker decides: one that returns ids is asked for them, unless that needs a stream it cannot give. */
+function answerMode(ready: Preprocessed, request: TokenRequest, worker: WorkerView): AnswerMode {
+  if (ready.mode === 'token' || !worker.returnsTokenIds) return ready.mode;
+  return request.output.stream || canStream(request) ? 'relayIds' : 'relay';
+}
+
+/** True where this worker takes our ids of the model and answers in ids. */
+function servesTokens(worker: WorkerView, model: ModelView): boolean {
+  return worker.returnsTokenIds && !worker.foreignIds.includes(model.name);
+}
+
+function rejectOf(ask: Omit<Ask, 'body'>, error: unknown): Reject {
+  const known = error instanceof MillraceError;
+  return {
+    request: ask.request,
+    attempt: ask.attempt,
+    code: known ? error.code : 'MILLRACE_INTERNAL',
+    message: known ? error.message : 'internal error while planning the request',
+    param: known ? error.param : null,
+    retryAfterMs: known ? (error.retryAfterMs ?? 0) : 0,
+  };
+}
+
 function narrowestContext(workers: readonly WorkerView[], model: string): number | null {
   let narrowest: number | null = null;
   for (const worker of workers) {
@@ -266,7 +329,7 @@ function narrowestContext(workers: readonly WorkerView[], model: string): number
 }
 
 /** Unique per attempt: an engine may refuse an id that it still runs. */
-function engineRequestId(ask: Ask): string {
+function engineRequestId(ask: Omit<Ask, 'body'>): string {
   const given = ask.headers.find(([name]) => name === 'x-request-id')?.[1] ?? 'millrace';
   return `${given}-${ask.request}-${ask.attempt}`;
 }

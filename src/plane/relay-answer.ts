@@ -1,71 +1,79 @@
 /**
- * An answer in relay mode: the engine's frames pass through as byte slices. Every frame is looked at for errors,
- * finish and usage; the usage chunk that we asked for and the client did not is taken out. Pure besides its own state.
+ * A streamed answer whose text the engine makes (relay and relayIds mode), and the unary body of relay mode. The
+ * engine's frames pass through as byte slices; every frame is looked at for errors, ids and usage, and loses those that
+ * we asked for and the client did not. Pure besides its own state; the request that owns it does the I/O.
  */
 import { strict as assert } from 'node:assert';
 import type { FrameBatch } from '../engines/contract.js';
 import { errorOf, rowStart, usageOf } from '../engines/event-rows.js';
-import { FRAME, FRAME_FLAG } from '../engines/frame-descriptor.js';
+import { type FrameCuts, isCut, KEPT_WORDS_MAX, keptRanges, rewriteFrame } from '../engines/frame-cuts.js';
+import { FRAME, FRAME_FLAG, FRAMES_MAX } from '../engines/frame-descriptor.js';
 import type { Usage } from '../messages/delta.js';
 import type { Plan } from '../messages/records.js';
 import type { Answer } from './answer.js';
 import type { AnswerStream } from './answer-port.js';
 import { type BatchOutcome, emptyOutcome } from './batch-outcome.js';
 import { DeltaStream } from './delta-stream.js';
+import { tokensOf } from './frame-tokens.js';
 
 const SPECIAL = FRAME_FLAG.done | FRAME_FLAG.malformed | FRAME_FLAG.usage | FRAME_FLAG.error;
 const NO_TEXT = FRAME_FLAG.done | FRAME_FLAG.noChoices | FRAME_FLAG.comment;
-/** A chunk that carries usage and no choice. */
-const USAGE_CHUNK = FRAME_FLAG.usage | FRAME_FLAG.noChoices;
 /** Unary bodies above this are not parsed for their usage: the socket thread does no long work. */
 const USAGE_BODY_BYTES_MAX = 262_144;
 
-/** A relayed answer; see the top of this file. */
+/** Ranges of the batch at hand that are passed on, (start, end); a module is loaded once per thread. */
+const kept = new Int32Array(FRAMES_MAX * KEPT_WORDS_MAX);
+const ofFrame = new Int32Array(KEPT_WORDS_MAX);
+
+/** See the head of the file. */
 export class RelayAnswer implements Answer {
   readonly #plan: Plan;
   readonly #client: AnswerStream | null;
-  #textFrames = 0;
+  readonly #cuts: FrameCuts;
+  readonly #cutsAny: boolean;
+  #tokens = 0;
   #done = false;
   #usage: Usage | null = null;
+  /** Words of `kept` in use. */
+  #keptWords = 0;
 
   /** @param client the client's stream, or null for a unary answer */
   constructor(plan: Plan, client: AnswerStream | null) {
     this.#plan = plan;
     this.#client = client;
+    this.#cuts = { ids: plan.idsInjected, usage: plan.usageInjected };
+    this.#cutsAny = plan.idsInjected || plan.usageInjected;
   }
 
   get isComplete(): boolean {
     return this.#done;
   }
 
-  /** The engine's usage; until it has come, one frame counts as one token. */
+  /** The engine's usage; until it has come, the tokens seen: by their ids in relayIds mode, else one per frame. */
   usage(): Usage {
     const { promptTokens } = this.#plan;
-    return this.#usage ?? { promptTokens, completionTokens: this.#textFrames, cachedTokens: null };
+    return this.#usage ?? { promptTokens, completionTokens: this.#tokens, cachedTokens: null };
   }
 
   take(batch: FrameBatch): BatchOutcome {
     const { table, count } = batch;
     const outcome = emptyOutcome();
-    // Frames that pass unchanged leave as one slice.
-    let sliceStart = table[rowStart(0) + FRAME.start]!;
-    let sliceEnd = sliceStart;
+    const countsIds = this.#plan.mode === 'relayIds';
+    this.#keptWords = 0;
     for (let row = 0; row < count; row++) {
       const at = rowStart(row);
       const flags = table[at + FRAME.flags]!;
       if ((flags & SPECIAL) !== 0) {
         this.#takeSpecial(batch, row, flags, outcome);
         if (outcome.malformed || outcome.engineError !== null) break;
-        if (this.#plan.usageInjected && (flags & USAGE_CHUNK) === USAGE_CHUNK) {
-          this.#pass(batch, sliceStart, sliceEnd);
-          sliceStart = table[at + FRAME.end]!;
-        }
       }
-      if ((flags & NO_TEXT) === 0) outcome.tokens++;
-      sliceEnd = table[at + FRAME.end]!;
+      if ((flags & NO_TEXT) === 0) outcome.tokens += countsIds ? tokensOf(batch, row) : 1;
+      if (this.#cutsAny && isCut(batch, row, this.#cuts)) this.#keepPart(batch, row, flags, outcome);
+      else this.#keep(table[at + FRAME.start]!, table[at + FRAME.end]!);
+      if (outcome.malformed) break;
     }
-    this.#pass(batch, sliceStart, sliceEnd);
-    this.#textFrames += outcome.tokens;
+    this.#passKept(batch);
+    this.#tokens += outcome.tokens;
     return outcome;
   }
 
@@ -91,8 +99,47 @@ export class RelayAnswer implements Answer {
     if ((flags & FRAME_FLAG.done) !== 0) this.#done = true;
   }
 
-  #pass(batch: FrameBatch, start: number, end: number): void {
-    if (end > start) this.#client?.pushBytes(batch.bytes.subarray(start, end));
+  /** Neighbouring ranges become one, so that frames which pass unchanged leave as one slice. */
+  #keep(start: number, end: number): void {
+    const words = this.#keptWords;
+    if (words > 0 && kept[words - 1] === start) kept[words - 1] = end;
+    else {
+      kept[words] = start;
+      kept[words + 1] = end;
+      this.#keptWords = words + 2;
+    }
+  }
+
+  #keepPart(batch: FrameBatch, row: number, flags: number, outcome: BatchOutcome): void {
+    if ((flags & FRAME_FLAG.severalChoices) === 0) {
+      const words = keptRanges(batch, row, this.#cuts, ofFrame);
+      for (let word = 0; word < words; word += 2) this.#keep(ofFrame[word]!, ofFrame[word + 1]!);
+      return;
+    }
+    const frame = rewriteFrame(batch, row, this.#cuts);
+    this.#passKept(batch);
+    if (frame === null) outcome.malformed = true;
+    else this.#client?.pushBytes(frame);
+  }
+
+  #passKept(batch: FrameBatch): void {
+    const words = this.#keptWords;
+    this.#keptWords = 0;
+    if (words === 0 || this.#client === null) return;
+    const { bytes } = batch;
+    if (words === 2) {
+      this.#client.pushBytes(bytes.subarray(kept[0], kept[1]));
+      return;
+    }
+    let size = 0;
+    for (let word = 0; word < words; word += 2) size += kept[word + 1]! - kept[word]!;
+    const joined = Buffer.allocUnsafe(size);
+    let at = 0;
+    for (let word = 0; word < words; word += 2) {
+      joined.set(bytes.subarray(kept[word], kept[word + 1]), at);
+      at += kept[word + 1]! - kept[word]!;
+    }
+    this.#client.pushBytes(joined);
   }
 }
 

@@ -56,7 +56,7 @@ function choiceDelta({ index = 0, delta, text, logprobs, ...end }: ChunkChoice):
     ...(content ? { text: content } : {}),
     ...(reasoning ? { reasoning } : {}),
     ...(toolCalls?.length ? { toolCalls } : {}),
-    ...(logprobs ? { logprobs } : {}),
+    ...(logprobs ? { engineLogprobs: logprobs } : {}),
     ...(finish ? { finish: finishReason(finish) } : {}),
     ...(stopReason === undefined || stopReason === null ? {} : { stopReason }),
   };

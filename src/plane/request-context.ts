@@ -63,6 +63,7 @@ export interface RequestContext {
 /** How a request that failed with `code` has ended. */
 export function endCauseOf(code: ErrorCode): EndCause {
   if (code === 'MILLRACE_DEADLINE_EXCEEDED') return 'deadline';
+  if (code === 'MILLRACE_DRAINING') return 'drained';
   const kind = ERROR_CODES[code].class;
   if (kind === 'WorkerError') return 'worker_failed';
   return kind === 'InternalError' ? 'internal' : 'rejected';

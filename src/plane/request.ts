@@ -243,7 +243,7 @@ export class PlaneRequest {
     const plan = this.#plan!;
     const opening = openingOf(batch);
     if (opening === 'nothing') return false;
-    if (opening === 'answer' && (plan.stream || plan.mode === 'token')) {
+    if (opening === 'answer' && (plan.stream || plan.mode !== 'relay')) {
       this.#answer = openAnswer(plan, this.#context, () => this.#openClient());
       return true;
     }

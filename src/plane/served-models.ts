@@ -2,9 +2,14 @@
 import type { Config } from '../config.js';
 import type { ListedModel } from '../frontend/openai/models-response.js';
 import type { ModelView, WorkerView } from '../messages/records.js';
+import type { TextModels } from './text-models.js';
 
 /** Every model that is configured or that a worker lists. */
-export function servedModels(config: Config, workers: readonly WorkerView[]): ModelView[] {
+export function servedModels(
+  config: Config,
+  workers: readonly WorkerView[],
+  textModels: Pick<TextModels, 'keyOf'>,
+): ModelView[] {
   const names = new Set([
     ...Object.keys(config.models),
     ...workers.flatMap(worker => worker.models.map(model => model.id)),
@@ -14,16 +19,17 @@ export function servedModels(config: Config, workers: readonly WorkerView[]): Mo
     return {
       name,
       policy: own?.policy ?? config.policy,
-      tokenizer: own === undefined ? config.tokenizer : own.tokenizer,
+      tokenizer: textModels.keyOf(name),
       contextLength: own?.contextLength ?? null,
     };
   });
 }
 
-/** The same models for `GET /v1/models`, with the shortest context that a worker has for each. */
+/** The same models for `GET /v1/models`, with the shortest context that a worker has for each, else that of its files. */
 export function listedModels(
   models: readonly ModelView[],
   workers: readonly WorkerView[],
+  textModels: Pick<TextModels, 'contextLength'>,
   createdSeconds: number,
 ): ListedModel[] {
   const lengths = new Map<string, number>();
@@ -33,6 +39,6 @@ export function listedModels(
   return models.map(model => ({
     id: model.name,
     created: createdSeconds,
-    contextLength: model.contextLength ?? lengths.get(model.name) ?? null,
+    contextLength: model.contextLength ?? lengths.get(model.name) ?? textModels.contextLength(model.name),
   }));
 }

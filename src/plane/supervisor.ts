@@ -5,6 +5,7 @@
  */
 import { Piscina } from 'piscina';
 import type { Limits } from '../limits.js';
+import type { ModelFolder } from '../preprocess/model-folder/model-folder.js';
 import type { Clock, Timer } from '../runtime/clock.js';
 import type { Logger } from '../runtime/logger.js';
 import type { LinkMemory } from './pool-link.js';
@@ -19,6 +20,8 @@ const BACKOFF_MAX_MS = 1000;
 export interface SupervisorOptions {
   readonly threads: number;
   readonly limits: Limits;
+  /** The model folders that models may name. */
+  readonly folders: readonly ModelFolder[];
   readonly loadMemory: SharedArrayBuffer;
   readonly ledgerMemory: SharedArrayBuffer;
   readonly clock: Clock;
@@ -45,10 +48,15 @@ export interface SupervisorState {
 
 const BYTES_PER_MIB = 1_048_576;
 
-/** Owns the piscina pool and its endless tasks. */
+/**
+ * Owns the threads and their endless tasks. Each incarnation has a piscina of its own: one that is shared gives up, with
+ * its tasks unsettled, when a thread dies before it is ready.
+ */
 export class Supervisor {
   readonly #options: SupervisorOptions;
-  readonly #pool: Piscina;
+  readonly #pools = new Map<number, Piscina>();
+  /** Pools of dead incarnations on their way out. */
+  readonly #leaving = new Set<Promise<void>>();
   readonly #deaths: number[][];
   readonly #tasks = new Set<Promise<void>>();
   readonly #timers = new Set<Timer>();
@@ -61,17 +69,6 @@ export class Supervisor {
   constructor(options: SupervisorOptions) {
     this.#options = options;
     this.#deaths = Array.from({ length: options.threads }, () => []);
-    this.#pool = new Piscina({
-      filename: new URL('./pool-thread.js', import.meta.url).href,
-      minThreads: options.threads,
-      maxThreads: options.threads,
-      idleTimeout: Number.POSITIVE_INFINITY,
-      // The endless task sleeps on its own doorbell; piscina's blocking wait between tasks would only delay it.
-      atomics: 'disabled',
-      // The host's loaders and its `--input-type` are not for our files.
-      execArgv: [],
-      resourceLimits: { maxOldGenerationSizeMb: Math.ceil(options.limits.poolHeapBytesMax / BYTES_PER_MIB) },
-    });
     for (let index = 0; index < options.threads; index++) this.#start(index);
   }
 
@@ -81,7 +78,7 @@ export class Supervisor {
 
   /** The operating-system threads, for tests that kill one. */
   get threads(): Piscina['threads'] {
-    return this.#pool.threads;
+    return [...this.#pools.values()].flatMap(pool => pool.threads);
   }
 
   /** Waits for the tasks to end after their CLOSE records, then ends the threads; the wait has a deadline. */
@@ -94,12 +91,12 @@ export class Supervisor {
     });
     await Promise.race([Promise.allSettled([...this.#tasks]), late]);
     timer?.cancel();
-    await this.#pool.destroy();
+    await Promise.all([...this.#leaving, ...[...this.#pools.values()].map(pool => pool.destroy())]);
   }
 
   #start(index: number): void {
     const epoch = this.#nextEpoch++;
-    const { threads, limits, loadMemory, ledgerMemory, seed } = this.#options;
+    const { threads, limits, folders, loadMemory, ledgerMemory, seed } = this.#options;
     const task: PoolTask = {
       index,
       threads,
@@ -107,11 +104,14 @@ export class Supervisor {
       loadMemory,
       ledgerMemory,
       limits,
+      folders,
       seed: seed + epoch,
     };
     this.#running++;
     this.#options.changed(this.state);
-    const running = this.#pool.run(task).then(
+    const pool = createPool(limits);
+    this.#pools.set(index, pool);
+    const running = pool.run(task).then(
       () => this.#ended(index, epoch, null),
       (error: Error) => this.#ended(index, epoch, error),
     );
@@ -124,6 +124,10 @@ export class Supervisor {
     this.#options.lost(index, epoch);
     if (this.#closing) return;
     this.#options.changed(this.state);
+    const leaving = this.#pools.get(index)!.destroy();
+    this.#pools.delete(index);
+    this.#leaving.add(leaving);
+    void leaving.finally(() => this.#leaving.delete(leaving));
     const { clock, logger, limits } = this.#options;
     const deaths = this.#deaths[index]!;
     deaths.push(clock.nowMs());
@@ -153,4 +157,22 @@ export class Supervisor {
     });
     this.#timers.add(timer);
   }
+}
+
+function createPool(limits: Limits): Piscina {
+  const pool = new Piscina({
+    filename: new URL('./pool-thread.js', import.meta.url).href,
+    // The host's loaders and its `--input-type` are not for our files.
+    execArgv: [],
+    // Made at once, so that its task is its own from the start and settles however early it dies.
+    minThreads: 1,
+    maxThreads: 1,
+    idleTimeout: Number.POSITIVE_INFINITY,
+    // The endless task sleeps on its own doorbell; piscina's blocking wait between tasks would only delay it.
+    atomics: 'disabled',
+    resourceLimits: { maxOldGenerationSizeMb: Math.ceil(limits.poolHeapBytesMax / BYTES_PER_MIB) },
+  });
+  // A thread without a task is one that piscina made after a death: what becomes of it does not matter.
+  pool.on('error', () => {});
+  return pool;
 }

@@ -4,6 +4,7 @@
  */
 import { strict as assert } from 'node:assert';
 import type { FrameBatch } from '../engines/contract.js';
+import { type DrawnLogprob, logprobsOf, readLogprobs } from '../engines/event-logprobs.js';
 import {
   type EngineFinish,
   errorOf,
@@ -13,24 +14,37 @@ import {
   usageOf,
 } from '../engines/event-rows.js';
 import { FRAME, FRAME_FLAG } from '../engines/frame-descriptor.js';
-import type { FinishReason, Usage } from '../messages/delta.js';
+import type { FinishReason, TokenLogprobs, Usage } from '../messages/delta.js';
 import type { Plan } from '../messages/records.js';
-import { type DetokenizerTable, StreamDetokenizer } from '../preprocess/detokenizer.js';
+import { type DetokenizerTable, StreamDetokenizer, startsText } from '../preprocess/detokenizer.js';
 import { StopMatcher } from '../preprocess/stop-matcher.js';
 import { type BatchOutcome, emptyOutcome } from './batch-outcome.js';
+import { ChoiceLogprobs } from './choice-logprobs.js';
 
 /** Where the text goes: a stream format or a unary fold. */
 export interface TokenOutput {
-  text(choice: number, text: string): void;
+  /** `logprobs`: of the tokens whose text begins to be shown here; undefined when the client wants none. */
+  text(choice: number, text: string, logprobs?: readonly TokenLogprobs[]): void;
   /** Ids that were taken, before their text comes; part of it may come later. The view is only lent. */
   ids?(choice: number, ids: Uint32Array): void;
   /** `stopReason`: the stop string or id that ended the choice; null for end of sequence and length. */
   finish(choice: number, reason: FinishReason, stopReason: string | number | null): void;
 }
 
+/** Tokens of one choice in one frame. */
+interface FrameTokens {
+  readonly ids: Uint32Array;
+  readonly first: number;
+  readonly count: number;
+  /** One for each; null where the client wants none or the engine sends none. */
+  readonly drawn: readonly DrawnLogprob[] | null;
+}
+
 interface Choice {
   readonly detokenizer: StreamDetokenizer;
   readonly stops: StopMatcher | null;
+  /** Null: the client wants none. */
+  readonly logprobs: ChoiceLogprobs | null;
   tokens: number;
   finished: boolean;
   /** The engine itself has finished this choice. */
@@ -55,9 +69,13 @@ export class TokenAnswer {
     this.#eosIds = new Set(plan.eosIds);
     this.#endIds = new Set([...plan.eosIds, ...plan.stop.tokenIds]);
     const { strings, includeStopString } = plan.stop;
+    // Completions show what the engine gives, which is one more where the drawn token is not among the likeliest.
+    const topMax = plan.api === 'chat' ? plan.logprobs : Number.POSITIVE_INFINITY;
+    const isStart = plan.skipSpecialTokens && plan.calls.every(call => startsText(table, call.promptIds));
     this.#choices = Array.from({ length: plan.choices }, () => ({
-      detokenizer: new StreamDetokenizer(table, plan.skipSpecialTokens),
+      detokenizer: new StreamDetokenizer(table, plan.skipSpecialTokens, isStart),
       stops: strings.length === 0 ? null : new StopMatcher(strings, includeStopString),
+      logprobs: plan.logprobs === null ? null : new ChoiceLogprobs(table, topMax ?? 0),
       tokens: 0,
       finished: false,
       engineFinished: false,
@@ -102,7 +120,8 @@ export class TokenAnswer {
         if (event === null) outcome.malformed = true;
         else {
           const ids = Uint32Array.from(event.ids ?? []);
-          this.#takeChoice(event.choice, ids, 0, ids.length, event.finish, outcome);
+          const drawn = this.#plan.logprobs === null ? null : readLogprobs(event.logprobs);
+          this.#takeChoice(event.choice, { ids, first: 0, count: ids.length, drawn }, event.finish, outcome);
         }
       }
       return;
@@ -111,19 +130,15 @@ export class TokenAnswer {
     const { table, ids } = batch;
     const finish = (flags & FRAME_FLAG.finish) === 0 ? null : finishReasonOf(batch, row);
     const count = Math.max(0, table[at + FRAME.idsCount]!);
-    this.#takeChoice(table[at + FRAME.choice]!, ids, table[at + FRAME.idsFirst]!, count, finish, outcome);
+    const drawn = this.#plan.logprobs === null ? null : logprobsOf(batch, row);
+    const tokens = { ids, first: table[at + FRAME.idsFirst]!, count, drawn };
+    this.#takeChoice(table[at + FRAME.choice]!, tokens, finish, outcome);
   }
 
-  #takeChoice(
-    index: number,
-    ids: Uint32Array,
-    first: number,
-    count: number,
-    finish: EngineFinish | null,
-    outcome: BatchOutcome,
-  ): void {
+  #takeChoice(index: number, tokens: FrameTokens, finish: EngineFinish | null, outcome: BatchOutcome): void {
     const choice = this.#choices[index];
-    if (choice === undefined) {
+    const lacksLogprobs = this.#plan.logprobs !== null && (tokens.drawn?.length ?? 0) !== tokens.count;
+    if (choice === undefined || lacksLogprobs) {
       outcome.malformed = true;
       return;
     }
@@ -137,30 +152,29 @@ export class TokenAnswer {
       };
       return;
     }
-    if (!choice.finished) this.#takeIds(index, choice, ids, first, count);
+    if (!choice.finished) this.#takeIds(index, choice, tokens);
     if (finish === null) return;
     choice.engineFinished = true;
     if (!choice.finished) this.#finish(index, choice, finish, null);
   }
 
-  #takeIds(index: number, choice: Choice, ids: Uint32Array, first: number, count: number): void {
+  #takeIds(index: number, choice: Choice, tokens: FrameTokens): void {
+    const { ids, first, count } = tokens;
     // Without stops of ours a frame's ids are one piece; else each id is looked at before the next one counts.
-    if (choice.stops === null && this.#endIds.size === 0) {
+    if (choice.stops === null && choice.logprobs === null && this.#endIds.size === 0) {
       this.#count(choice, count);
       this.#output.ids?.(index, ids.subarray(first, first + count));
-      this.#emit(index, choice.detokenizer.push(ids, first, count));
+      this.#emit(index, choice, choice.detokenizer.push(ids, first, count));
       return;
     }
-    for (let position = first; position < first + count && !choice.finished; position++) {
-      this.#takeId(index, choice, ids, position);
-    }
+    for (let at = 0; at < count && !choice.finished; at++) this.#takeId(index, choice, tokens, at);
   }
 
-  #takeId(index: number, choice: Choice, ids: Uint32Array, position: number): void {
+  #takeId(index: number, choice: Choice, tokens: FrameTokens, at: number): void {
     this.#count(choice, 1);
-    this.#output.ids?.(index, ids.subarray(position, position + 1));
+    this.#output.ids?.(index, tokens.ids.subarray(tokens.first + at, tokens.first + at + 1));
     const { minTokens, includeStopString } = this.#plan.stop;
-    const id = ids[position]!;
+    const id = tokens.ids[tokens.first + at]!;
     const armed = choice.tokens >= minTokens;
     const ends = armed && this.#endIds.has(id);
     const stopReason = ends && !this.#eosIds.has(id) ? id : null;
@@ -168,18 +182,20 @@ export class TokenAnswer {
       this.#finish(index, choice, 'stop', stopReason);
       return;
     }
-    this.#emitChecked(index, choice, choice.detokenizer.push(ids, position, 1), armed);
+    const text = choice.detokenizer.push(tokens.ids, tokens.first + at, 1);
+    choice.logprobs?.push(id, tokens.drawn![at]!, text);
+    this.#emitChecked(index, choice, text, armed);
     if (ends && !choice.finished) this.#finish(index, choice, 'stop', stopReason);
   }
 
   /** Lets text out as far as the stop matcher allows; a match finishes the choice. */
   #emitChecked(index: number, choice: Choice, text: string, armed: boolean): void {
     if (choice.stops === null) {
-      this.#emit(index, text);
+      this.#emit(index, choice, text);
       return;
     }
     const { text: released, matched } = choice.stops.push(text, armed);
-    this.#emit(index, released);
+    this.#emit(index, choice, released);
     if (matched !== null) this.#close(index, choice, 'stop', matched);
   }
 
@@ -188,15 +204,17 @@ export class TokenAnswer {
     this.#completionTokens += tokens;
   }
 
-  #emit(index: number, text: string): void {
-    if (text !== '') this.#output.text(index, text);
+  #emit(index: number, choice: Choice, text: string): void {
+    if (text !== '') this.#output.text(index, text, choice.logprobs?.show(text));
   }
 
   /** Lets out what detokenizer and stop matcher still hold, then finishes. */
   #finish(index: number, choice: Choice, reason: FinishReason, stopReason: string | number | null): void {
     this.#emitChecked(index, choice, choice.detokenizer.end(), choice.tokens >= this.#plan.stop.minTokens);
     if (choice.finished) return;
-    if (choice.stops !== null) this.#emit(index, choice.stops.end());
+    if (choice.stops !== null) this.#emit(index, choice, choice.stops.end());
+    const rest = choice.logprobs?.rest() ?? [];
+    if (rest.length > 0) this.#output.text(index, '', rest);
     this.#close(index, choice, reason, stopReason);
   }
 

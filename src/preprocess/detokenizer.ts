@@ -5,7 +5,7 @@
  * https://encoding.spec.whatwg.org/#utf-8-decoder.
  */
 import { isUtf8 } from 'node:buffer';
-import type { Tokenizer } from './tokenizers/tokenizer.js';
+import type { LeadingBlanks, TokenTable } from './tokenizers/tokenizer.js';
 
 /** What each id of a tokenizer stands for. Read only after it was made; one per thread serves all streams. */
 export interface DetokenizerTable {
@@ -15,22 +15,29 @@ export interface DetokenizerTable {
   readonly fragments: ReadonlyMap<number, Uint8Array>;
   /** 1 for special tokens, by id. */
   readonly special: Uint8Array;
+  /** What is taken away where a text begins. */
+  readonly leadingBlanks: LeadingBlanks;
 }
 
 /** Builds the table; about 40 ms for 100,000 ids. */
-export function createDetokenizerTable(tokenizer: Tokenizer): DetokenizerTable {
-  const size = tokenizer.vocabularySize;
+export function createDetokenizerTable(tokens: TokenTable): DetokenizerTable {
+  const size = tokens.vocabularySize;
   const texts = new Array<string | undefined>(size).fill(undefined);
   const fragments = new Map<number, Uint8Array>();
   const special = new Uint8Array(size);
   for (let id = 0; id < size; id++) {
-    const bytes = tokenizer.bytesOf(id);
+    const bytes = tokens.bytesOf(id);
     if (bytes === undefined) continue;
     if (isUtf8(bytes)) texts[id] = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length).toString('utf8');
     else fragments.set(id, bytes);
-    if (tokenizer.isSpecial(id)) special[id] = 1;
+    if (tokens.isSpecial(id)) special[id] = 1;
   }
-  return { texts, fragments, special };
+  return { texts, fragments, special, leadingBlanks: tokens.leadingBlanks };
+}
+
+/** True when a text that goes on after `ids` begins with its first visible token: nothing before it can be seen. */
+export function startsText(table: DetokenizerTable, ids: Uint32Array): boolean {
+  return table.leadingBlanks !== 'kept' && ids.every(id => table.special[id] === 1);
 }
 
 const REPLACEMENT = '\ufffd';
@@ -44,11 +51,17 @@ export class StreamDetokenizer {
   #codePoint = 0;
   #lower = 0x80;
   #upper = 0xbf;
+  /** The next visible token is the first of its text, and the table says that such a one loses blanks. */
+  #dropsBlanks: boolean;
 
-  /** With `skipSpecialTokens` the ids of special tokens add no text and do not break a character in two. */
-  constructor(table: DetokenizerTable, skipSpecialTokens: boolean) {
+  /**
+   * With `skipSpecialTokens` the ids of special tokens add no text and do not break a character in two.
+   * @param isStart the text begins here, so that the table's `leadingBlanks` go
+   */
+  constructor(table: DetokenizerTable, skipSpecialTokens: boolean, isStart = false) {
     this.#table = table;
     this.#skipSpecialTokens = skipSpecialTokens;
+    this.#dropsBlanks = isStart && table.leadingBlanks !== 'kept';
   }
 
   /** The text that `ids[from, from + count)` completes; bytes of an unfinished character wait for the next push. */
@@ -63,10 +76,12 @@ export class StreamDetokenizer {
       if (whole !== undefined) {
         // Whole text begins with a first byte, which ends an unfinished character as a broken one.
         if (this.#needed !== 0) text += this.end();
-        text += whole;
+        text += this.#dropsBlanks ? this.#withoutBlanks(whole) : whole;
       } else {
         const fragment = fragments.get(id);
-        if (fragment !== undefined) text += this.#decode(fragment);
+        if (fragment === undefined) continue;
+        this.#dropsBlanks = false;
+        text += this.#decode(fragment);
       }
     }
     return text;
@@ -79,6 +94,11 @@ export class StreamDetokenizer {
     this.#lower = 0x80;
     this.#upper = 0xbf;
     return REPLACEMENT;
+  }
+
+  #withoutBlanks(text: string): string {
+    this.#dropsBlanks = false;
+    return text.replace(this.#table.leadingBlanks === 'dropOne' ? /^ / : /^ +/, '');
   }
 
   #decode(bytes: Uint8Array): string {

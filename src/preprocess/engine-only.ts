@@ -1,17 +1,10 @@
 /**
- * Fields that only the engine's own text work can honour (R3, pool thread): a request that uses one goes in relay mode,
- * whatever tokenizer we hold. Each field has its own test of "uses", because most have a value that asks for nothing.
+ * Fields that only the engine's own text work can honour (R3, pool thread): a request that uses one gets the engine's
+ * own text, whatever tokenizer we hold. Each field has its own test of "uses", because most have a value that asks for nothing.
  * Pure.
  */
-import {
-  booleanField,
-  checkNumber,
-  describe,
-  fieldValue,
-  invalidField,
-  isObject,
-  numberField,
-} from './field.js';
+import type { TokenRequest } from '../messages/token-request.js';
+import { booleanField, describe, fieldValue, invalidField, isObject, numberField } from './field.js';
 import type { JsonObject } from './json-body.js';
 
 /** Whether `value` (never null) asks for something that changes the text work. */
@@ -24,9 +17,7 @@ const notEmpty: Uses = value =>
   Array.isArray(value) ? value.length > 0 : !isObject(value) || Object.keys(value).length > 0;
 
 const ENGINE_ONLY: Readonly<Record<string, Uses>> = {
-  // Log-probabilities; 0 asks for those of the chosen tokens alone.
-  logprobs: value => value !== false,
-  top_logprobs: value => value !== 0,
+  // Log-probabilities of other tokens than the generated ones.
   prompt_logprobs: present,
   logprob_token_ids: notEmpty,
   // The answer holds the prompt, other tokens or ids in a form of the engine's own.
@@ -67,17 +58,16 @@ export function isEngineOnlyField(name: string): boolean {
   return Object.hasOwn(ENGINE_ONLY, name);
 }
 
-/** OpenAI's bounds: 20 alternatives in chat; completions, where `logprobs` is a count, allow engines to be more generous. */
-const LOGPROBS = { min: 0, max: 20, integer: true };
+/** Fields with which an engine gives its answer in one piece only. */
+const WHOLE_ANSWER_ONLY = new Set(['prompt_logprobs', 'best_of', 'use_beam_search', 'modalities', 'audio']);
+
+/** Whether the engine could stream the answer to this request, were it asked to. */
+export function canStream(request: Pick<TokenRequest, 'engineOnly'>): boolean {
+  return !request.engineOnly.some(name => WHOLE_ANSWER_ONLY.has(name));
+}
 
 /** Checks the engine-only fields whose form every engine agrees on. */
-function checkForms(body: JsonObject, isChat: boolean, choices: number, choicesMax: number): void {
-  const logprobs = fieldValue(body, 'logprobs');
-  if (isChat) booleanField(body, 'logprobs');
-  else if (logprobs !== undefined) checkNumber(logprobs, 'logprobs', LOGPROBS);
-  if (numberField(body, 'top_logprobs', LOGPROBS) !== undefined && isChat && logprobs !== true) {
-    throw invalidField('top_logprobs', 'is only allowed when logprobs is true');
-  }
+function checkForms(body: JsonObject, choices: number, choicesMax: number): void {
   booleanField(body, 'echo');
   booleanField(body, 'use_beam_search');
   numberField(body, 'best_of', { min: choices, max: choicesMax, integer: true });
@@ -90,13 +80,8 @@ function checkForms(body: JsonObject, isChat: boolean, choices: number, choicesM
 }
 
 /** The names of the engine-only fields that `body` uses, in the order of the body. Throws for a wrong form. */
-export function engineOnlyFields(
-  body: JsonObject,
-  isChat: boolean,
-  choices: number,
-  choicesMax: number,
-): string[] {
-  checkForms(body, isChat, choices, choicesMax);
+export function engineOnlyFields(body: JsonObject, choices: number, choicesMax: number): string[] {
+  checkForms(body, choices, choicesMax);
   return Object.keys(body).filter(name => {
     if (!isEngineOnlyField(name)) return false;
     const value = fieldValue(body, name);

@@ -60,9 +60,10 @@ const COMMON_FIELDS = [
   'skip_special_tokens',
   'stream',
   'stream_options',
+  'logprobs',
 ];
 const KNOWN_FIELDS: Readonly<Record<Api, ReadonlySet<string>>> = {
-  chat: new Set([...COMMON_FIELDS, 'messages', 'max_completion_tokens']),
+  chat: new Set([...COMMON_FIELDS, 'messages', 'max_completion_tokens', 'top_logprobs']),
   completions: new Set([...COMMON_FIELDS, 'prompt']),
 };
 
@@ -138,7 +139,20 @@ function readStop(body: JsonObject, api: Api, limits: Limits): Stop {
   };
 }
 
-function readOutput(body: JsonObject): Output {
+/** OpenAI's bound for chat; completions, where `logprobs` is a count, have the same for stock engines. */
+const LOGPROBS: NumberRange = { min: 0, max: 20, integer: true };
+
+/** Alternatives per token: `logprobs` with `top_logprobs` in chat, the count `logprobs` in completions. */
+function readLogprobs(body: JsonObject, isChat: boolean): number | null {
+  if (!isChat) return numberField(body, 'logprobs', LOGPROBS) ?? null;
+  const wanted = booleanField(body, 'logprobs') ?? false;
+  const top = numberField(body, 'top_logprobs', LOGPROBS);
+  if (top !== undefined && !wanted)
+    throw invalidField('top_logprobs', 'is only allowed when logprobs is true');
+  return wanted ? (top ?? 0) : null;
+}
+
+function readOutput(body: JsonObject, isChat: boolean): Output {
   const stream = booleanField(body, 'stream') ?? false;
   const options = fieldValue(body, 'stream_options') ?? {};
   if (!isObject(options)) throw invalidField('stream_options', `must be an object, got ${describe(options)}`);
@@ -153,6 +167,7 @@ function readOutput(body: JsonObject): Output {
     // As in vLLM, usage on every chunk is a form of usage at the end, not a request for it.
     continuousUsage: includeUsage && continuous,
     skipSpecialTokens: booleanField(body, 'skip_special_tokens') ?? true,
+    logprobs: readLogprobs(body, isChat),
   };
 }
 
@@ -189,8 +204,8 @@ export function parseRequest(api: Api, body: Uint8Array, limits: Limits): TokenR
   const { prompt, engineOnly } = isChat ? readMessages(raw, limits) : readPrompt(raw);
   const sampling = readSampling(raw, limits);
   const stop = readStop(raw, api, limits);
-  const output = readOutput(raw);
-  const fields = engineOnlyFields(raw, isChat, sampling.n, limits.choicesMax);
+  const output = readOutput(raw, isChat);
+  const fields = engineOnlyFields(raw, sampling.n, limits.choicesMax);
   checkPassedOn(raw);
   const known = KNOWN_FIELDS[api];
   // fromEntries makes `__proto__` a plain key, which assignment would not.

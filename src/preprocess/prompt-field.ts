@@ -19,7 +19,10 @@ export interface PromptField {
 }
 
 /** Text of a message's content parts; `hasMedia` when a part is anything but text. */
-function joinParts(parts: readonly unknown[], param: string): { text: string; hasMedia: boolean } {
+function joinParts(
+  parts: readonly unknown[],
+  param: string,
+): { text: string; textParts: readonly string[]; hasMedia: boolean } {
   const texts: string[] = [];
   let hasMedia = false;
   for (const [index, part] of parts.entries()) {
@@ -34,7 +37,7 @@ function joinParts(parts: readonly unknown[], param: string): { text: string; ha
     else if (typeof text === 'string') texts.push(text);
     else throw invalidField(`${partParam}.text`, `must be a string, got ${describe(text)}`);
   }
-  return { text: texts.join(PART_SEPARATOR), hasMedia };
+  return { text: texts.join(PART_SEPARATOR), textParts: texts, hasMedia };
 }
 
 function identifierOf(message: JsonObject, name: string, param: string): string | undefined {
@@ -55,15 +58,22 @@ function readMessage(message: unknown, param: string, engineOnly: string[]): Cha
   if (callsTools) engineOnly.push(`${param}.tool_calls`);
   const content = fieldValue(message, 'content');
   let text = '';
+  let textParts: readonly string[] = [];
   let hasMedia = false;
   if (typeof content === 'string') text = content;
-  else if (Array.isArray(content)) ({ text, hasMedia } = joinParts(content, `${param}.content`));
+  else if (Array.isArray(content)) ({ text, textParts, hasMedia } = joinParts(content, `${param}.content`));
   else if (content !== undefined || !callsTools) {
     const problem = `must be a string or an array of parts, got ${describe(content)}`;
     throw invalidField(`${param}.content`, `${problem} (null only with an assistant's tool_calls)`);
   }
   if (hasMedia) engineOnly.push(`${param}.content`);
-  return name === undefined ? { role, text, hasMedia } : { role, text, name, hasMedia };
+  return {
+    role,
+    text,
+    ...(textParts.length > 1 ? { textParts } : {}),
+    ...(name === undefined ? {} : { name }),
+    hasMedia,
+  };
 }
 
 /** Reads `messages`: 1 to `messagesMax` of them. */

@@ -30,6 +30,8 @@ export interface MockEngineOptions extends Partial<EngineSettings> {
   /** 0, the default, lets the system choose. */
   readonly port?: number;
   readonly faults?: FaultRates;
+  /** Default true; false: the mock plays a vLLM release that cannot return token ids. */
+  readonly returnsTokenIds?: boolean;
   /** Seeds the draw of faults; default: `seed`. Engines of one fleet must not all fail at the same request. */
   readonly faultSeed?: number;
   /** Shared by several engines of a process; loaded when absent. */
@@ -77,6 +79,7 @@ export async function startMockEngine(options: MockEngineOptions = {}): Promise<
     model: { name: model, maxModelLen: settings.maxModelLen, tokenizer },
     faults,
     clock,
+    returnsTokenIds: options.returnsTokenIds ?? true,
     newId: () => `${idPrefix}-${++answers}`,
   });
   const server = await createHttpServer(options.serverKind ?? 'auto', {

@@ -38,7 +38,13 @@ export function makeRequest(changes: Partial<TokenRequest> = {}): TokenRequest {
       ignoreEos: false,
       includeStopString: false,
     },
-    output: { stream: true, includeUsage: false, continuousUsage: false, skipSpecialTokens: true },
+    output: {
+      stream: true,
+      includeUsage: false,
+      continuousUsage: false,
+      skipSpecialTokens: true,
+      logprobs: null,
+    },
     engineOnly: [],
     unknown: {},
     raw: { model: 'public-name', prompt: 'hi', stream: true },
@@ -137,7 +143,13 @@ export function engineAdapterSuite(t: Test, samples: AdapterSamples): void {
       stream: false,
       x: [1, null],
     };
-    const output = { stream: false, includeUsage: false, continuousUsage: false, skipSpecialTokens: true };
+    const output = {
+      stream: false,
+      includeUsage: false,
+      continuousUsage: false,
+      skipSpecialTokens: true,
+      logprobs: null,
+    };
     const request = makeRequest({ api: 'chat', raw, output });
     const input = makeInput({ mode: 'relay', promptIds: null, maxTokens: null, request });
     t.same(jsonOf(input), { ...raw, model: 'worker-name' });

@@ -52,8 +52,8 @@ const EVENTS = [
   { choice: 1, ids: [12, 4294967295], ...quiet },
   {
     choices: [
-      { choice: 0, text: 'x', ids: [5], finish: null, stopReason: null },
-      { choice: 1, text: '', ids: [6], finish: 'stop', stopReason: '\n\n' },
+      { choice: 0, text: 'x', ids: [5], finish: null, stopReason: null, logprobs: null },
+      { choice: 1, text: '', ids: [6], finish: 'stop', stopReason: '\n\n', logprobs: null },
     ],
   },
   { choice: 0, ids: [], finish: 'length', usage: null },
@@ -113,7 +113,9 @@ t.test('more frames and ids than one scan can report', t => {
   const { events, fault, end } = decode(adapter, [bytes.subarray(0, 100_001), bytes.subarray(100_001)]);
   t.same([events.length, fault, end], [1202, null, null]);
   t.match(events[1199], { ids: [1199, 1199, 1199] });
-  t.same(events[1200], { choices: [{ choice: 0, text: 'b', ids: long, finish: null, stopReason: null }] });
+  t.same(events[1200], {
+    choices: [{ choice: 0, text: 'b', ids: long, finish: null, stopReason: null, logprobs: null }],
+  });
   t.end();
 });
 
@@ -169,7 +171,13 @@ t.test('vLLM: the call of token mode', t => {
 t.test('vLLM: relayed streams ask for usage when the client did not', t => {
   const adapter = createVllmAdapter();
   const relay = (raw: Record<string, unknown>, includeUsage: boolean, api: 'chat' | 'completions') => {
-    const output = { stream: true, includeUsage, continuousUsage: false, skipSpecialTokens: true };
+    const output = {
+      stream: true,
+      includeUsage,
+      continuousUsage: false,
+      skipSpecialTokens: true,
+      logprobs: null,
+    };
     const call = adapter.encode(
       makeInput({ mode: 'relay', promptIds: null, request: makeRequest({ api, raw, output }) }),
     );
@@ -194,5 +202,39 @@ t.test('vLLM: relayed streams ask for usage when the client did not', t => {
   t.match(relay({ stream: true, stream_options: null }, false, 'chat').body, {
     stream_options: { include_usage: true },
   });
+  t.end();
+});
+
+t.test('vLLM: with ids every answer is a stream, and what the client did not ask for is told apart', t => {
+  const adapter = createVllmAdapter();
+  const encode = (raw: Record<string, unknown>, stream: boolean, includeUsage = false) => {
+    const output = { stream, includeUsage, continuousUsage: false, skipSpecialTokens: true, logprobs: null };
+    const request = makeRequest({ api: 'chat', raw, output });
+    const call = adapter.encode(makeInput({ mode: 'relayIds', promptIds: null, request }));
+    const { usageInjected, idsInjected } = call;
+    return { usageInjected, idsInjected, ...JSON.parse(Buffer.from(call.body).toString()) };
+  };
+  const asked = { stream: true, stream_options: { include_usage: true }, return_token_ids: true };
+  const own = { model: 'worker-name', tools: [1] };
+  t.same(encode({ tools: [1], return_token_ids: false }, false), {
+    ...own,
+    ...asked,
+    usageInjected: true,
+    idsInjected: true,
+  });
+  t.same(encode({ tools: [1], ...asked }, true, true), {
+    ...own,
+    ...asked,
+    usageInjected: false,
+    idsInjected: false,
+  });
+  t.end();
+});
+
+t.test('vLLM: log-probabilities in token mode are asked for by id', t => {
+  const adapter = createVllmAdapter();
+  const output = { ...makeRequest().output, logprobs: 3 };
+  const call = adapter.encode(makeInput({ request: makeRequest({ api: 'chat', output }) }));
+  t.match(JSON.parse(Buffer.from(call.body).toString()), { logprobs: 3, return_tokens_as_token_ids: true });
   t.end();
 });

@@ -8,6 +8,7 @@ const FACTS = {
   blockSize: 16,
   totalBlocks: 100,
   returnsTokenIds: true,
+  foreignIds: [],
 };
 
 function setUp(workersMax = 2) {

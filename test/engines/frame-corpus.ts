@@ -42,9 +42,27 @@ function tokenIds(random: Random): number[] {
   return Array.from({ length: randomInteger(random, 5) }, () => Math.floor(random() * 2 ** 32));
 }
 
+/** The same members in another order: a scanner may not rely on one. */
+function shuffled(random: Random, value: Record<string, unknown>): Record<string, unknown> {
+  const entries = Object.entries(value);
+  for (let at = entries.length - 1; at > 0; at--) {
+    const other = randomInteger(random, at + 1);
+    [entries[at], entries[other]] = [entries[other]!, entries[at]!];
+  }
+  return Object.fromEntries(entries);
+}
+
+/** Now and then prompt ids, of a choice or of a frame. */
+function promptIds(random: Random): Record<string, unknown> {
+  return random() < 0.2 ? { prompt_token_ids: pick(random, [null, tokenIds(random)]) } : {};
+}
+
 function choice(random: Random): Record<string, unknown> {
+  if (random() < 0.05) {
+    return shuffled(random, { token_ids: tokenIds(random), ...promptIds(random) });
+  }
   const body = pick(random, ['text', 'content', 'role', 'none']);
-  return {
+  return shuffled(random, {
     index: randomInteger(random, 4),
     ...(body === 'text' ? { text: text(random) } : {}),
     ...(body === 'content'
@@ -58,14 +76,17 @@ function choice(random: Random): Record<string, unknown> {
     finish_reason: pick(random, [null, 'stop', 'length', text(random)]),
     stop_reason: null,
     ...(random() < 0.6 ? { token_ids: pick(random, [null, tokenIds(random)]) } : {}),
-  };
+    ...promptIds(random),
+  });
 }
 
 /** The value of one well-formed frame. */
 export function frameValue(random: Random): Record<string, unknown> {
   const several = random() < 0.1;
   const choices = random() < 0.1 ? [] : [choice(random), ...(several ? [choice(random)] : [])];
-  return {
+  const usage = { usage: { prompt_tokens: 3 } };
+  if (random() < 0.05) return shuffled(random, { ...usage, prompt_token_ids: tokenIds(random) });
+  return shuffled(random, {
     id: `chatcmpl-${text(random)}`,
     created: 1_700_000_000,
     ...(random() < 0.9 ? { choices } : {}),
@@ -73,8 +94,9 @@ export function frameValue(random: Random): Record<string, unknown> {
       ? { usage: pick(random, [null, { prompt_tokens: 3, details: { cached_tokens: 1 } }]) }
       : {}),
     ...(random() < 0.1 ? { error: pick(random, [null, { message: text(random), code: 500 }]) } : {}),
+    ...promptIds(random),
     nested: { deep: [[[text(random)]], { a: { b: [true, false, null, 1e9] } }] },
-  };
+  });
 }
 
 /** One event in bytes, with the value that its data line holds (null: a comment or `[DONE]`). */

@@ -88,6 +88,9 @@ function rowValues(scanner: FrameScanner, bytes: Uint8Array, row: number): Recor
   const word = (name: keyof typeof FRAME): number => scanner.table[at + FRAME[name]]!;
   const value = (start: number, end: number): unknown =>
     start < 0 ? null : JSON.parse(decoder.decode(bytes.subarray(start, end)));
+  // A member with its key is an object once there are braces around it.
+  const member = (start: keyof typeof FRAME, end: keyof typeof FRAME): unknown =>
+    word(start) < 0 ? null : JSON.parse(`{${decoder.decode(bytes.subarray(word(start), word(end)))}}`);
   const first = word('idsFirst');
   return {
     flags: word('flags'),
@@ -98,14 +101,37 @@ function rowValues(scanner: FrameScanner, bytes: Uint8Array, row: number): Recor
     error: value(word('errorStart'), word('errorEnd')),
     ids: first < 0 ? null : Array.from(scanner.ids.subarray(first, first + word('idsCount'))),
     idsText: value(word('tokenIdsStart'), word('tokenIdsEnd')),
+    logprobs: value(word('logprobsStart'), word('logprobsEnd')),
+    members: [
+      member('usageKey', 'usageEnd'),
+      member('tokenIdsKey', 'tokenIdsEnd'),
+      member('choicePromptIdsStart', 'choicePromptIdsEnd'),
+      member('promptIdsStart', 'promptIdsEnd'),
+    ],
   };
 }
 
 /** The same from JSON.parse's view of the frame. */
 function expectedValues(sample: FrameSample): Record<string, unknown> {
-  const none = { index: -1, text: null, finish: null, usage: null, error: null, ids: null, idsText: null };
+  const none = {
+    index: -1,
+    text: null,
+    finish: null,
+    usage: null,
+    error: null,
+    ids: null,
+    idsText: null,
+    logprobs: null,
+    members: [null, null, null, null],
+  };
   if (sample.value === null) return { flags: sample.done ? FRAME_FLAG.done : FRAME_FLAG.comment, ...none };
-  const value = sample.value as { choices?: Record<string, unknown>[]; usage?: unknown; error?: unknown };
+  const value = sample.value as {
+    choices?: Record<string, unknown>[];
+    usage?: unknown;
+    error?: unknown;
+    prompt_token_ids?: unknown;
+  };
+  const member = (name: string, found: unknown): unknown => (found == null ? null : { [name]: found });
   const choice = value.choices?.[0] ?? {};
   const delta = choice.delta as { content?: unknown } | undefined;
   let flags = 0;
@@ -123,6 +149,13 @@ function expectedValues(sample: FrameSample): Record<string, unknown> {
     error: value.error ?? null,
     ids: choice.token_ids ?? null,
     idsText: choice.token_ids ?? null,
+    logprobs: choice.logprobs ?? null,
+    members: [
+      member('usage', value.usage),
+      member('token_ids', choice.token_ids),
+      member('prompt_token_ids', choice.prompt_token_ids),
+      member('prompt_token_ids', value.prompt_token_ids),
+    ],
   };
 }
 

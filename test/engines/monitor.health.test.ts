@@ -20,6 +20,7 @@ const PAGES: Readonly<Record<string, string>> = {
 
 const refused = () => new WorkerError('MILLRACE_WORKER_UNREACHABLE', 'refused');
 const stalled = () => new WorkerError('MILLRACE_WORKER_STALLED', 'too slow');
+const findForeignIds = () => Promise.resolve([]);
 /** Lets the promises of answered GETs run. */
 const settle = () => new Promise(resolve => setImmediate(resolve));
 
@@ -56,7 +57,7 @@ function setUp() {
     write: line => lines.push(JSON.parse(line).message),
   });
   const adapters = new Map([['vllm', createVllmAdapter()]]);
-  const monitor = new WorkerMonitor({ clock, log, get, sink, adapters, limits: LIMITS });
+  const monitor = new WorkerMonitor({ clock, log, get, sink, adapters, findForeignIds, limits: LIMITS });
   const advance = async (ms: number) => {
     clock.advance(ms);
     await settle();
@@ -236,6 +237,7 @@ t.test('over real sockets', async t => {
       log: createLogger({ level: 'silent', format: 'text' }),
       get: client.get.bind(client),
       adapters: new Map([['vllm', createVllmAdapter()]]),
+      findForeignIds,
       limits: LIMITS,
       sink: {
         setFacts: (_slot, _generation, facts) => note(`${facts.version} ${facts.models[0]?.contextLength}`),

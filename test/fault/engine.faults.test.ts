@@ -16,7 +16,7 @@ import {
 const ask = { model: MOCK_MODEL, prompt: 'tell me of rivers', max_tokens: 12 };
 
 for (const tokenizer of [null, TOKENIZER]) {
-  const mode = tokenizer === null ? 'relay' : 'token';
+  const mode = tokenizer === null ? 'relayIds' : 'token';
 
   t.test(`${mode}: faults of one of two workers before its first token`, async t => {
     const fixture = await startPlane(t, {

@@ -248,11 +248,18 @@ async function lateCases(t: Test, fixture: PlaneFixture): Promise<void> {
   }
 }
 
-for (const tokenizer of [null, TOKENIZER]) {
-  const mode = tokenizer === null ? 'relay' : 'token';
+/** A release that returns no token ids. */
+const OLD = '0.10.1';
+const MODES = [
+  ['token', TOKENIZER, '0.11.0'],
+  ['relayIds', null, '0.11.0'],
+  ['relay', null, OLD],
+] as const;
+
+for (const [mode, tokenizer, version] of MODES) {
   t.test(`${mode}: what a fake engine can do wrong`, async t => {
     const limits = { sseFirstFrameBytesMax: 65_536, sseFrameBytesMax: 8192, unaryAnswerBytesMax: 65_536 };
-    const fixture = await startPlane(t, { fakes: [{}], tokenizer, limits });
+    const fixture = await startPlane(t, { fakes: [{ version }], tokenizer, limits });
     await earlyCases(t, fixture);
     await lateCases(t, fixture);
     const fake = fixture.fakes[0]!;
@@ -282,7 +289,7 @@ for (const tokenizer of [null, TOKENIZER]) {
     });
 
     await fixture.step(t, 'unary: an answer of the other kind', async t => {
-      fake.script = mode === 'token' ? call => call.respond(200, JSON_TYPE, '{"choices":[]}') : good;
+      fake.script = mode === 'relay' ? good : call => call.respond(200, JSON_TYPE, '{"choices":[]}');
       t.match(errorOf(await fixture.post(COMPLETIONS, ask)), {
         status: 502,
         code: 'MILLRACE_WORKER_PROTOCOL',
@@ -306,7 +313,7 @@ for (const tokenizer of [null, TOKENIZER]) {
 }
 
 t.test('relay, unary: the answer is passed on as it is', async t => {
-  const fixture = await startPlane(t, { fakes: [{}], limits: { unaryAnswerBytesMax: 65_536 } });
+  const fixture = await startPlane(t, { fakes: [{ version: OLD }], limits: { unaryAnswerBytesMax: 65_536 } });
   const fake = fixture.fakes[0]!;
   await fixture.step(t, 'as it is', async t => {
     fake.script = call => call.respond(200, `${JSON_TYPE}; charset=utf-8`, '{"any":1,  "usage":null}');

@@ -69,7 +69,7 @@ const plan = fc.record({
   request: whole,
   attempt: u32,
   decision: whole,
-  mode: fc.constantFrom('token' as const, 'relay' as const),
+  mode: fc.constantFrom('token' as const, 'relayIds' as const, 'relay' as const),
   api,
   stream: fc.boolean(),
   model: text,
@@ -78,6 +78,8 @@ const plan = fc.record({
   includeUsage: fc.boolean(),
   continuousUsage: fc.boolean(),
   usageInjected: fc.boolean(),
+  idsInjected: fc.boolean(),
+  logprobs: fc.option(fc.nat({ max: 20 })),
   skipSpecialTokens: fc.boolean(),
   stop,
   eosIds: words,
@@ -113,6 +115,7 @@ const world = fc.record({
       blockSize: amount,
       totalBlocks: amount,
       returnsTokenIds: fc.boolean(),
+      foreignIds: fc.array(fc.string(), { maxLength: 3 }),
     }),
     { maxLength: 4 },
   ),
@@ -249,6 +252,7 @@ t.test('a WORLD of the wrong shape names the field', async t => {
     blockSize: 16,
     totalBlocks: null,
     returnsTokenIds: true,
+    foreignIds: ['m'],
   };
   const cases: [object | null, string][] = [
     [null, 'world'],

@@ -24,7 +24,7 @@ const STREAM =
   'data: [DONE]\n\n';
 const DELTAS = [
   { index: 0, text: 'Zoë 🙂' },
-  { index: 1, text: ' text\n\nnot an end', logprobs: { tokens: ['a'] } },
+  { index: 1, text: ' text\n\nnot an end', engineLogprobs: { tokens: ['a'] } },
   { index: 0, reasoning: 'hm' },
   { index: 0, toolCalls: [{ index: 0, id: 'c' }] },
   { index: 0, finish: 'stop', stopReason: 'END' },

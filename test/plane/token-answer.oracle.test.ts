@@ -1,4 +1,5 @@
-// Promise: in token mode the client's text is the decoded ids up to the first stop, whatever the frames look like.
+// Promise: in token mode the client's text is the decoded ids up to the first stop, whatever the frames look like, and
+// log-probabilities are those of the tokens of which some text is shown.
 
 import t from 'tap';
 import { createFrameScanner } from '#millrace/engines/frame-scanner.js';
@@ -18,12 +19,24 @@ interface Case {
   readonly stopIds: number[];
   readonly minTokens: number;
   readonly includeStop: boolean;
+  readonly logprobs: boolean;
 }
 
 function decode(tokenizer: Tokenizer, ids: readonly number[]): string {
   return new TextDecoder().decode(
     Buffer.concat(ids.filter(id => !tokenizer.isSpecial(id)).map(id => tokenizer.bytesOf(id)!)),
   );
+}
+
+/** Tokens of which some text is among the first `length` units; the bytes of an unfinished character are no text yet. */
+function shownIds(tokenizer: Tokenizer, ids: readonly number[], length: number): number[] {
+  const decoder = new TextDecoder('utf-8', { ignoreBOM: true });
+  let units = 0;
+  return ids.filter(id => {
+    const start = units;
+    if (!tokenizer.isSpecial(id)) units += decoder.decode(tokenizer.bytesOf(id)!, { stream: true }).length;
+    return start < length;
+  });
 }
 
 /** Token by token: the whole text so far is decoded and searched anew. */
@@ -49,15 +62,28 @@ function naive(tokenizer: Tokenizer, { ids, stops, stopIds, minTokens, includeSt
         text: stable.slice(0, includeStop ? best.at + best.stop.length : best.at),
         finish: 'stop',
         tokens: count,
+        shown: shownIds(tokenizer, ids.slice(0, count), includeStop ? best.at + best.stop.length : best.at),
       };
     }
     searchedTo = stable.length;
-    if (isEnd) return { text, finish: 'stop', tokens: count };
+    if (isEnd) {
+      return { text, finish: 'stop', tokens: count, shown: ids.slice(0, includeStop ? count : count - 1) };
+    }
   }
-  return { text: decode(tokenizer, ids), finish: 'length', tokens: ids.length };
+  return { text: decode(tokenizer, ids), finish: 'length', tokens: ids.length, shown: [...ids] };
 }
 
-function frames(random: Random, choices: readonly (readonly number[])[]): string {
+/** As vLLM names tokens by id: the drawn one and another one. */
+function logprobsOf(ids: readonly number[]): object {
+  return {
+    tokens: ids.map(id => `token_id:${id}`),
+    token_logprobs: ids.map(id => -id),
+    top_logprobs: ids.map(id => ({ [`token_id:${id}`]: -id, 'token_id:5': -7 })),
+    text_offset: ids.map(() => 0),
+  };
+}
+
+function frames(random: Random, choices: readonly (readonly number[])[], logprobs: boolean): string {
   const positions = choices.map(() => 0);
   let out = '';
   while (positions.some((position, index) => position < choices[index]!.length)) {
@@ -70,6 +96,7 @@ function frames(random: Random, choices: readonly (readonly number[])[]): string
     const choice = {
       index,
       text: 'x',
+      logprobs: logprobs ? logprobsOf(ids.slice(from, to)) : null,
       finish_reason: to === ids.length ? 'length' : null,
       token_ids: ids.slice(from, to),
     };
@@ -86,9 +113,11 @@ function run(
 ) {
   const texts = given.map(() => '');
   const finishes: string[] = [];
+  const shown: number[][] = given.map(() => []);
   const plan = {
     choices: given.length,
     promptTokens: 3,
+    logprobs: given[0]!.logprobs ? 1 : null,
     skipSpecialTokens: true,
     eosIds: tokenizer.eosIds,
     stop: {
@@ -99,8 +128,13 @@ function run(
     },
   } as unknown as Plan;
   const answer = new TokenAnswer(plan, table, {
-    text: (choice, text) => {
+    text: (choice, text, logprobs) => {
       texts[choice] += text;
+      for (const { logprob, bytes } of logprobs ?? []) {
+        shown[choice]!.push(-logprob);
+        if (!Buffer.from(tokenizer.bytesOf(-logprob)!).equals(bytes))
+          throw new Error('bytes of another token');
+      }
       if (finishes[choice] !== undefined) throw new Error('text after the finish');
     },
     finish: (choice, reason) => {
@@ -113,6 +147,7 @@ function run(
     frames(
       random,
       given.map(one => one.ids),
+      given[0]!.logprobs,
     ),
   );
   for (let at = 0; at < bytes.length; ) {
@@ -124,7 +159,7 @@ function run(
     if (fault !== null) throw new Error(fault);
     at = to;
   }
-  return { answer, texts, finishes };
+  return { answer, texts, finishes, shown };
 }
 
 t.test('random ids, stops, minimums, frames and cuts', async t => {
@@ -135,7 +170,7 @@ t.test('random ids, stops, minimums, frames and cuts', async t => {
   const table = createDetokenizerTable(tokenizer);
   const alphabet = [...'ab \n', 'ü', '漢', '🙂'].flatMap(text => [...tokenizer.encode(text)]);
   let stopped = 0;
-  for (let round = 0; round < 3000; round++) {
+  for (let round = 0; round < 2000; round++) {
     const draw = (): number =>
       random() < 0.02 ? tokenizer.eosIds[0]! : alphabet[randomInteger(random, alphabet.length)]!;
     const stops = Array.from({ length: randomInteger(random, 3) }, () =>
@@ -146,18 +181,24 @@ t.test('random ids, stops, minimums, frames and cuts', async t => {
       stopIds: random() < 0.3 ? [alphabet[0]!] : [],
       minTokens: randomInteger(random, 8),
       includeStop: random() < 0.3,
+      logprobs: random() < 0.5,
     };
     const given = Array.from({ length: 1 + randomInteger(random, 3) }, () => ({
       ids: Array.from({ length: 1 + randomInteger(random, 30) }, draw),
       ...shared,
     }));
-    const { answer, texts, finishes } = run(tokenizer, table, random, given);
+    const { answer, texts, finishes, shown } = run(tokenizer, table, random, given);
     const wanted = given.map(one => naive(tokenizer, one));
-    const same = wanted.every((one, index) => one.text === texts[index] && one.finish === finishes[index]);
+    const same = wanted.every(
+      (one, index) =>
+        one.text === texts[index] &&
+        one.finish === finishes[index] &&
+        (shared.logprobs ? one.shown : []).join() === shown[index]!.join(),
+    );
     const tokens = wanted.reduce((sum, one) => sum + one.tokens, 0);
     if (!same || answer.usage().completionTokens !== tokens || !answer.isComplete) {
       t.same(
-        { texts, finishes, tokens: answer.usage().completionTokens },
+        { texts, finishes, shown, tokens: answer.usage().completionTokens },
         { wanted, tokens },
         `round ${round}: ${JSON.stringify(given)}`,
       );
@@ -166,5 +207,5 @@ t.test('random ids, stops, minimums, frames and cuts', async t => {
     if (finishes.includes('stop')) stopped++;
     if (answer.usage().cachedTokens !== 2) t.fail('the engine said how much was cached');
   }
-  t.ok(stopped > 500, `${stopped} rounds stopped early`);
+  t.ok(stopped > 300, `${stopped} rounds stopped early`);
 });

@@ -37,6 +37,7 @@ t.test('defaults', async t => {
     includeUsage: false,
     continuousUsage: false,
     skipSpecialTokens: true,
+    logprobs: null,
   });
   t.same(request.engineOnly, []);
   t.same(request.unknown, {});
@@ -87,6 +88,7 @@ t.test('every field in its place', async t => {
     includeUsage: true,
     continuousUsage: true,
     skipSpecialTokens: false,
+    logprobs: null,
   });
   t.same(request.engineOnly, []);
   t.same(request.unknown, { top_k: -1, response_format: { type: 'json_object' }, user: null });
@@ -132,14 +134,24 @@ t.test('prompts', async t => {
   t.same(request.engineOnly, ['messages[1].tool_calls', 'messages[2].content']);
 });
 
+t.test('log-probabilities: a count of alternatives, which 0 asks for none of', async t => {
+  const wanted = (request: { output: { logprobs: number | null } }): number | null => request.output.logprobs;
+  t.equal(wanted(chat({ logprobs: true, top_logprobs: 2 })), 2);
+  t.equal(wanted(chat({ logprobs: true })), 0);
+  t.equal(wanted(chat({ logprobs: false })), null);
+  t.equal(wanted(completion({ logprobs: 0 })), 0);
+  t.equal(wanted(completion({ logprobs: 20 })), 20);
+  t.equal(wanted(completion({})), null);
+  t.same(chat({ logprobs: true, top_logprobs: 2 }).engineOnly, []);
+  t.same(chat({ logprobs: true, top_logprobs: 2 }).unknown, {});
+});
+
 t.test('fields of the engine alone', async t => {
   const tools = [{ type: 'function', function: { name: 'f' } }];
   const cases: [object, string[]][] = [
     [{ tools }, ['tools']],
     [{ tools, tool_choice: 'auto' }, ['tools', 'tool_choice']],
     [{ tools, tool_choice: 'none' }, []],
-    [{ logprobs: true, top_logprobs: 2 }, ['logprobs', 'top_logprobs']],
-    [{ logprobs: true, top_logprobs: 0 }, ['logprobs']],
     [{ echo: true, best_of: 2, use_beam_search: true }, ['echo', 'best_of', 'use_beam_search']],
     [{ echo: false, best_of: 1, tools: [], chat_template_kwargs: {}, add_generation_prompt: true }, []],
     [{ chat_template: 'x', add_generation_prompt: false }, ['chat_template', 'add_generation_prompt']],
@@ -152,7 +164,6 @@ t.test('fields of the engine alone', async t => {
     t.same(request.engineOnly, expected, JSON.stringify(fields));
     t.same(request.unknown, {}, 'they are not unknown');
   }
-  t.same(completion({ logprobs: 0 }).engineOnly, ['logprobs'], 'a count of 0 asks for the chosen ones');
   t.same(completion({ suffix: 'x' }).engineOnly, ['suffix']);
 });
 

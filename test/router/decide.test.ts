@@ -33,6 +33,7 @@ const worker = (
   blockSize,
   totalBlocks: null,
   returnsTokenIds: true,
+  foreignIds: [],
 });
 const ask = (model: string, promptTokens = 100, excludedSlots: number[] = []): DecideRequest => ({
   model,

@@ -219,6 +219,8 @@ t.test('errors have the envelope of vLLM', async t => {
     [COMPLETIONS, { prompt: 'x', stream: 'yes' }, 400, 'stream'],
     [COMPLETIONS, { prompt: 'x', stream_options: { include_usage: true } }, 400, 'stream_options'],
     [COMPLETIONS, { prompt: 'x', stop_token_ids: Array(257).fill(1) }, 400, 'stop_token_ids'],
+    [COMPLETIONS, { prompt: 'x', logprobs: 21 }, 400, 'logprobs'],
+    [CHAT, { messages, top_logprobs: 1 }, 400, 'top_logprobs'],
     [CHAT, { messages: [] }, 400, 'messages'],
     [CHAT, { messages: [{ role: 'user', content: [{ type: 'image_url' }] }] }, 400, 'messages[0].content'],
     ['/tokenize', { prompt: 3 }, 400, 'prompt'],
@@ -232,7 +234,7 @@ t.test('errors have the envelope of vLLM', async t => {
   }
   const broken = await fetch(url + COMPLETIONS, { method: 'POST', body: '{"prompt":' });
   t.equal(broken.status, 400);
-  t.match(counters, { requests: 15, refused: 15, running: 0 });
+  t.match(counters, { requests: 17, refused: 17, running: 0 });
 });
 
 t.test('the other routes', async t => {

@@ -5,7 +5,7 @@
 
 namespace millrace {
 
-inline constexpr uint32_t kFrameWords = 16;
+inline constexpr uint32_t kFrameWords = 24;
 inline constexpr uint32_t kFramesMax = 512;
 inline constexpr uint32_t kFrameIdsMax = 8192;
 inline constexpr uint32_t kFrameStart = 0;
@@ -24,6 +24,14 @@ inline constexpr uint32_t kFrameTextStart = 12;
 inline constexpr uint32_t kFrameTextEnd = 13;
 inline constexpr uint32_t kFrameTokenIdsStart = 14;
 inline constexpr uint32_t kFrameTokenIdsEnd = 15;
+inline constexpr uint32_t kFrameLogprobsStart = 16;
+inline constexpr uint32_t kFrameLogprobsEnd = 17;
+inline constexpr uint32_t kFrameUsageKey = 18;
+inline constexpr uint32_t kFrameTokenIdsKey = 19;
+inline constexpr uint32_t kFrameChoicePromptIdsStart = 20;
+inline constexpr uint32_t kFrameChoicePromptIdsEnd = 21;
+inline constexpr uint32_t kFramePromptIdsStart = 22;
+inline constexpr uint32_t kFramePromptIdsEnd = 23;
 inline constexpr int32_t kFrameFlagDone = 1;
 inline constexpr int32_t kFrameFlagComment = 2;
 inline constexpr int32_t kFrameFlagMalformed = 4;
@@ -38,6 +46,6 @@ inline constexpr uint32_t kScanHeaderFrames = 0;
 inline constexpr uint32_t kScanHeaderConsumed = 1;
 inline constexpr uint32_t kScanHeaderIds = 2;
 inline constexpr uint32_t kScanHeaderFull = 3;
-inline constexpr uint32_t kFrameTableWords = 8196;
+inline constexpr uint32_t kFrameTableWords = 12292;
 
 }  // namespace millrace

@@ -3,10 +3,11 @@
  * frames. Everything that is constant in a stream is encoded once; a text frame is prefix + quoted text + suffix.
  * One format per request, owned by the socket thread.
  */
-import type { FinishReason, Usage } from '../../messages/delta.js';
+import type { FinishReason, TokenLogprobs, Usage } from '../../messages/delta.js';
 import type { Api } from '../../messages/token-request.js';
 import type { HeaderList } from '../http/http-exchange.js';
 import { quoteJson } from './json-text.js';
+import { logprobsJson } from './logprobs-json.js';
 import { usageJson } from './usage-json.js';
 
 /** Headers of every SSE response; the last one keeps nginx from collecting frames. */
@@ -40,8 +41,8 @@ export interface StreamFormatOptions {
 export interface StreamFormat {
   /** First frame of a choice: the role for chat, '' for completions. */
   begin(choice: number, usage?: Usage): string;
-  /** A piece of text of a choice. */
-  text(choice: number, text: string, usage?: Usage): string;
+  /** A piece of text of a choice, with the log-probabilities of its tokens where they are wanted. */
+  text(choice: number, text: string, usage?: Usage, logprobs?: readonly TokenLogprobs[]): string;
   /** Last frame of a choice. `stopReason` is the stop string or token id that ended it, where one did. */
   finish(choice: number, reason: FinishReason, stopReason?: string | number | null, usage?: Usage): string;
   /** The frame with the total usage and no choice, after the last `finish` and before `done`. */
@@ -58,8 +59,10 @@ export function createStreamFormat(options: StreamFormatOptions): StreamFormat {
   const noUsage = options.includeUsage ? ',"usage":null}\n\n' : '}\n\n';
   const tail = (usage: Usage | undefined): string =>
     options.continuousUsage && usage !== undefined ? `,"usage":${usageJson(usage)}}\n\n` : noUsage;
-  const textEnd = `${chat ? '}' : ''},"logprobs":null,"finish_reason":null}]`;
-  const textTail = textEnd + noUsage;
+  const textEnd = (logprobs: string): string =>
+    `${chat ? '}' : ''},"logprobs":${logprobs},"finish_reason":null}]`;
+  const plainTextEnd = textEnd('null');
+  const textTail = plainTextEnd + noUsage;
   const textHeads: string[] = [];
   const textHead = (choice: number): string => {
     textHeads[choice] ??= `${head}"choices":[{"index":${choice},${chat ? '"delta":{"content":' : '"text":'}`;
@@ -71,8 +74,10 @@ export function createStreamFormat(options: StreamFormatOptions): StreamFormat {
       const delta = '"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null';
       return `${head}"choices":[{"index":${choice},${delta}}]${tail(usage)}`;
     },
-    text(choice, text, usage) {
-      const end = usage === undefined ? textTail : textEnd + tail(usage);
+    text(choice, text, usage, logprobs) {
+      let end = textTail;
+      if (logprobs !== undefined) end = textEnd(logprobsJson(options.api, logprobs)) + tail(usage);
+      else if (usage !== undefined) end = plainTextEnd + tail(usage);
       return textHead(choice) + quoteJson(text) + end;
     },
     finish(choice, reason, stopReason, usage) {

@@ -3,9 +3,10 @@
  * `text_completion` object. One format per request, owned by the socket thread.
  */
 import assert from 'node:assert';
-import type { FinishReason, Usage } from '../../messages/delta.js';
+import type { FinishReason, TokenLogprobs, Usage } from '../../messages/delta.js';
 import type { Api } from '../../messages/token-request.js';
 import { quoteJson } from './json-text.js';
+import { logprobsJson } from './logprobs-json.js';
 import { usageJson } from './usage-json.js';
 
 /** What is known of a response before its first token. */
@@ -17,11 +18,14 @@ export interface UnaryFormatOptions {
   readonly model: string;
   /** Number of choices, 1 or more. */
   readonly choices: number;
+  /** The client wants log-probabilities: they are never null then. */
+  readonly logprobs: boolean;
 }
 
 /** Collects the choices of one response. */
 export interface UnaryFormat {
-  text(choice: number, text: string): void;
+  /** A piece of text, with the log-probabilities of its tokens where they are wanted. */
+  text(choice: number, text: string, logprobs?: readonly TokenLogprobs[]): void;
   finish(choice: number, reason: FinishReason, stopReason?: string | number | null): void;
   /** The JSON body; every choice must have finished. */
   body(usage: Usage): string;
@@ -29,6 +33,7 @@ export interface UnaryFormat {
 
 interface Choice {
   text: string;
+  logprobs: TokenLogprobs[] | null;
   reason: FinishReason | null;
   stopReason: string | number | null | undefined;
 }
@@ -38,7 +43,7 @@ export function createUnaryFormat(options: UnaryFormatOptions): UnaryFormat {
   const chat = options.api === 'chat';
   const choices = Array.from(
     { length: options.choices },
-    (): Choice => ({ text: '', reason: null, stopReason: undefined }),
+    (): Choice => ({ text: '', logprobs: options.logprobs ? [] : null, reason: null, stopReason: undefined }),
   );
   const choiceJson = (choice: Choice, index: number): string => {
     assert(choice.reason !== null, `choice ${index} has not finished`);
@@ -48,11 +53,13 @@ export function createUnaryFormat(options: UnaryFormatOptions): UnaryFormat {
       : `"text":${text}`;
     const stopped =
       choice.stopReason === undefined ? '' : `,"stop_reason":${JSON.stringify(choice.stopReason)}`;
-    return `{"index":${index},${content},"logprobs":null,"finish_reason":"${choice.reason}"${stopped}}`;
+    const logprobs = choice.logprobs === null ? 'null' : logprobsJson(options.api, choice.logprobs);
+    return `{"index":${index},${content},"logprobs":${logprobs},"finish_reason":"${choice.reason}"${stopped}}`;
   };
   return {
-    text(choice, text) {
+    text(choice, text, logprobs) {
       choices[choice]!.text += text;
+      if (logprobs !== undefined) choices[choice]!.logprobs?.push(...logprobs);
     },
     finish(choice, reason, stopReason) {
       choices[choice]!.reason = reason;

@@ -30,6 +30,7 @@ export class ByteLevelBpe implements Tokenizer {
   readonly name: string;
   readonly vocabularySize: number;
   readonly eosIds: Uint32Array;
+  readonly leadingBlanks = 'kept';
   readonly #vocabulary: Vocabulary;
   readonly #specials: ReadonlyMap<string, number>;
   readonly #specialBytes = new Map<number, Uint8Array>();

@@ -33,6 +33,8 @@ export interface Ending {
 export interface WholeChoice extends Ending {
   readonly index: number;
   readonly text: string;
+  /** The value of `logprobs` as JSON. */
+  readonly logprobs: string;
   readonly tokenIds: readonly number[] | null;
   readonly promptTokenIds: Uint32Array | null;
 }
@@ -76,18 +78,20 @@ export class FrameFormat {
 
   /**
    * A frame with new text (`escaped`: the inside of a JSON string). `ids` is the inside of `token_ids`, `prompt` the
-   * one of `prompt_token_ids` (completions only); null leaves the field out. `usage` is what follows the choices.
+   * one of `prompt_token_ids` (completions only); null leaves the field out. `logprobs` is JSON. `usage` is what follows the choices.
    */
   delta(
     choiceHead: string,
     escaped: string,
+    logprobs: string,
     ending: Ending | null,
     ids: string | number | null,
     prompt: string | null,
     usage: string,
   ): string {
     let frame = choiceHead + escaped;
-    frame += this.#chat ? '"},"logprobs":null,"finish_reason":' : '","logprobs":null,"finish_reason":';
+    frame += this.#chat ? '"},"logprobs":' : '","logprobs":';
+    frame += `${logprobs},"finish_reason":`;
     if (ending !== null) frame += `"${ending.finish}","stop_reason":${JSON.stringify(ending.stopReason)}`;
     else frame += this.#chat ? 'null' : 'null,"stop_reason":null';
     if (prompt !== null) frame += `,"prompt_token_ids":[${prompt}]`;
@@ -119,7 +123,7 @@ export class FrameFormat {
     const text = JSON.stringify(choice.text);
     let json = `{"index":${choice.index},`;
     json += this.#chat ? `"message":{"role":"assistant","content":${text}}` : `"text":${text}`;
-    json += `,"logprobs":null,"finish_reason":"${choice.finish}","stop_reason":${JSON.stringify(choice.stopReason)}`;
+    json += `,"logprobs":${choice.logprobs},"finish_reason":"${choice.finish}","stop_reason":${JSON.stringify(choice.stopReason)}`;
     if (choice.promptTokenIds !== null && !this.#chat)
       json += `,"prompt_token_ids":[${choice.promptTokenIds.join(',')}]`;
     if (choice.tokenIds !== null) json += `,"token_ids":[${choice.tokenIds.join(',')}]`;

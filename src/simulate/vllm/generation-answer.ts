@@ -14,6 +14,7 @@ import { ChoiceText } from './choice-text.js';
 import type { EngineMetrics } from './engine-metrics.js';
 import { DONE_FRAME, type Ending, FrameFormat, type Usage, usageJson } from './frame-format.js';
 import type { GenerationRequest } from './generation-request.js';
+import type { TokenLogprobs } from './token-logprobs.js';
 
 const SSE_HEADERS = [
   ['content-type', 'text/event-stream; charset=utf-8'],
@@ -25,6 +26,7 @@ const JSON_HEADERS = [['content-type', 'application/json']] as const;
 export interface AnswerContext {
   readonly engine: LiveEngine;
   readonly vocabulary: AnswerVocabulary;
+  readonly logprobs: TokenLogprobs;
   readonly metrics: EngineMetrics;
   readonly faults: FaultPlan;
   readonly clock: Clock;
@@ -43,6 +45,8 @@ interface Choice {
   /** Kept for a whole answer. */
   readonly ids: number[];
   ending: Ending | null;
+  /** Characters of the tokens so far, counted where log-probabilities are wanted. */
+  textOffset: number;
   /** When its newest token came; before the first, when the request did. */
   lastMs: number;
 }
@@ -120,6 +124,7 @@ export class GenerationAnswer implements SequenceOwner {
         text: collects ? new ChoiceText(request.stopStrings, request.includeStopString) : null,
         ids: [],
         ending: null,
+        textOffset: 0,
         lastMs: sequence.arrivedMs,
       });
     }
@@ -209,7 +214,19 @@ export class GenerationAnswer implements SequenceOwner {
     }
     const ids = request.returnTokenIds ? sequence.lastToken : null;
     const tail = this.#usageTail(choice, sequence.generated);
-    this.#frames += this.#format.delta(choice.head, escaped, choice.ending, ids, chat ? null : prompt, tail);
+    const promptIds = chat ? null : prompt;
+    const logprobs = this.#logprobsJson(choice, [sequence.lastToken]);
+    this.#frames += this.#format.delta(choice.head, escaped, logprobs, choice.ending, ids, promptIds, tail);
+  }
+
+  /** `logprobs` of the next tokens of a choice. */
+  #logprobsJson(choice: Choice, ids: readonly number[]): string {
+    const { api, logprobs: wanted } = this.#request;
+    if (wanted === null) return 'null';
+    const { logprobs } = this.#context;
+    const json = logprobs.json(api, ids, choice.textOffset, wanted);
+    for (const id of ids) choice.textOffset += logprobs.lengthOf(id);
+    return json;
   }
 
   #usageTail(choice: Choice, completionTokens: number): string {
@@ -237,6 +254,7 @@ export class GenerationAnswer implements SequenceOwner {
     const choices = [...this.#choices.values()].map(choice => ({
       index: choice.index,
       text: choice.text!.take(true),
+      logprobs: this.#logprobsJson(choice, choice.ids),
       tokenIds: wantsIds ? choice.ids : null,
       promptTokenIds: wantsIds ? choice.promptIds : null,
       ...choice.ending!,

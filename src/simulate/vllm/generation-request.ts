@@ -1,6 +1,6 @@
 /**
  * Body of POST /v1/completions and /v1/chat/completions, as the mock's vLLM surface reads it: checks and defaults of
- * vLLM, prompts turned into ids. Fields that need a real model (logprobs, penalties, tools …) are taken and ignored.
+ * vLLM, prompts turned into ids. Fields that need a real model (penalties, tools …) are taken and ignored.
  * Runs on the mock engine's thread, once per request; the result is read-only.
  */
 import { LIMITS } from '../../limits.js';
@@ -9,6 +9,7 @@ import { renderChat } from '../../preprocess/chat-template.js';
 import type { Tokenizer } from '../../preprocess/tokenizers/tokenizer.js';
 import { mix32 } from '../token-source.js';
 import { type Body, booleanOf, idsOf, integerOf, objectOf, stringOf } from './body-fields.js';
+import type { LogprobsRequest } from './token-logprobs.js';
 import { VllmError } from './vllm-error.js';
 
 /** A generation request with every default filled in. */
@@ -28,6 +29,8 @@ export interface GenerationRequest {
   readonly includeUsage: boolean;
   readonly continuousUsage: boolean;
   readonly returnTokenIds: boolean;
+  /** Null: no log-probabilities are wanted. */
+  readonly logprobs: LogprobsRequest | null;
   /** 32 bits of `cache_salt`; 0 without one. */
   readonly salt: number;
 }
@@ -42,6 +45,8 @@ export interface ServedModel {
 const PROMPTS_MAX = 256;
 const TOKENS_MAX = 2_147_483_647;
 const STOP_TOKEN_IDS_MAX = 256;
+/** vLLM's `--max-logprobs` unless told otherwise. */
+const LOGPROBS_MAX = 20;
 /** Default of the completions route; the chat route fills the context instead. */
 const COMPLETION_TOKENS = 16;
 
@@ -76,6 +81,7 @@ export function readGenerationRequest(api: Api, body: Body, model: ServedModel):
     includeUsage: booleanOf(streamOptions, 'include_usage', false),
     continuousUsage: booleanOf(streamOptions, 'continuous_usage_stats', false),
     returnTokenIds: booleanOf(body, 'return_token_ids', false),
+    logprobs: logprobsOf(api, body),
     salt: saltOf(body),
   };
 }
@@ -173,6 +179,19 @@ function stopTokenIdsOf(body: Body, vocabularySize: number): readonly number[] {
   if (ids.length > STOP_TOKEN_IDS_MAX)
     throw new VllmError(400, `stop_token_ids must have at most ${STOP_TOKEN_IDS_MAX} ids`, 'stop_token_ids');
   return [...ids];
+}
+
+function logprobsOf(api: Api, body: Body): LogprobsRequest | null {
+  const asIds = booleanOf(body, 'return_tokens_as_token_ids', false);
+  if (api === 'completions') {
+    const top = integerOf(body, 'logprobs', 0, LOGPROBS_MAX, null);
+    return top === null ? null : { top, asIds };
+  }
+  const top = integerOf(body, 'top_logprobs', 0, LOGPROBS_MAX, 0);
+  if (booleanOf(body, 'logprobs', false)) return { top, asIds };
+  if (top > 0)
+    throw new VllmError(400, 'when using `top_logprobs`, `logprobs` must be set to true.', 'top_logprobs');
+  return null;
 }
 
 function saltOf(body: Body): number {

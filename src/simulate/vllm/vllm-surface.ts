@@ -13,12 +13,15 @@ import { type Body, booleanOf, idsOf, parseBody, stringOf } from './body-fields.
 import { EngineMetrics } from './engine-metrics.js';
 import { GenerationAnswer } from './generation-answer.js';
 import { chatPrompt, checkModel, readGenerationRequest, type ServedModel } from './generation-request.js';
+import { TokenLogprobs } from './token-logprobs.js';
 import { VllmError } from './vllm-error.js';
 
 const JSON_HEADERS = [['content-type', 'application/json']] as const;
 const TEXT_HEADERS = [['content-type', 'text/plain; version=0.0.4; charset=utf-8']] as const;
 /** The vLLM release whose surface this is, marked as a mock. */
 const VERSION = '0.11.0+millrace.mock';
+/** The last one that does not know `return_token_ids`. */
+const VERSION_WITHOUT_IDS = '0.10.1+millrace.mock';
 const REQUEST_ID_LENGTH_MAX = 128;
 
 /** Generation requests of an engine, by what became of them. */
@@ -43,6 +46,8 @@ export interface SurfaceOptions {
   readonly model: ServedModel;
   readonly faults: FaultPlan;
   readonly clock: Clock;
+  /** False: an older release, which ignores `return_token_ids`. */
+  readonly returnsTokenIds: boolean;
   /** A new id for each answer. */
   readonly newId: () => string;
 }
@@ -59,17 +64,20 @@ export class VllmSurface {
   };
   readonly #options: SurfaceOptions;
   readonly #metrics = new EngineMetrics();
+  readonly #logprobs: TokenLogprobs;
   readonly #startedWallMs: number;
   readonly #gets: Readonly<Record<string, (exchange: HttpExchange) => void>>;
   readonly #posts: Readonly<Record<string, (exchange: HttpExchange) => void>>;
 
   constructor(options: SurfaceOptions) {
     this.#options = options;
+    this.#logprobs = new TokenLogprobs(options.vocabulary, options.model.tokenizer);
+    const version = JSON.stringify({ version: options.returnsTokenIds ? VERSION : VERSION_WITHOUT_IDS });
     this.#startedWallMs = options.clock.wallMs();
     this.#gets = {
       '/health': exchange => exchange.respond(200, [], ''),
       '/ping': exchange => exchange.respond(200, [], ''),
-      '/version': exchange => exchange.respond(200, JSON_HEADERS, JSON.stringify({ version: VERSION })),
+      '/version': exchange => exchange.respond(200, JSON_HEADERS, version),
       '/v1/models': exchange => exchange.respond(200, JSON_HEADERS, this.#models()),
       '/metrics': exchange =>
         exchange.respond(200, TEXT_HEADERS, this.#metrics.render(options.engine.core, options.model.name)),
@@ -127,13 +135,15 @@ export class VllmSurface {
   #start(api: Api, exchange: HttpExchange, body: Body, fault: Fault | null): void {
     const { counters } = this;
     const { engine, vocabulary, model, faults, clock, newId } = this.#options;
-    const request = readGenerationRequest(api, body, model);
+    const asked = readGenerationRequest(api, body, model);
+    const request = this.#options.returnsTokenIds ? asked : { ...asked, returnTokenIds: false };
     const given = exchange.header('x-request-id')?.slice(0, REQUEST_ID_LENGTH_MAX);
     const id = `${api === 'chat' ? 'chatcmpl' : 'cmpl'}-${given ?? newId()}`;
     counters.running++;
     new GenerationAnswer(exchange, id, request, fault, {
       engine,
       vocabulary,
+      logprobs: this.#logprobs,
       metrics: this.#metrics,
       faults,
       clock,
@@ -152,7 +162,8 @@ export class VllmSurface {
       id: name,
       object: 'model',
       created,
-      owned_by: 'millrace-mock',
+      // What a probe knows a mock by; one that plays an older release is to be judged by it.
+      owned_by: this.#options.returnsTokenIds ? 'millrace-mock' : 'vllm',
       root: name,
       parent: null,
       max_model_len: maxModelLen,

@@ -152,7 +152,7 @@ function answer(exchange: HttpExchange): void {
         else exchange.write(format.finish(0, 'stop') + format.usage(USAGE) + format.done);
         exchange.end();
       } else {
-        const format = createUnaryFormat({ ...common, api, choices: 2 });
+        const format = createUnaryFormat({ ...common, api, choices: 2, logprobs: false });
         format.text(0, 'hé"');
         format.text(1, 'b');
         format.text(0, '😀');
