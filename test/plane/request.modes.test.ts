@@ -130,13 +130,14 @@ t.test('token mode', async t => {
   });
   await fixture.step(t, 'a field that only an engine can serve makes a relay', async t => {
     fake.script = call => call.respond(200, 'application/json', '{"relayed":true}');
-    t.same(jsonOf(await fixture.post(COMPLETIONS, { ...ask, logprobs: 2 })), { relayed: true });
-    t.match(last().json, { prompt: 'x', logprobs: 2 });
+    t.same(jsonOf(await fixture.post(COMPLETIONS, { ...ask, prompt_logprobs: 2 })), { relayed: true });
+    t.match(last().json, { prompt: 'x', prompt_logprobs: 2 });
   });
 });
 
 t.test('relay mode', async t => {
-  const fixture = await startPlane(t, { fakes: [{ script: good }] });
+  // A version that returns no token ids.
+  const fixture = await startPlane(t, { fakes: [{ script: good, version: '0.10.1' }] });
   const fake = fixture.fakes[0]!;
   await fixture.step(
     t,

@@ -119,6 +119,7 @@ function run(
     promptTokens: 3,
     logprobs: given[0]!.logprobs ? 1 : null,
     skipSpecialTokens: true,
+    calls: [],
     eosIds: tokenizer.eosIds,
     stop: {
       strings: given[0]!.stops,

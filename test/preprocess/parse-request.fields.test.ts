@@ -126,7 +126,7 @@ t.test('prompts', async t => {
   t.same(request.prompt, {
     kind: 'messages',
     messages: [
-      { role: 'system', name: 'a-1', text: 'x\ny', hasMedia: false },
+      { role: 'system', text: 'x\ny', textParts: ['x', 'y'], name: 'a-1', hasMedia: false },
       { role: 'assistant', text: '', hasMedia: false },
       { role: 'user', text: 'see', hasMedia: true },
     ],
