@@ -1,12 +1,16 @@
 /**
  * The throughput and latency bench of the plane, over its real HTTP surface: `millrace serve` runs alone in a child
  * process between a bench engine and a load generator. "Per core" is units divided by the user and system CPU seconds of
- * the plane's process over a steady window. Rows: paced, burst, requests, ttft, loop (see `--help`).
+ * the plane's process over a steady window. Rows: paced, burst, requests, ttft, loop, hosts, idle (see `--help`).
  */
-import { MODES, measureStreams, measureTtft } from './lib/plane-run.js';
+import { MODES, measureIdle, measureStreams, measureTtft } from './lib/plane-run.js';
 import { commit, machine, parseFlags, printResult, progress } from './lib/report.js';
 
-const ROWS = ['paced', 'burst', 'requests', 'ttft', 'loop'];
+const ROWS = ['paced', 'burst', 'requests', 'ttft', 'loop', 'hosts', 'idle'];
+/** Hosts of the row `hosts`; the others are compared with the first. */
+const HOSTS = /** @type {const} */ (['serve-node', 'express', 'fetch']);
+/** What the row `idle` holds: the client's half of a stream alone, and whole streams with their engine's half. */
+const HALVES = /** @type {const} */ ({ client: 'client', withEngine: 'plane' });
 
 /** What each row sends; part of the result, so that a figure can be read on its own. */
 const LOADS = {
@@ -25,6 +29,18 @@ const LOADS = {
       { streams: 4, promptTokens: 60_000, maxTokens: 16 },
     ],
   },
+  hosts: {
+    engineFlags: ['--mode', 'paced', '--period-ms', '20'],
+    streams: 400,
+    promptTokens: 32,
+    maxTokens: 256,
+  },
+  idle: {
+    engineFlags: ['--mode', 'paced', '--period-ms', '1000'],
+    streams: 2000,
+    promptTokens: 32,
+    maxTokens: 1_000,
+  },
 };
 
 const flags = parseFlags({
@@ -36,10 +52,12 @@ const flags = parseFlags({
     '  requests  64 connections sending one-token requests in a closed loop; also directly',
     '  ttft      added time to first token: paired requests to plane and engine, 512-token prompts, one in flight',
     '  loop      event-loop delay of the socket thread while 512-token and 60,000-token prompts are mixed',
+    '  hosts     the paced load through `serve` on node:http, an express app and a fetch server, in one mode',
+    '  idle      resident bytes per stream that gets a token every second: its client half alone, and all of it',
   ].join('\n'),
   flags: {
     json: { type: 'boolean', help: 'stdout is exactly one JSON object' },
-    quick: { type: 'boolean', help: 'one short window per row and 400 streams only: under a minute, for CI' },
+    quick: { type: 'boolean', help: 'one short window per row and 400 streams only, for CI' },
     rows: { type: 'list', choices: ROWS, default: ROWS, help: 'rows to run' },
     modes: { type: 'list', choices: MODES, default: MODES, help: 'modes of answer to run' },
     streams: {
@@ -94,6 +112,18 @@ for (const row of ROWS.filter(name => flags.rows.includes(name))) {
       const measure = () => measureStreams({ mode, engineFlags, classes: [load], timing });
       plan.push({ row, mode, streams: load.streams, measure });
     }
+  } else if (row === 'hosts') {
+    const { engineFlags, ...load } = LOADS.hosts;
+    for (const host of HOSTS) {
+      const measure = () =>
+        measureStreams({ mode: headlineMode, engineFlags, classes: [load], timing, host });
+      plan.push({ row, mode: host, streams: load.streams, measure });
+    }
+  } else if (row === 'idle') {
+    for (const [half, host] of Object.entries(HALVES)) {
+      const measure = () => measureIdle({ mode: headlineMode, host, ...LOADS.idle });
+      plan.push({ row, mode: half, streams: LOADS.idle.streams, measure });
+    }
   } else {
     for (const mode of flags.modes) {
       const measure = () =>
@@ -125,8 +155,15 @@ function resultsOf(done) {
     results[row]?.[mode]?.tokensPerSecondPerCore;
   /** Tokens per second and core in relay+ids mode, divided by those in relay mode. @param {string} row */
   const idsToRelay = row => perCore(row, 'relayIds') / perCore(row, 'relay') || undefined;
+  /** @param {string} host */
+  const hostToServe = host => perCore('hosts', host) / perCore('hosts', HOSTS[0]) || undefined;
   return {
     ...results,
+    hostsToServeNode: results.hosts && { express: hostToServe('express'), fetch: hostToServe('fetch') },
+    bytesPerIdleStream: results.idle && {
+      client: results.idle.client.bytesPerStream,
+      withEngine: results.idle.withEngine.bytesPerStream,
+    },
     relayIdsToRelay: { paced: idsToRelay('paced'), burst: idsToRelay('burst') },
     requestsPerSecondPerCore: results.requests?.[headlineMode].requestsPerSecondPerCore,
     addedTtftMs: results.ttft?.[headlineMode].addedMs,
@@ -153,6 +190,7 @@ function tableRow({ row, mode, streams, seen }) {
     'tokens/s/core': seen.tokensPerSecondPerCore,
     'req/s': seen.requestsPerSecond,
     'req/s/core': seen.requestsPerSecondPerCore,
+    'bytes/stream': seen.bytesPerStream,
     'plane cores': seen.planeCpuCores,
     'main thread': seen.planeMainThreadCpuCores,
     'engine cores': seen.engineCpuCores,

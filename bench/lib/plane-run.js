@@ -11,6 +11,7 @@ import { median, percentile } from './report.js';
 
 const ENGINE = fileURLToPath(new URL('./engine.js', import.meta.url));
 const PLANE = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url));
+const HOST = fileURLToPath(new URL('./host.js', import.meta.url));
 const MODEL = 'bench-model';
 const READY_DEADLINE_MS = 30_000;
 const READY_RETRY_MS = 50;
@@ -28,6 +29,8 @@ export const MODES = ['relay', 'relayIds', 'token'];
 
 /**
  * @typedef {'direct' | 'relay' | 'relayIds' | 'token'} Mode
+ * @typedef {'serve' | 'serve-node' | 'express' | 'fetch' | 'plane' | 'client'} Host  What the plane runs in: `millrace serve` on
+ *   its first choice of server or on node:http, or a kind of bench/lib/host.js.
  * @typedef {{ warmupMs: number, windowMs: number, windows: number }} Timing
  * @typedef {{ host: string, port: number, model: string }} Target
  * @typedef {Awaited<ReturnType<typeof startServer>>} Server
@@ -72,9 +75,10 @@ async function untilReady({ host, port, model }) {
  * @param {Mode} mode
  * @param {readonly string[]} engineFlags
  * @param {(rig: Rig) => Promise<T>} use
+ * @param {Host} host
  * @returns {Promise<T>}
  */
-async function withRig(mode, engineFlags, use) {
+async function withRig(mode, engineFlags, use, host = 'serve') {
   const engine = await startServer('the bench engine', [ENGINE, ...engineFlags, ...MODE_FLAGS[mode].engine]);
   const direct = targetAt(Number(new URL(engine.listening.url).port));
   let plane;
@@ -82,19 +86,25 @@ async function withRig(mode, engineFlags, use) {
   try {
     if (mode !== 'direct') {
       if (!existsSync(PLANE)) throw new Error('dist/cli/main.js is missing: run `npm run build` first');
-      const flags = [
-        'serve',
-        '--port',
-        '0',
-        '--json',
+      const args = host.startsWith('serve')
+        ? [
+            PLANE,
+            'serve',
+            '--port',
+            '0',
+            '--json',
+            ...(host === 'serve-node' ? ['--http-server', 'node'] : []),
+          ]
+        : ['--expose-gc', HOST, '--kind', host];
+      plane = await startServer('the plane', [
+        ...args,
         '--worker',
         engine.listening.url,
         ...MODE_FLAGS[mode].plane,
-      ];
-      plane = await startServer('the plane', [PLANE, ...flags]);
+      ]);
     }
     const target = plane ? targetAt(plane.listening.port) : direct;
-    await untilReady(target);
+    if (host !== 'client') await untilReady(target);
     load = startLoad();
     return await use({ engine, plane, target, direct, load });
   } catch (error) {
@@ -159,12 +169,12 @@ function errorsOf(totals, units) {
 
 /**
  * Closed-loop streams, and the medians of what the windows saw.
- * @param {{ mode: Mode, engineFlags: readonly string[], classes: import('./load.js').StreamClass[], timing: Timing, loopDelay?: boolean }} options
+ * @param {{ mode: Mode, engineFlags: readonly string[], classes: import('./load.js').StreamClass[], timing: Timing, loopDelay?: boolean, host?: Host }} options
  *   `loopDelay` adds `loopDelayMs`, the event-loop delay that the plane's `/metrics` report for the window.
  * @returns {Promise<any>} Figures per second and per core, `server`, `errors`, `errorExamples`.
  */
-export function measureStreams({ mode, engineFlags, classes, timing, loopDelay = false }) {
-  return withRig(mode, engineFlags, async rig => {
+export function measureStreams({ mode, engineFlags, classes, timing, loopDelay = false, host }) {
+  const measure = async (/** @type {Rig} */ rig) => {
     rig.load.tell({ type: 'start', target: rig.target, classes });
     await sleep(timing.warmupMs);
     const windows = [];
@@ -179,7 +189,37 @@ export function measureStreams({ mode, engineFlags, classes, timing, loopDelay =
     }
     const errors = errorsOf(last?.totals, Math.min(...windows.map(window => window.tokensPerSecond)));
     return { ...medians(windows), server: rig.plane?.listening.server, ...errors };
-  });
+  };
+  return withRig(mode, engineFlags, measure, host);
+}
+
+/** Streams that are open before the first look at the memory, so that one-time costs are paid. */
+const WARM_STREAMS = 1000;
+const SETTLE_MS = 3000;
+
+/**
+ * Resident bytes of the plane per stream that stands still: after a collection, the growth by `streams` more of them.
+ * @param {{ host: 'plane' | 'client', mode: Mode, engineFlags: readonly string[], streams: number, promptTokens: number, maxTokens: number }} options
+ *   Host `client` holds the client's half of a stream only.
+ * @returns {Promise<any>} `bytesPerStream`, `streams`, `errors`, `errorExamples`.
+ */
+export function measureIdle({ host, mode, engineFlags, streams, promptTokens, maxTokens }) {
+  const measure = async (/** @type {Rig} */ rig) => {
+    const open = async (/** @type {number} */ count) => {
+      const classes = [{ streams: count, promptTokens, maxTokens }];
+      rig.load.tell({ type: 'start', target: rig.target, classes });
+      await sleep(SETTLE_MS);
+      const response = await fetch(rig.plane?.listening.control, {
+        signal: AbortSignal.timeout(SCRAPE_DEADLINE_MS),
+      });
+      return Number(await response.text());
+    };
+    const before = await open(WARM_STREAMS);
+    const after = await open(streams);
+    const totals = await rig.load.ask({ type: 'snapshot' }, 0);
+    return { bytesPerStream: (after - before) / streams, streams, ...errorsOf(totals, totals.tokens) };
+  };
+  return withRig(mode, engineFlags, measure, host);
 }
 
 /**
