@@ -172,9 +172,10 @@ async function proveTypes(project) {
   const types = ['--target', 'es2022', '--typeRoots', join(ROOT, 'node_modules/@types'), '--types', 'node'];
   writeFileSync(
     join(project, 'right.ts'),
-    `import { ConfigError, type ErrorCode } from 'millrace';
+    `import { ConfigError, createDataPlane, type DataPlane, type ErrorCode } from 'millrace';
 const code: ErrorCode = new ConfigError('port is taken').code;
 if (code !== 'MILLRACE_CONFIG') throw new Error(code);
+export const start = (url: string): Promise<DataPlane> => createDataPlane({ workers: [url] });
 `,
   );
   writeFileSync(join(project, 'wrong.ts'), "import { noSuchExport } from 'millrace';\nnoSuchExport();\n");

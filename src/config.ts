@@ -34,6 +34,7 @@ export interface Config {
   /** Folder of the workers' model, absolute, or null; never together with `tokenizer`. */
   readonly modelPath: string | null;
   readonly httpServer: 'auto' | 'uws' | 'node';
+  readonly socketThreads: number;
   readonly poolThreads: number;
   readonly mockWorkers: number;
   readonly mockSpeed: number | 'unlimited';

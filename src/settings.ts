@@ -112,7 +112,7 @@ export function limitValues(raw: unknown, source: Source): Partial<Record<LimitN
 
 /** The rows; order is the order of `--help`. */
 export function settings(policies: readonly string[], tokenizers: readonly string[]): readonly Setting[] {
-  return [...serviceSettings(policies, tokenizers), ...processSettings()];
+  return [...serviceSettings(policies, tokenizers), ...threadSettings(), ...processSettings()];
 }
 
 function serviceSettings(policies: readonly string[], tokenizers: readonly string[]): readonly Setting[] {
@@ -161,6 +161,27 @@ function serviceSettings(policies: readonly string[], tokenizers: readonly strin
   ];
 }
 
+function threadSettings(): readonly Setting[] {
+  return [
+    {
+      key: 'socketThreads',
+      flag: 'socket-threads',
+      value: 'N',
+      help: 'threads that hold connections; above 1 needs uWebSockets.js and the addon',
+      default: 1,
+      parse: integer(1, 64),
+    },
+    {
+      key: 'poolThreads',
+      flag: 'pool-threads',
+      value: 'N',
+      help: 'threads that tokenize and route; default: cores - 1, from 1 to 8',
+      default: null,
+      parse: integer(1, 64),
+    },
+  ];
+}
+
 function processSettings(): readonly Setting[] {
   return [
     {
@@ -178,14 +199,6 @@ function processSettings(): readonly Setting[] {
       help: 'auto (uWebSockets.js where it loads), uws or node',
       default: 'auto',
       parse: oneOf(['auto', 'uws', 'node']),
-    },
-    {
-      key: 'poolThreads',
-      flag: 'pool-threads',
-      value: 'N',
-      help: 'threads that tokenize and route; default: cores - 1, from 1 to 8',
-      default: null,
-      parse: integer(1, 64),
     },
     {
       key: 'mockWorkers',

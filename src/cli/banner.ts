@@ -21,7 +21,8 @@ const row = (label: string, text: string): string => `  ${label.padEnd(9)} ${tex
 export function banner(facts: BannerFacts): string {
   const { status, workers, models } = facts;
   const lines = [`millrace ${facts.version}: an OpenAI-compatible service at ${facts.url}`, ''];
-  lines.push(row('server', status.server === 'uws' ? 'uWebSockets.js' : 'node:http'));
+  const shared = status.socketThreads === 1 ? '' : `, ${status.socketThreads} socket threads`;
+  lines.push(row('server', (status.server === 'uws' ? 'uWebSockets.js' : 'node:http') + shared));
   if (status.serverNotice !== null) lines.push(row('', status.serverNotice));
   const { addon } = status;
   lines.push(

@@ -133,6 +133,8 @@ function untilTold(
     const onSignal = (signal: NodeJS.Signals): void => {
       if (isEnding) {
         logger.warn('second signal: exiting without waiting for open requests', { signal });
+        // With socket threads, which must not be terminated, `exit` would end in an abort with a core dump.
+        if (config.socketThreads > 1) process.kill(process.pid, 'SIGKILL');
         process.exit(1);
       }
       const { requestsInFlight } = plane.health();

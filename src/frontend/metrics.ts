@@ -1,10 +1,10 @@
 /**
  * The metrics of a data plane (R1, R7): Dynamo's front-end names, so that its boards work, and ours under `millrace_`.
- * Each plane has its own registry of prom-client, which renders the text. Requests are counted when they start and end;
+ * Each thread of a plane that serves has its own registry of prom-client, which renders the text; several are summed. Requests are counted when they start and end;
  * tokens go to typed arrays; what lives elsewhere (rings, load table) is read at scrape time. Owned by the socket thread.
  */
 import { monitorEventLoopDelay } from 'node:perf_hooks';
-import { Gauge, type Metric, Registry } from 'prom-client';
+import { AggregatorRegistry, Gauge, type Metric, Registry } from 'prom-client';
 import { ERROR_CODES, type ErrorCode } from '../errors.js';
 import { ASK_REASONS, type AskReason, END_CAUSES, type EndCause } from '../messages/records.js';
 import { ModelCounter, ModelHistogram } from './model-histogram.js';
@@ -39,6 +39,17 @@ export interface MetricSources {
   }>;
 }
 
+/** The metrics of one thread as plain values that can be sent to another. */
+export type MetricSamples = Awaited<ReturnType<Registry['getMetricsAsJSON']>>;
+
+/** Content type of the exposition text. */
+export const METRICS_CONTENT_TYPE = Registry.PROMETHEUS_CONTENT_TYPE;
+
+/** The exposition text of several threads' metrics: series with the same labels are summed. */
+export function mergedText(samples: readonly MetricSamples[]): Promise<string> {
+  return AggregatorRegistry.aggregate([...samples]).metrics();
+}
+
 /** Dynamo's values of the `endpoint` label. */
 export type EndpointLabel = 'chat_completions' | 'completions';
 /** Dynamo's values of the `request_type` label. */
@@ -65,6 +76,8 @@ export interface Metrics {
   addModel(model: string): number;
   /** Index of a model for `tokens`; that of `unknown` for one that was not added. */
   modelIndex(model: string): number;
+  /** A request came to this thread. */
+  requestAccepted(): void;
   requestStarted(model: string, endpoint: EndpointLabel, type: RequestTypeLabel): void;
   requestEnded(request: EndedRequest): void;
   /** Time from the request's arrival to its first token. */
@@ -78,8 +91,8 @@ export interface Metrics {
   poolThreadRestarted(): void;
   /** The exposition text (version 0.0.4). */
   text(): Promise<string>;
-  /** Content type of `text`. */
-  readonly contentType: string;
+  /** The same as values, for `mergedText`. */
+  samples(): Promise<MetricSamples>;
   /** Stops measuring the event loop. */
   close(): void;
 }
@@ -134,6 +147,7 @@ function createRequestMetrics(registry: Registry) {
     disconnected: gauge('dynamo_frontend_disconnected_clients', 'Clients that left before the end'),
     rejected: counter('dynamo_frontend_model_rejection_total', 'Requests refused', 'model', 'endpoint'),
     canceled: counter('dynamo_frontend_model_cancellation_total', 'Requests canceled by clients', ...kind),
+    accepted: counter('millrace_requests_accepted_total', 'Requests taken, by thread', 'thread'),
     asks: counter('millrace_asks_total', 'ASKs sent to the pool', 'reason'),
     causes: counter('millrace_requests_ended_total', 'Requests ended, by cause', 'cause'),
     slowClients: counter('millrace_slow_clients_total', 'Streams cut because the client did not read'),
@@ -142,7 +156,7 @@ function createRequestMetrics(registry: Registry) {
 }
 
 /** Gauges that are read at scrape time. Returns what stops the measurement of the event loop. */
-function createScrapedGauges(registry: Registry, sources: MetricSources): () => void {
+function createScrapedGauges(registry: Registry, sources: MetricSources, thread: string): () => void {
   const registers = [registry];
   new Gauge({
     name: 'millrace_ring_depth',
@@ -176,31 +190,35 @@ function createScrapedGauges(registry: Registry, sources: MetricSources): () => 
   delay.enable();
   new Gauge({
     name: 'millrace_event_loop_delay_seconds',
-    help: 'Lateness of the event loop of the socket thread since the last scrape',
-    labelNames: ['quantile'],
+    help: 'Lateness of the event loop of a thread since the last scrape',
+    labelNames: ['thread', 'quantile'],
     registers,
     collect() {
       // What node records is the time between two timers, of which the resolution is no delay.
       const late = (ns: number): number => Math.max(0, ns / 1e9 - LOOP_DELAY_RESOLUTION_MS / 1e3);
       const empty = delay.count === 0;
-      this.set({ quantile: '0.5' }, empty ? 0 : late(delay.percentile(50)));
-      this.set({ quantile: '0.99' }, empty ? 0 : late(delay.percentile(99)));
-      this.set({ quantile: '1' }, empty ? 0 : late(delay.max));
+      this.set({ thread, quantile: '0.5' }, empty ? 0 : late(delay.percentile(50)));
+      this.set({ thread, quantile: '0.99' }, empty ? 0 : late(delay.percentile(99)));
+      this.set({ thread, quantile: '1' }, empty ? 0 : late(delay.max));
       delay.reset();
     },
   });
   return () => delay.disable();
 }
 
-/** Creates the metrics of one plane, with a registry of its own. `models` are added as by `addModel`. */
-export function createMetrics(models: readonly string[], sources: MetricSources): Metrics {
+/**
+ * Creates the metrics of one thread of a plane, with a registry of its own. `models` are added as by `addModel`;
+ * `thread` labels what is told of each thread by itself.
+ */
+export function createMetrics(models: readonly string[], sources: MetricSources, thread: string): Metrics {
   const registry = new Registry();
   const names: string[] = [UNKNOWN_MODEL];
   const indexOf = new Map<string, number>([[UNKNOWN_MODEL, 0]]);
   const perModel = createModelMetrics(registry, names);
   const counts = createRequestMetrics(registry);
-  const stop = createScrapedGauges(registry, sources);
+  const stop = createScrapedGauges(registry, sources, thread);
   // A series that exists from the start shows its first increase; one that appears with it does not.
+  counts.accepted.add(0, thread);
   for (const reason of ASK_REASONS) counts.asks.add(0, reason);
   for (const cause of END_CAUSES) counts.causes.add(0, cause);
 
@@ -214,6 +232,7 @@ export function createMetrics(models: readonly string[], sources: MetricSources)
   return {
     addModel,
     modelIndex,
+    requestAccepted: () => counts.accepted.add(1, thread),
     requestStarted(name, endpoint, type) {
       const model = names[modelIndex(name)]!;
       counts.started.add(1, model, endpoint, type);
@@ -245,7 +264,7 @@ export function createMetrics(models: readonly string[], sources: MetricSources)
     asked: reason => counts.asks.add(1, reason),
     poolThreadRestarted: () => counts.restarts.add(1),
     text: () => registry.metrics(),
-    contentType: registry.contentType,
+    samples: () => registry.getMetricsAsJSON(),
     close: stop,
   };
 }

@@ -24,6 +24,12 @@ export class HttpPort implements AnswerPort, StreamExchange {
     return this.#exchange.header(name);
   }
 
+  /** `headers`, and the client's own request id where it sent one: OpenAI's clients show it with an error. */
+  #named(headers: HeaderList): HeaderList {
+    const id = this.#exchange.header('x-request-id');
+    return id === undefined ? headers : [...headers, ['x-request-id', id]];
+  }
+
   readBody(
     bytesMax: number,
     deadlineMs: number,
@@ -43,17 +49,17 @@ export class HttpPort implements AnswerPort, StreamExchange {
   }
 
   respond(contentType: string, body: string | Uint8Array): void {
-    this.#exchange.respond(200, [['content-type', contentType]], body);
+    this.#exchange.respond(200, this.#named([['content-type', contentType]]), body);
   }
 
   refuse(code: ErrorCode, message: string, detail: ErrorDetail, close: boolean): void {
     const { status, headers, body } = errorResponse(code, message, detail);
-    this.#exchange.respond(status, headers, body, close);
+    this.#exchange.respond(status, this.#named(headers), body, close);
   }
 
   openStream(bufferBytesMax: number, hooks: AnswerStreamHooks): ClientStream {
     const stream = new ClientStream(this, bufferBytesMax, hooks);
-    stream.start(200, EVENT_STREAM_HEADERS);
+    stream.start(200, this.#named(EVENT_STREAM_HEADERS));
     return stream;
   }
 

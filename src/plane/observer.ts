@@ -1,6 +1,6 @@
 /** Turns what happens to requests into metrics: the one place where the two vocabularies meet. Socket thread. */
 import type { WorkerRegistry } from '../discovery/registry.js';
-import type { createMetrics, EndpointLabel, Metrics } from '../frontend/metrics.js';
+import type { EndpointLabel, MetricSources, Metrics } from '../frontend/metrics.js';
 import type { AskReason } from '../messages/records.js';
 import type { Api } from '../messages/token-request.js';
 import type { LoadTable } from '../router/load-table.js';
@@ -16,6 +16,7 @@ const NO_MODEL = '';
 
 /** What the socket thread tells beyond a single request's events. */
 export interface PlaneObserver extends RequestObserver {
+  accepted(): void;
   asked(reason: AskReason): void;
   ended(end: RequestEnd): void;
 }
@@ -23,6 +24,7 @@ export interface PlaneObserver extends RequestObserver {
 /** Makes the observer that counts into `metrics`. */
 export function createObserver(metrics: Metrics): PlaneObserver {
   return {
+    accepted: () => metrics.requestAccepted(),
     asked: reason => metrics.asked(reason),
     planned: plan =>
       metrics.requestStarted(plan.model, ENDPOINTS[plan.api], plan.stream ? 'stream' : 'unary'),
@@ -50,12 +52,11 @@ export function createObserver(metrics: Metrics): PlaneObserver {
   };
 }
 
-/** What the metrics read when they are asked for. */
+/** What the metrics of a socket thread read when they are asked for. */
 export function metricSources(
-  registry: WorkerRegistry,
-  loadTable: LoadTable,
   socket: () => SocketThread,
-): Parameters<typeof createMetrics>[1] {
+  readWorkerLoads: MetricSources['readWorkerLoads'],
+): MetricSources {
   return {
     readRetainedBytes: () => socket().retainedBytes,
     readRingDepths: () =>
@@ -65,15 +66,23 @@ export function metricSources(
           { ring, unit: 'bytes' as const, depth: bytes },
           { ring, unit: 'records' as const, depth: messages },
         ]),
-    readWorkerLoads: () =>
-      registry.list().flatMap(({ slot, url }) => {
-        const load = loadTable.snapshot(slot);
-        if (load === null) return [];
-        return [
-          { worker: url, kind: 'requests' as const, load: load.requests },
-          { worker: url, kind: 'prefill_tokens' as const, load: load.activePrefillTokens },
-          { worker: url, kind: 'decode_blocks' as const, load: load.decodeBlocks },
-        ];
-      }),
+    readWorkerLoads,
   };
+}
+
+/** What the workers carry. One thread's metrics tell it. */
+export function workerLoads(
+  registry: WorkerRegistry,
+  loadTable: LoadTable,
+): MetricSources['readWorkerLoads'] {
+  return () =>
+    registry.list().flatMap(({ slot, url }) => {
+      const load = loadTable.snapshot(slot);
+      if (load === null) return [];
+      return [
+        { worker: url, kind: 'requests' as const, load: load.requests },
+        { worker: url, kind: 'prefill_tokens' as const, load: load.activePrefillTokens },
+        { worker: url, kind: 'decode_blocks' as const, load: load.decodeBlocks },
+      ];
+    });
 }

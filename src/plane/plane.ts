@@ -1,37 +1,38 @@
 /**
  * The plane: the one place that composes the stages (design §2). It makes the shared memory, starts the pool under its
- * supervisor, watches the workers, opens the HTTP server and closes everything in order. It touches nothing of the
- * host process: no signals, no exit, no environment.
+ * supervisor and the socket threads, watches the workers and closes everything in order. With one socket thread, that
+ * is the thread of the plane itself. It touches nothing of the host process: no signals, no exit, no environment.
  */
 import { strict as assert } from 'node:assert';
 import type { Config } from '../config.js';
 import { WorkerRegistry } from '../discovery/registry.js';
 import { EngineClient } from '../engines/client.js';
-import { createFrameScanner, type FrameScanner } from '../engines/frame-scanner.js';
 import { WorkerMonitor } from '../engines/monitor.js';
 import { createVllmAdapter, VLLM } from '../engines/vllm.js';
 import { ConfigError } from '../errors.js';
-import type { HttpExchange, HttpServer } from '../frontend/http/http-exchange.js';
-import { createHttpServer } from '../frontend/http/server.js';
-import { createMetrics, type Metrics } from '../frontend/metrics.js';
-import type { ListedModel } from '../frontend/openai/models-response.js';
-import type { ModelView, World } from '../messages/records.js';
+import { claimPort } from '../frontend/http/claim-port.js';
+import type { HttpExchange } from '../frontend/http/http-exchange.js';
+import { createMetrics, type MetricSources, type Metrics, mergedText } from '../frontend/metrics.js';
+import type { ModelView } from '../messages/records.js';
+import { createBell } from '../ring/bell.js';
 import { createLedgerMemory, Ledger } from '../router/ledger.js';
 import { createLoadMemory, LoadTable } from '../router/load-table.js';
-import { addonStatus, loadAddon } from '../runtime/addon.js';
+import { addonStatus } from '../runtime/addon.js';
 import type { Clock } from '../runtime/clock.js';
 import { FaultGuard } from '../runtime/fault-guard.js';
 import type { Logger } from '../runtime/logger.js';
-import type { AttemptFailure } from './attempt.js';
-import { HttpPort } from './http-port.js';
-import { createObserver, metricSources } from './observer.js';
-import { createRoutes, type Health, isApiPath, refuseUnknown } from './routes.js';
-import { SocketThread } from './socket-thread.js';
+import { workerLoads } from './observer.js';
+import { createLinkMemory } from './pool-link.js';
+import { createBoardMemory, ProcessBoard } from './process-board.js';
+import { RemoteUnit } from './remote-unit.js';
+import type { Health } from './routes.js';
+import { listedModels, servedModels } from './served-models.js';
+import type { CoreSide, Listening, SocketSide, SocketTask } from './socket-side.js';
+import type { SocketThread } from './socket-thread.js';
+import { SocketUnit } from './socket-unit.js';
 import { Supervisor } from './supervisor.js';
 import { TextModels } from './text-models.js';
 
-/** Owner epoch of the socket thread; pool threads count up from 1. */
-const SOCKET_EPOCH = 0x8000_0000;
 /** Time that the pool threads get to take their CLOSE. */
 const POOL_CLOSE_DEADLINE_MS = 2000;
 
@@ -55,6 +56,7 @@ export interface PlaneStatus {
   /** Why the server is not the first choice, or null. */
   readonly serverNotice: string | null;
   readonly addon: { readonly loaded: boolean; readonly reason: string };
+  readonly socketThreads: number;
   readonly poolThreads: number;
 }
 
@@ -68,36 +70,50 @@ const throwLater = (error: unknown): void =>
     throw error;
   });
 
+/** Throws ConfigError where the configuration cannot be carried out on this machine. */
+function checkOptions({ config, onFault }: PlaneOptions): void {
+  const { socketThreads, httpServer, limits } = config;
+  if (namedWorkers(config).size > limits.workersMax)
+    throw new ConfigError(`more than ${limits.workersMax} workers; raise the limit workersMax`);
+  if (socketThreads === 1) return;
+  const needs = (what: string): ConfigError =>
+    new ConfigError(`socketThreads is ${socketThreads}; above 1 it needs ${what}`);
+  if (httpServer === 'node') throw needs('uWebSockets.js: node:http cannot share a port between threads');
+  const addon = addonStatus();
+  if (!addon.loaded) throw needs(`the addon, without which one thread changes the ledger: ${addon.reason}`);
+  if (onFault !== undefined) throw needs('a process of its own; an embedded plane has one');
+}
+
 /** A running data plane; made by `Plane.start`, ended by `close`. */
 export class Plane {
   readonly #options: PlaneOptions;
   readonly #guard: FaultGuard;
   readonly #client: EngineClient;
-  readonly #scanner: FrameScanner;
   readonly #registry: WorkerRegistry;
   readonly #monitor: WorkerMonitor;
+  readonly #board: ProcessBoard;
+  /** The core's metrics; those of the unit where that runs in place. */
   readonly #metrics: Metrics;
   readonly #textModels: TextModels;
   readonly #startedSeconds: number;
   readonly #poolThreads: number;
+  readonly #sides: readonly SocketSide[];
+  /** The one socket thread that runs in place; null where they have threads of their own. */
+  readonly #local: SocketUnit | null;
   /** What every worker carries; only to be read outside the plane. */
   readonly loadTable: LoadTable;
-  readonly socket: SocketThread;
+  /** Who made workers carry it; only to be read outside the plane. */
+  readonly ledger: Ledger;
   readonly supervisor: Supervisor;
-  #server: HttpServer | null = null;
+  #listening: Listening | null = null;
   #worldVersion = 0;
   #models: readonly ModelView[] = [];
   #closing: Promise<void> | null = null;
-  #hasFailed = false;
   #onWorkerChange: (() => void) | null = null;
-  readonly #route: (exchange: HttpExchange) => void;
 
   /** Starts a plane that serves nothing yet; `listen` opens its server. Throws ConfigError. */
   static async start(options: PlaneOptions): Promise<Plane> {
-    const { config } = options;
-    const { workersMax } = config.limits;
-    if (namedWorkers(config).size > workersMax)
-      throw new ConfigError(`more than ${workersMax} workers; raise the limit workersMax`);
+    checkOptions(options);
     let plane: Plane | null = null;
     const guard = new FaultGuard(error => {
       // Until it has started, an exception is the caller's answer.
@@ -105,102 +121,84 @@ export class Plane {
       (options.onFault ?? throwLater)(error, plane);
     });
     const guarded = { ...options, clock: guard.clock(options.clock), logger: guard.logger(options.logger) };
-    plane = new Plane(guarded, guard, await TextModels.open(config, guarded.clock, guarded.logger));
+    const textModels = await TextModels.open(options.config, guarded.clock, guarded.logger);
+    plane = new Plane(guarded, guard, textModels);
     return plane;
   }
 
   private constructor(options: PlaneOptions, guard: FaultGuard, textModels: TextModels) {
-    const { config, clock, logger } = options;
+    const { config, clock } = options;
     const { limits } = config;
     this.#options = options;
     this.#guard = guard;
     this.#textModels = textModels;
     this.#startedSeconds = Math.floor(clock.wallMs() / 1000);
-    const addon = loadAddon();
+    // The twin of the addon's reserve is exact only while one thread reserves.
+    this.#poolThreads = addonStatus().loaded ? config.poolThreads : 1;
     const loadMemory = createLoadMemory(limits.workersMax);
     const ledgerMemory = createLedgerMemory(limits.ledgerEntries);
+    const boardMemory = createBoardMemory(this.#poolThreads);
     this.loadTable = new LoadTable(loadMemory);
-    const ledger = new Ledger({ memory: ledgerMemory, loadTable: this.loadTable, partition: null, addon });
+    this.ledger = new Ledger({
+      memory: ledgerMemory,
+      loadTable: this.loadTable,
+      partition: null,
+      addon: null,
+    });
+    this.#board = new ProcessBoard(boardMemory);
     this.#client = new EngineClient({ clock, connectDeadlineMs: limits.connectDeadlineMs });
-    this.#scanner = createFrameScanner(addon);
-    const adapter = createVllmAdapter({ scanner: this.#scanner });
-    this.#registry = new WorkerRegistry({
-      workersMax: limits.workersMax,
-      table: this.loadTable,
-      onChange: ({ kind }) =>
-        guard.run(() => {
-          if (kind === 'facts' || kind === 'removed') this.#publishWorld();
-          this.#onWorkerChange?.();
-        }),
-    });
-    this.#monitor = new WorkerMonitor({
-      clock,
-      log: logger,
-      get: (origin, path, deadlineMs, bytesMax) => this.#client.get(origin, path, deadlineMs, bytesMax),
-      sink: this.#registry,
-      adapters: new Map([[VLLM, adapter]]),
-      findForeignIds: ({ url }, facts) =>
-        textModels.findForeignIds(url, facts, adapter, (path, json) =>
-          this.#client.post(url, path, json, limits.probeDeadlineMs, limits.probeBytesMax),
-        ),
-      limits,
-    });
-    this.#metrics = createMetrics(
-      Object.keys(config.models),
-      metricSources(this.#registry, this.loadTable, () => this.socket),
+    this.#registry = this.#createRegistry();
+    this.#monitor = this.#createMonitor();
+    const bells = Array.from({ length: config.socketThreads }, (_, index) =>
+      createBell(`socket thread ${index}`),
     );
-    this.#route = this.#createRoutes();
-    this.socket = new SocketThread({
-      clock,
-      guard,
-      limits,
-      epoch: SOCKET_EPOCH,
-      ledger,
-      client: this.#client,
-      adapter,
-      observer: createObserver(this.#metrics),
-      originOf: (slot, generation) => this.#registry.get(slot, generation)?.url ?? null,
-      detokenizerTable: key => textModels.table(key),
-      reportFailure: (slot, generation, failure) => this.#reportFailure(slot, generation, failure),
-      poolIsOff: () => this.supervisor.state.off === this.#poolThreads,
-    });
-    // The twin of the addon's reserve is exact only while one thread reserves.
-    this.#poolThreads = addon === null ? 1 : config.poolThreads;
-    this.supervisor = this.#createSupervisor(loadMemory, ledgerMemory);
+    const tasks = bells.map(
+      (bellMemory, index): SocketTask => ({
+        index,
+        threads: bells.length,
+        config,
+        tables: textModels.tables,
+        loadMemory,
+        ledgerMemory,
+        boardMemory,
+        bellMemory,
+      }),
+    );
+    const core = this.#coreSide();
+    const readWorkerLoads = workerLoads(this.#registry, this.loadTable);
+    this.#local =
+      tasks.length > 1 ? null : new SocketUnit(tasks[0]!, { clock, guard, core, readWorkerLoads });
+    this.#sides = this.#local === null ? tasks.map(task => new RemoteUnit(task, core, clock)) : [this.#local];
+    this.#metrics = this.#local?.metrics ?? this.#createMetrics(readWorkerLoads);
+    this.supervisor = this.#createSupervisor(loadMemory, ledgerMemory, bells);
     for (const url of namedWorkers(config)) this.#addWorker(url);
   }
 
-  /** Opens the HTTP server. Rejects with ConfigError when the address is taken. */
+  /** Opens the HTTP server of each socket thread, all on one port. Rejects with ConfigError. */
   async listen(host: string, port: number): Promise<{ port: number }> {
-    const { clock, config } = this.#options;
-    if (this.#server !== null) throw new ConfigError('the plane listens already');
-    const server = await createHttpServer(config.httpServer, {
-      clock,
-      headerBytesMax: config.limits.headerBytesMax,
-      headerDeadlineMs: config.limits.headerDeadlineMs,
-      onExchange: exchange => this.handle(exchange),
-    });
-    const address = await server.listen(host, port);
-    this.#server = server;
-    return address;
+    if (this.#listening !== null) throw new ConfigError('the plane listens already');
+    const isShared = this.#local === null;
+    const chosen = isShared ? await claimPort(host, port) : port;
+    // One after the other: the first to load uWebSockets.js sets its header limit for the process.
+    for (const side of this.#sides) this.#listening = await side.listen(host, chosen, isShared);
+    return { port: this.#listening!.port };
   }
 
-  /** Takes one HTTP request of any server, and answers it in every case. A host's server gets the API only. Never throws. */
+  /** The socket thread of this thread. Only for a plane with one. */
+  get socket(): SocketThread {
+    return this.#inPlace().socket;
+  }
+
+  /** Takes one HTTP request of a host's server; see SocketUnit. Only for a plane with one socket thread. */
   handle(exchange: HttpExchange, isOfHost = false): void {
-    let isTaken = false;
-    this.#guard.run(() => {
-      if (isOfHost && !isApiPath(exchange.path)) refuseUnknown(exchange);
-      else this.#route(exchange);
-      isTaken = true;
-    });
-    if (isTaken) return;
-    const port = new HttpPort(exchange, this.#guard);
-    this.#guard.run(() => port.refuse('MILLRACE_PLANE_FAILED', 'the plane has failed', {}, true));
+    this.#inPlace().handle(exchange, isOfHost);
   }
 
-  /** The exposition text of `/metrics`. */
-  metrics(): Promise<string> {
-    return this.#metrics.text();
+  /** The exposition text of `/metrics`, of all threads. */
+  async metrics(): Promise<string> {
+    if (this.#local !== null) return this.#metrics.text();
+    const samples = [this.#metrics.samples(), ...this.#sides.map(side => side.samples())];
+    return mergedText(await Promise.all(samples));
   }
 
   /** What the outside calls has to run under it; see PlaneOptions.onFault. */
@@ -227,25 +225,26 @@ export class Plane {
 
   /**
    * Ends all service after a fault in shared state: open requests end with MILLRACE_PLANE_FAILED, new ones are refused with
-   * it, `/health` says 'failed'. Threads and connections stay until `close`. Never throws.
+   * it, `/health` says 'failed'. Threads and connections stay until `close`. Never throws. Only with one socket thread.
    */
   fail(error: unknown): void {
-    if (this.#hasFailed) return;
-    this.#hasFailed = true;
+    if (this.health().status === 'failed') return;
+    this.#board.setPhase('failed');
     const text = error instanceof Error ? (error.stack ?? error.message) : String(error);
     this.#options.logger.error('the plane has failed, which is a bug: it answers 503 until it is closed', {
       error: text,
     });
-    this.socket.fail('the plane has failed');
+    this.#inPlace().socket.fail('the plane has failed');
     this.#guard.run(() => this.#monitor.stop());
   }
 
   get status(): PlaneStatus {
     const { loaded, reason } = addonStatus();
     return {
-      server: this.#server?.kind ?? 'node',
-      serverNotice: this.#server?.notice ?? null,
+      server: this.#listening?.server ?? 'node',
+      serverNotice: this.#listening?.notice ?? null,
       addon: { loaded, reason },
+      socketThreads: this.#sides.length,
       poolThreads: this.#poolThreads,
     };
   }
@@ -261,19 +260,7 @@ export class Plane {
   }
 
   health(): Health {
-    const { running, off } = this.supervisor.state;
-    const ready = this.workers.filter(worker => worker.state === 'ready').length;
-    const total = this.#registry.size;
-    let status: Health['status'] = running < this.#poolThreads || ready < total ? 'degraded' : 'ok';
-    if (ready === 0 || off === this.#poolThreads) status = 'unavailable';
-    if (this.#closing !== null) status = 'draining';
-    if (this.#hasFailed) status = 'failed';
-    return {
-      status,
-      workers: { ready, total },
-      poolThreads: { running, off },
-      requestsInFlight: this.socket.requestsInFlight,
-    };
+    return this.#board.health();
   }
 
   /**
@@ -286,16 +273,15 @@ export class Plane {
   }
 
   async #close(drainDeadlineMs: number): Promise<void> {
+    this.#board.setPhase('draining');
     const steps: (() => unknown)[] = [
-      () => this.socket.drain(drainDeadlineMs),
+      () => Promise.all(this.#sides.map(side => side.drain(drainDeadlineMs))),
       () => this.#monitor.stop(),
-      () => this.socket.link.close(),
+      () => this.#sides.map(side => side.closeRings()),
       () => this.supervisor.close(POOL_CLOSE_DEADLINE_MS),
-      () => this.socket.stop(),
+      () => Promise.all(this.#sides.map(side => side.stop())),
       () => this.#client.close(),
-      () => this.#server?.close(),
       () => this.#metrics.close(),
-      () => this.#scanner.close(),
     ];
     for (const step of steps) {
       try {
@@ -307,37 +293,92 @@ export class Plane {
     }
   }
 
-  #createRoutes(): (exchange: HttpExchange) => void {
-    return createRoutes({
-      accept: (api, exchange) => this.socket.accept(api, new HttpPort(exchange, this.#guard)),
-      health: () => this.health(),
-      models: () => this.#listModels(),
-      metrics: async () => ({ text: await this.#metrics.text(), contentType: this.#metrics.contentType }),
+  #inPlace(): SocketUnit {
+    assert(this.#local !== null, 'the socket threads of this plane are not on its own thread');
+    return this.#local;
+  }
+
+  #coreSide(): CoreSide {
+    return {
+      reportFailure: (slot, generation, failure) => {
+        if (failure !== 'protocol') this.#monitor.reportFailure(slot, generation, failure);
+      },
+      metricsText: () => this.metrics(),
+      fault: text => this.#guard.report(new Error(`a socket thread has failed: ${text}`)),
+    };
+  }
+
+  #createRegistry(): WorkerRegistry {
+    return new WorkerRegistry({
+      workersMax: this.#options.config.limits.workersMax,
+      table: this.loadTable,
+      onChange: ({ kind }) =>
+        this.#guard.run(() => {
+          const workers = this.#registry.list();
+          this.#board.setWorkers(workers.filter(worker => worker.state === 'ready').length, workers.length);
+          if (kind === 'facts' || kind === 'removed') this.#publishWorld();
+          this.#onWorkerChange?.();
+        }),
     });
   }
 
-  #createSupervisor(loadMemory: SharedArrayBuffer, ledgerMemory: SharedArrayBuffer): Supervisor {
-    const { clock, logger, config, seed } = this.#options;
-    const guard = this.#guard;
+  #createMonitor(): WorkerMonitor {
+    const { config, clock, logger } = this.#options;
+    const { limits } = config;
+    const adapter = createVllmAdapter();
+    return new WorkerMonitor({
+      clock,
+      log: logger,
+      get: (origin, path, deadlineMs, bytesMax) => this.#client.get(origin, path, deadlineMs, bytesMax),
+      sink: this.#registry,
+      adapters: new Map([[VLLM, adapter]]),
+      findForeignIds: ({ url }, facts) =>
+        this.#textModels.findForeignIds(url, facts, adapter, (path, json) =>
+          this.#client.post(url, path, json, limits.probeDeadlineMs, limits.probeBytesMax),
+        ),
+      limits,
+    });
+  }
+
+  #createSupervisor(
+    loadMemory: SharedArrayBuffer,
+    ledgerMemory: SharedArrayBuffer,
+    bells: readonly SharedArrayBuffer[],
+  ): Supervisor {
+    const { config, clock, logger, seed } = this.#options;
+    const { limits } = config;
     return new Supervisor({
       threads: this.#poolThreads,
-      limits: config.limits,
+      limits,
       folders: this.#textModels.folders,
       loadMemory,
       ledgerMemory,
       clock,
       logger,
       seed,
-      attach: (index, epoch) => this.socket.link.attach(index, epoch),
-      up: () => guard.run(() => this.socket.poolThreadUp()),
-      lost: (index, epoch) => guard.run(() => this.socket.poolThreadLost(index, epoch)),
-      off: () => guard.run(() => this.#onPoolSlotOff()),
+      attach: (index, epoch) => {
+        const links = createLinkMemory(index, epoch, limits.ringBytes, bells);
+        this.#guard.run(() => {
+          for (const [at, side] of this.#sides.entries()) side.attach(index, links[at]!);
+        });
+        return links;
+      },
+      lost: (index, epoch) => this.#guard.run(() => this.#poolThreadLost(index, epoch)),
+      changed: ({ running, off }) =>
+        this.#guard.run(() => {
+          this.#board.setPool(running, off);
+          if (this.#board.poolIsOff) for (const side of this.#sides) side.poolIsOff();
+        }),
       restarted: () => this.#metrics.poolThreadRestarted(),
     });
   }
 
-  #onPoolSlotOff(): void {
-    if (this.supervisor.state.off === this.#poolThreads) this.socket.poolIsOff();
+  /** Once its last answers have been taken everywhere, what the dead incarnation still owns is freed. */
+  #poolThreadLost(index: number, epoch: number): void {
+    const waits = this.#sides.map(side => side.lost(index)).filter(wait => wait !== undefined);
+    const reap = (): void => this.#guard.run(() => void this.ledger.reap(epoch));
+    if (waits.length === 0) reap();
+    else void Promise.allSettled(waits).then(reap);
   }
 
   #addWorker(url: string): void {
@@ -346,44 +387,16 @@ export class Plane {
     this.#monitor.watch(worker);
   }
 
-  #reportFailure(slot: number, generation: number, failure: AttemptFailure): void {
-    if (failure !== 'protocol') this.#monitor.reportFailure(slot, generation, failure);
-  }
-
   #publishWorld(): void {
-    const { config } = this.#options;
     const workers = this.#registry.views();
-    const names = new Set([
-      ...Object.keys(config.models),
-      ...workers.flatMap(worker => worker.models.map(model => model.id)),
-    ]);
-    this.#models = [...names].map(name => {
-      const own = config.models[name];
-      this.#metrics.addModel(name);
-      return {
-        name,
-        policy: own?.policy ?? config.policy,
-        tokenizer: this.#textModels.keyOf(name),
-        contextLength: own?.contextLength ?? null,
-      };
-    });
-    const world: World = { version: ++this.#worldVersion, workers, models: this.#models };
-    this.socket.link.setWorld(world);
+    this.#models = servedModels(this.#options.config, workers, this.#textModels);
+    const world = { version: ++this.#worldVersion, workers, models: this.#models };
+    const listed = listedModels(this.#models, workers, this.#textModels, this.#startedSeconds);
+    for (const side of this.#sides) side.setWorld(world, listed);
   }
 
-  #listModels(): ListedModel[] {
-    const lengths = new Map<string, number>();
-    for (const { models } of this.#registry.views()) {
-      for (const { id, contextLength } of models) {
-        if (contextLength !== null)
-          lengths.set(id, Math.min(contextLength, lengths.get(id) ?? contextLength));
-      }
-    }
-    return this.#models.map(model => ({
-      id: model.name,
-      created: this.#startedSeconds,
-      contextLength:
-        model.contextLength ?? lengths.get(model.name) ?? this.#textModels.contextLength(model.name),
-    }));
+  #createMetrics(readWorkerLoads: MetricSources['readWorkerLoads']): Metrics {
+    const sources = { readRetainedBytes: () => 0, readRingDepths: () => [], readWorkerLoads };
+    return createMetrics([], sources, 'main');
   }
 }

@@ -2,7 +2,7 @@
  * The socket thread's end of its rings (R2): one ring pair per pool thread, made anew under a new epoch whenever that
  * thread was lost, never repaired. Sends ASK, DONE and WORLD to the thread with the fewest outstanding bytes, hands
  * PLAN and REJECT to the requests, and tells which requests a lost thread still owed an answer. Owned by one socket
- * thread; the supervisor calls `attach` and `lost`.
+ * thread, which is told of `attach` and `lost` by the core.
  */
 import { strict as assert } from 'node:assert';
 import type { Limits } from '../limits.js';
@@ -22,6 +22,26 @@ export interface LinkMemory {
   readonly planRing: SharedArrayBuffer;
   readonly poolBell: SharedArrayBuffer;
   readonly socketBell: SharedArrayBuffer;
+}
+
+/**
+ * Makes the rings of a new incarnation of pool thread `index`: one pair for each socket thread, whose doorbells are
+ * `socketBells`. The pool thread has one doorbell for all of them.
+ */
+export function createLinkMemory(
+  index: number,
+  epoch: number,
+  ringBytes: number,
+  socketBells: readonly SharedArrayBuffer[],
+): LinkMemory[] {
+  const poolBell = createBell(`pool thread ${index}`);
+  return socketBells.map(socketBell => ({
+    epoch,
+    askRing: createRing(ringBytes, epoch),
+    planRing: createRing(ringBytes, epoch),
+    poolBell,
+    socketBell,
+  }));
 }
 
 /** What the link tells the socket thread. */
@@ -52,7 +72,6 @@ export interface NamedRingDepth extends RingDepth {
 export class PoolLink {
   readonly #limits: Limits;
   readonly #events: PoolLinkEvents;
-  readonly #bellMemory = createBell('socket thread');
   readonly #bell: Bell;
   readonly #lanes = new Map<number, Lane>();
   #world: World | null = null;
@@ -60,9 +79,10 @@ export class PoolLink {
   /** Settles when the doorbell loop has ended. */
   readonly ended: Promise<void>;
 
-  constructor(limits: Limits, clock: Clock, events: PoolLinkEvents) {
+  /** @param bellMemory the doorbell that pool threads ring when they have answered */
+  constructor(limits: Limits, clock: Clock, bellMemory: SharedArrayBuffer, events: PoolLinkEvents) {
     this.#limits = limits;
-    this.#bell = new Bell(new RingMemory(this.#bellMemory), clock);
+    this.#bell = new Bell(new RingMemory(bellMemory), clock);
     this.#events = events;
     this.ended = this.#listen();
   }
@@ -72,18 +92,11 @@ export class PoolLink {
     return this.#lanes.size;
   }
 
-  /** Makes the rings of a new incarnation of pool thread `index`; the first record in them is the WORLD. */
-  attach(index: number, epoch: number): LinkMemory {
+  /** Pool thread `index` has a new incarnation behind these rings; the first record in them is the WORLD. */
+  attach(index: number, memory: LinkMemory): void {
     assert(!this.#lanes.has(index), `pool thread ${index} was detached before it is attached anew`);
-    const poolBell = createBell(`pool thread ${index}`);
-    const memory: LinkMemory = {
-      epoch,
-      askRing: createRing(this.#limits.ringBytes, epoch),
-      planRing: createRing(this.#limits.ringBytes, epoch),
-      poolBell,
-      socketBell: this.#bellMemory,
-    };
-    const ringer = new BellRinger(new RingMemory(poolBell));
+    const { epoch } = memory;
+    const ringer = new BellRinger(new RingMemory(memory.poolBell));
     const bytesMax = this.#limits.ringQueueBytesMax;
     const askMemory = new RingMemory(memory.askRing);
     const planMemory = new RingMemory(memory.planRing);
@@ -102,7 +115,6 @@ export class PoolLink {
     };
     this.#lanes.set(index, lane);
     if (this.#world !== null) this.#sendWorld(lane, this.#world);
-    return memory;
   }
 
   /**

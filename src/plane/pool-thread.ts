@@ -1,26 +1,18 @@
 /**
- * A pool thread: the one endless task that a piscina thread runs. It drains its ASK ring, answers each ASK with a PLAN
- * or a REJECT, and sleeps on its doorbell in between. Everything it shares is in the memory that the task hands over;
- * it ends on a CLOSE record, and an exception that is not about one request ends it for the supervisor to replace.
+ * A pool thread: the one endless task that a piscina thread runs. It drains the ASK ring of each socket thread in turn,
+ * answers each ASK with a PLAN or a REJECT, and sleeps on its doorbell in between. Everything it shares is in the memory
+ * that the task hands over; it ends once every socket thread has sent a CLOSE record, and an exception that is not about
+ * one request ends it for the supervisor to replace.
  */
 import { strict as assert } from 'node:assert';
 import { createVllmAdapter } from '../engines/vllm.js';
 import type { Limits } from '../limits.js';
-import { decodeAsk, decodeDone, decodeWorld, encodePlan, encodeReject } from '../messages/record-codec.js';
-import {
-  type Ask,
-  type Plan,
-  RECORD_KIND,
-  type RecordKind,
-  type Reject,
-  type World,
-} from '../messages/records.js';
+import { decodeAsk, decodeDone, decodeWorld } from '../messages/record-codec.js';
+import { type Ask, RECORD_KIND, type World } from '../messages/records.js';
 import type { ModelFolder } from '../preprocess/model-folder/model-folder.js';
 import { loadTextModel, type TextModel } from '../preprocess/text-model.js';
 import { Bell, BellRinger } from '../ring/bell.js';
-import { RingConsumer } from '../ring/ring-consumer.js';
 import { RingMemory } from '../ring/ring-memory.js';
-import { RingProducer } from '../ring/ring-producer.js';
 import { createDecider } from '../router/decide.js';
 import { Ledger } from '../router/ledger.js';
 import { LoadTable } from '../router/load-table.js';
@@ -28,6 +20,7 @@ import { loadAddon } from '../runtime/addon.js';
 import { systemClock } from '../runtime/clock.js';
 import { seededRandom } from '../runtime/random.js';
 import { Planning } from './planning.js';
+import { PoolLane } from './pool-lane.js';
 import type { LinkMemory } from './pool-link.js';
 
 /** ASKs whose ids are being made on libuv's pool, at most: enough to keep its four threads busy. */
@@ -37,7 +30,8 @@ const PENDING_MAX = 8;
 export interface PoolTask {
   readonly index: number;
   readonly threads: number;
-  readonly link: LinkMemory;
+  /** The rings of each socket thread; all under one epoch and with one doorbell of this thread. */
+  readonly links: readonly LinkMemory[];
   readonly loadMemory: SharedArrayBuffer;
   readonly ledgerMemory: SharedArrayBuffer;
   readonly limits: Limits;
@@ -47,52 +41,42 @@ export interface PoolTask {
 }
 
 class PoolThread {
-  readonly #asks: RingConsumer;
-  readonly #plans: RingProducer;
+  readonly #lanes: readonly PoolLane[];
   readonly #bell: Bell;
   readonly #planning: Planning;
-  readonly #queueBytesMax: number;
-  readonly #discard: (reservation: number) => void;
   readonly #folders: readonly ModelFolder[];
   readonly #textModels = new Map<string, TextModel>();
   /** Rings this thread's own bell: an answer that comes by promise finds it asleep. */
   readonly #ownBell: BellRinger;
-  /** Answers that came by promise and are not sent yet. */
-  readonly #answers: (Plan | Reject)[] = [];
   /** ASKs whose ids are being made. */
   readonly #pending = new Set<Promise<void>>();
+  #worldVersion = 0;
   #nextWorld: World | null = null;
-  #closing = false;
+  #closes = 0;
 
   constructor(task: PoolTask) {
-    const { link, limits } = task;
-    const { epoch } = link;
-    const bytesMax = limits.ringQueueBytesMax;
+    const { links, limits, loadMemory, ledgerMemory } = task;
+    const { epoch, poolBell } = links[0]!;
     this.#folders = task.folders;
-    this.#ownBell = new BellRinger(new RingMemory(link.poolBell));
-    const ringer = new BellRinger(new RingMemory(link.socketBell));
-    this.#asks = new RingConsumer(new RingMemory(link.askRing), ringer, {
-      epoch,
-      name: `ask ring ${task.index}`,
-      messageBytesMax: bytesMax,
-    });
-    this.#plans = new RingProducer(new RingMemory(link.planRing), ringer, { epoch, queueBytesMax: bytesMax });
-    this.#bell = new Bell(new RingMemory(link.poolBell), systemClock);
-    const addon = loadAddon();
-    const loadTable = new LoadTable(task.loadMemory);
+    this.#ownBell = new BellRinger(new RingMemory(poolBell));
+    this.#bell = new Bell(new RingMemory(poolBell), systemClock);
+    const loadTable = new LoadTable(loadMemory);
     const ledger = new Ledger({
-      memory: task.ledgerMemory,
+      memory: ledgerMemory,
       loadTable,
       partition: { index: task.index, count: task.threads },
-      addon,
+      addon: loadAddon(),
     });
-    this.#queueBytesMax = bytesMax;
-    this.#discard = reservation => void ledger.discard(reservation, epoch);
+    const discard = (reservation: number): void => void ledger.discard(reservation, epoch);
+    const name = `ask ring ${task.index}`;
+    this.#lanes = links.map(
+      memory => new PoolLane({ memory, name, queueBytesMax: limits.ringQueueBytesMax, discard }),
+    );
     this.#planning = new Planning({
       limits,
       decider: createDecider({ loadTable, ledger, ownerEpoch: epoch, random: seededRandom(task.seed) }),
       adapters: new Map([['vllm', createVllmAdapter()]]),
-      discard: this.#discard,
+      discard,
     });
   }
 
@@ -106,91 +90,53 @@ class PoolThread {
   }
 
   async #serve(): Promise<void> {
-    while (!this.#closing) {
-      if (!this.#sendAnswers()) {
-        // No ASK is taken while answers wait for room: that is how a slow socket thread slows this one.
-        await this.#bell.wait(() => this.#plans.sendable);
-        continue;
+    while (this.#closes < this.#lanes.length) {
+      let taken = 0;
+      for (const lane of this.#lanes) {
+        // No ASK is taken while answers wait for room: that is how a slow socket thread slows itself.
+        if (!lane.sendAnswers() || !this.#takesAsks) continue;
+        // One message at a time: a WORLD has to be in force before the ASK behind it, and its models load by promise.
+        taken += lane.takeOne((kind, key, bytes) => this.#take(lane, kind, key, bytes));
+        if (this.#nextWorld !== null) await this.#enterWorld(this.#nextWorld);
       }
-      if (this.#pending.size === PENDING_MAX) {
-        await this.#bell.wait(() => this.#answers.length > 0);
-        continue;
-      }
-      // One message at a time: a WORLD has to be in force before the ASK behind it, and its models load by promise.
-      const drained = this.#asks.drain((kind, key, bytes) => this.#take(kind, key, bytes), 1);
-      if (this.#nextWorld !== null) await this.#enterWorld(this.#nextWorld);
-      if (drained === 0) await this.#bell.wait(() => this.#asks.pending || this.#answers.length > 0);
+      if (taken === 0) await this.#bell.wait(() => this.#lanes.some(lane => lane.hasWork(this.#takesAsks)));
     }
   }
 
-  /** Sends what is there to send; true when no answer waits for room. */
-  #sendAnswers(): boolean {
-    if (!this.#flushPlans()) return false;
-    for (let answer = this.#answers.shift(); answer !== undefined; answer = this.#answers.shift()) {
-      this.#answer(answer);
-      if (this.#plans.queuedBytes > 0) return false;
-    }
-    return true;
+  get #takesAsks(): boolean {
+    return this.#pending.size < PENDING_MAX;
   }
 
-  #flushPlans(): boolean {
-    if (this.#plans.queuedBytes === 0) return true;
-    this.#plans.flush();
-    this.#plans.publish();
-    return this.#plans.queuedBytes === 0;
-  }
-
-  #take(kind: number, key: number, bytes: Uint8Array): void {
-    if (kind === RECORD_KIND.ask) this.#plan(decodeAsk(bytes));
-    else if (kind === RECORD_KIND.world) this.#nextWorld = decodeWorld(bytes);
+  #take(lane: PoolLane, kind: number, key: number, bytes: Uint8Array): void {
+    if (kind === RECORD_KIND.ask) this.#plan(lane, decodeAsk(bytes));
+    else if (kind === RECORD_KIND.world) this.#offerWorld(decodeWorld(bytes));
     else if (kind === RECORD_KIND.done) this.#planning.learn(decodeDone(bytes));
-    else if (kind === RECORD_KIND.close) this.#closing = true;
+    else if (kind === RECORD_KIND.close) this.#closes++;
     else assert.fail(`a socket thread never sends records of kind ${kind} (key ${key})`);
   }
 
-  #plan(ask: Ask): void {
+  #plan(lane: PoolLane, ask: Ask): void {
     const answer = this.#planning.plan(ask);
     if (!(answer instanceof Promise)) {
-      this.#answer(answer);
+      lane.answer(answer);
       return;
     }
     const done = answer.then(settled => {
       this.#pending.delete(done);
-      this.#answers.push(settled);
+      lane.keep(settled);
       this.#ownBell.ring();
     });
     this.#pending.add(done);
   }
 
-  #answer(answer: Plan | Reject): void {
-    if (!('calls' in answer)) this.#send(RECORD_KIND.reject, answer.request, encodeReject(answer));
-    else if (!this.#send(RECORD_KIND.plan, answer.request, encodePlan(answer))) this.#refuseLongPlan(answer);
-  }
-
-  /** False: longer than the queue of the ring can ever take, which is empty when an ASK is taken. */
-  #send(kind: RecordKind, request: number, parts: readonly Uint8Array[]): boolean {
-    const sent = this.#plans.send(kind, request, parts);
-    if (sent === 'full') return false;
-    this.#plans.publish();
-    return true;
-  }
-
-  /** A body within its limit can have more ids than fit: that is the request's fault, not this thread's. */
-  #refuseLongPlan({ request, attempt, calls }: Plan): void {
-    for (const step of calls.flatMap(call => call.steps)) this.#discard(step.reservation);
-    const reject: Reject = {
-      request,
-      attempt,
-      code: 'MILLRACE_BODY_TOO_LARGE',
-      message: `the request has more tokens than can be planned (ringQueueBytesMax: ${this.#queueBytesMax})`,
-      param: null,
-      retryAfterMs: 0,
-    };
-    assert(this.#send(RECORD_KIND.reject, request, encodeReject(reject)), 'a short REJECT always has room');
+  /** Every socket thread passes each WORLD on: the first to bring it counts. */
+  #offerWorld(world: World): void {
+    if (world.version > this.#worldVersion) this.#nextWorld = world;
   }
 
   async #enterWorld(world: World): Promise<void> {
     this.#nextWorld = null;
+    this.#worldVersion = world.version;
     for (const model of world.models) {
       if (model.tokenizer === null || this.#textModels.has(model.tokenizer)) continue;
       this.#textModels.set(model.tokenizer, await loadTextModel(model.tokenizer, this.#folders, systemClock));
@@ -199,7 +145,7 @@ class PoolThread {
   }
 }
 
-/** The task that piscina runs; resolves after a CLOSE record. */
+/** The task that piscina runs; resolves after the CLOSE records. */
 export default async function run(task: PoolTask): Promise<void> {
   await new PoolThread(task).run();
 }

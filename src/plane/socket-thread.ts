@@ -17,16 +17,23 @@ import type { FaultGuard } from '../runtime/fault-guard.js';
 import type { AnswerPort } from './answer-port.js';
 import type { AttemptFailure } from './attempt.js';
 import type { ClientStream } from './client-stream.js';
+import type { PlaneObserver } from './observer.js';
 import { type PickContext, type PickedWorker, PickRequest, type Reservation } from './pick-request.js';
 import { PoolLink } from './pool-link.js';
+import type { ProcessBoard } from './process-board.js';
 import { PlaneRequest } from './request.js';
-import type { RequestContext, RequestEnd, RequestObserver } from './request-context.js';
+import type { RequestContext, RequestEnd } from './request-context.js';
 
+const REQUEST_ID_MAX = 0xffff_ffff;
 /** Precision of every deadline. */
 const SWEEP_PERIOD_MS = 100;
 
 /** What a socket thread is made of. */
 export interface SocketThreadOptions {
+  /** Which of the process's socket threads this is, from 0. */
+  readonly index: number;
+  /** Socket threads of the process. */
+  readonly threads: number;
   readonly clock: Clock;
   readonly guard: FaultGuard;
   readonly limits: Limits;
@@ -35,13 +42,15 @@ export interface SocketThreadOptions {
   readonly ledger: Ledger;
   readonly client: EngineClient;
   readonly adapter: EngineAdapter;
-  readonly observer: RequestObserver & { ended(end: RequestEnd): void; asked(reason: Ask['reason']): void };
+  /** Its doorbell, which pool threads ring. */
+  readonly bellMemory: SharedArrayBuffer;
+  /** The state of the whole process. */
+  readonly board: ProcessBoard;
+  readonly observer: PlaneObserver;
   /** Origin of the worker in a slot, or null when it has left. */
   readonly originOf: (slot: number, generation: number) => string | null;
   readonly detokenizerTable: (tokenizer: string) => DetokenizerTable;
   readonly reportFailure: (slot: number, generation: number, failure: AttemptFailure) => void;
-  /** Pool threads that may still come up; with none, requests are refused at once. */
-  readonly poolIsOff: () => boolean;
 }
 
 /** An ASK that waits for a pool thread to come up again. */
@@ -79,20 +88,21 @@ export class SocketThread implements RequestContext, PickContext {
   #dirty: ClientStream[] = [];
   #flushIsDue = false;
   #retainedBytes = 0;
-  #nextId = 1;
+  #nextId: number;
   #draining = false;
   #failed = false;
   #onIdle: (() => void) | null = null;
 
   constructor(options: SocketThreadOptions) {
     this.#options = options;
+    this.#nextId = options.index + 1;
     this.clock = options.clock;
     this.guard = options.guard;
     this.limits = options.limits;
     this.ledger = options.ledger;
     this.client = options.client;
     this.observer = options.observer;
-    this.link = new PoolLink(options.limits, options.clock, {
+    this.link = new PoolLink(options.limits, options.clock, options.bellMemory, {
       onPlan: (plan, epoch) => this.#onPlan(plan, epoch),
       onReject: reject => this.#requests.get(reject.request)?.onReject(reject),
       onLost: request => this.#requests.get(request)?.onPoolLost(),
@@ -127,7 +137,7 @@ export class SocketThread implements RequestContext, PickContext {
     }
     const id = this.#takeId();
     const request = new PlaneRequest(id, api, port, this);
-    this.#requests.set(id, request);
+    this.#enter(id, request);
     request.start();
   }
 
@@ -138,7 +148,7 @@ export class SocketThread implements RequestContext, PickContext {
       return Promise.reject(new MillraceError(refusal.code, refusal.message, { retryAfterMs: 1000 }));
     const id = this.#takeId();
     const request = new PickRequest(id, api, body, expiresInMs, this);
-    this.#requests.set(id, request);
+    this.#enter(id, request);
     request.start();
     return request.answer;
   }
@@ -161,12 +171,6 @@ export class SocketThread implements RequestContext, PickContext {
       this.#parked.delete(id);
       this.#requests.get(id)?.fail('MILLRACE_POOL_LOST', 'no planning thread is running');
     }
-  }
-
-  /** Pool thread `index` of `epoch` has ended: its last answers are taken, then what it still owned is freed. */
-  poolThreadLost(index: number, epoch: number): void {
-    this.link.lost(index);
-    this.ledger.reap(epoch);
   }
 
   /** Admits nothing more and resolves when the last request has ended or the deadline has passed; the rest is cut. */
@@ -198,6 +202,7 @@ export class SocketThread implements RequestContext, PickContext {
         this.guard.run(() => request.cut());
       }
     }
+    this.#options.board.addRequests(-this.#requests.size);
     this.#requests.clear();
     this.#parked.clear();
     this.#onIdle?.();
@@ -230,7 +235,7 @@ export class SocketThread implements RequestContext, PickContext {
   }
 
   forget(id: number): void {
-    this.#requests.delete(id);
+    if (this.#requests.delete(id)) this.#options.board.addRequests(-1);
     this.#parked.delete(id);
     if (this.#requests.size === 0) this.#onIdle?.();
   }
@@ -249,7 +254,7 @@ export class SocketThread implements RequestContext, PickContext {
   ask(ask: Omit<Ask, 'body'>, body: readonly Uint8Array[]): 'ok' | 'full' | 'off' {
     const sent = this.link.ask(ask, body);
     if (sent === 'none') {
-      if (this.#options.poolIsOff()) return 'off';
+      if (this.#options.board.poolIsOff) return 'off';
       this.#parked.set(ask.request, { ask, body });
       return 'ok';
     }
@@ -327,7 +332,7 @@ export class SocketThread implements RequestContext, PickContext {
     const nowMs = this.clock.nowMs();
     for (const request of [...this.#requests.values()]) request.sweep(nowMs);
     // Reservations of plans that were not sent: rare, so nobody is woken for them.
-    this.ledger.reap(EPOCH_DISCARDED);
+    if (this.#options.index === 0) this.ledger.reap(EPOCH_DISCARDED);
   }
 
   /** Why nothing is admitted now, or null. */
@@ -335,14 +340,23 @@ export class SocketThread implements RequestContext, PickContext {
     if (this.#failed) return { code: 'MILLRACE_PLANE_FAILED', message: 'the plane has failed' };
     if (this.#draining) return { code: 'MILLRACE_DRAINING', message: 'the server is shutting down' };
     const { requestsMax } = this.limits;
-    if (this.#requests.size < requestsMax) return null;
+    // Threads that look at the same moment may pass it together, by one request each.
+    if (this.#options.board.requestsInFlight < requestsMax) return null;
     return { code: 'MILLRACE_OVERLOADED', message: `${requestsMax} requests are in flight (requestsMax)` };
   }
 
+  /** An id that no other socket thread uses: engines see those of all. */
   #takeId(): number {
+    const { index, threads } = this.#options;
     const id = this.#nextId;
-    this.#nextId = id === 0xffff_ffff ? 1 : id + 1;
+    this.#nextId = id + threads > REQUEST_ID_MAX ? index + 1 : id + threads;
     assert(!this.#requests.has(id), 'a request id is not reused while its request lives');
     return id;
+  }
+
+  #enter(id: number, request: Asker): void {
+    this.#requests.set(id, request);
+    this.#options.board.addRequests(1);
+    this.observer.accepted();
   }
 }

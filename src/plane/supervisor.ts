@@ -27,16 +27,14 @@ export interface SupervisorOptions {
   readonly clock: Clock;
   readonly logger: Logger;
   readonly seed: number;
-  /** Makes the rings of a new incarnation. */
-  readonly attach: (index: number, epoch: number) => LinkMemory;
-  /** A new incarnation was given its rings and can be asked. */
-  readonly up: () => void;
+  /** Makes the rings of a new incarnation, one pair per socket thread; it can be asked from then on. */
+  readonly attach: (index: number, epoch: number) => readonly LinkMemory[];
   /** The incarnation with this epoch is gone. */
   readonly lost: (index: number, epoch: number) => void;
   /** A dead incarnation will be replaced. */
   readonly restarted: () => void;
-  /** A slot was switched off for good. */
-  readonly off: () => void;
+  /** The counts have changed. */
+  readonly changed: (state: SupervisorState) => void;
 }
 
 /** Counts for `/health` and metrics. */
@@ -102,7 +100,7 @@ export class Supervisor {
     const task: PoolTask = {
       index,
       threads,
-      link: this.#options.attach(index, epoch),
+      links: this.#options.attach(index, epoch),
       loadMemory,
       ledgerMemory,
       limits,
@@ -110,6 +108,7 @@ export class Supervisor {
       seed: seed + epoch,
     };
     this.#running++;
+    this.#options.changed(this.state);
     const pool = createPool(limits);
     this.#pools.set(index, pool);
     const running = pool.run(task).then(
@@ -117,7 +116,6 @@ export class Supervisor {
       (error: Error) => this.#ended(index, epoch, error),
     );
     this.#tasks.add(running);
-    if (epoch > this.#options.threads) this.#options.up();
     void running.finally(() => this.#tasks.delete(running));
   }
 
@@ -125,6 +123,7 @@ export class Supervisor {
     this.#running--;
     this.#options.lost(index, epoch);
     if (this.#closing) return;
+    this.#options.changed(this.state);
     const leaving = this.#pools.get(index)!.destroy();
     this.#pools.delete(index);
     this.#leaving.add(leaving);
@@ -141,7 +140,7 @@ export class Supervisor {
         deaths: deaths.length,
         cause: code ?? error?.message,
       });
-      this.#options.off();
+      this.#options.changed(this.state);
       return;
     }
     const delayMs = Math.min(BACKOFF_MAX_MS, BACKOFF_FIRST_MS * 4 ** (deaths.length - 1));

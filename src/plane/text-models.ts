@@ -45,10 +45,11 @@ function ownOf(config: Config, model: string): Named | null {
 export class TextModels {
   /** The folders, for the pool threads. */
   readonly folders: readonly ModelFolder[];
+  /** The detokenizers' tables by key, for the socket threads. */
+  readonly tables: ReadonlyMap<string, DetokenizerTable>;
   readonly #config: Config;
   readonly #logger: Logger;
   readonly #models: ReadonlyMap<string, TextModel>;
-  readonly #tables: ReadonlyMap<string, DetokenizerTable>;
   /** What was said last of a worker's ids, so that a worker that comes and goes is not reported again and again. */
   readonly #said = new Map<string, string>();
 
@@ -95,7 +96,7 @@ export class TextModels {
     this.#logger = logger;
     this.folders = folders;
     this.#models = models;
-    this.#tables = tables;
+    this.tables = tables;
   }
 
   /** Key of a served model's text model, or null: relay mode. */
@@ -109,11 +110,6 @@ export class TextModels {
   contextLength(model: string): number | null {
     const key = this.keyOf(model);
     return key === null ? null : this.#models.get(key)!.contextLength;
-  }
-
-  /** The detokenizer's table of a key. */
-  table(key: string): DetokenizerTable {
-    return this.#tables.get(key)!;
   }
 
   /**

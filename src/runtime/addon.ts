@@ -12,7 +12,7 @@ import { fileURLToPath } from 'node:url';
  * Version of the border between this file and the addon. A change to a signature below, or to the meaning of a
  * descriptor word, raises it; an addon that was built for another number is not used.
  */
-export const ADDON_ABI = 2;
+export const ADDON_ABI = 3;
 
 /**
  * The addon's functions. All are synchronous and safe on any JS thread. Every argument is checked: a wrong type throws

@@ -164,10 +164,9 @@ t.test('damaged memory of a ring', async t => {
   const memories: SharedArrayBuffer[] = [];
   const { PoolLink } = await import('#millrace/plane/pool-link.js');
   const attach = PoolLink.prototype.attach;
-  PoolLink.prototype.attach = function (index, epoch) {
-    const memory = attach.call(this, index, epoch);
+  PoolLink.prototype.attach = function (index, memory) {
     memories.push(memory.planRing);
-    return memory;
+    attach.call(this, index, memory);
   };
   t.teardown(() => {
     PoolLink.prototype.attach = attach;

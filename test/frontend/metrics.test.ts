@@ -34,7 +34,7 @@ function parse(text: string): Map<string, number> {
 }
 
 t.test('requests, tokens and sources', async t => {
-  const metrics = createMetrics(['m'], SOURCES);
+  const metrics = createMetrics(['m'], SOURCES, 'socket-0');
   t.teardown(() => metrics.close());
   for (const model of ['m', 'm', 'not served', 'm', 'm']) {
     metrics.requestStarted(model, 'chat_completions', 'stream');
@@ -99,7 +99,7 @@ t.test('requests, tokens and sources', async t => {
   for (const [name, value] of Object.entries(expected)) t.equal(samples.get(name), value, name);
   t.notMatch(text, 'not served', 'a model that is not served is no label');
   for (const quantile of ['0.5', '0.99', '1']) {
-    t.ok(samples.get(`millrace_event_loop_delay_seconds{quantile="${quantile}"}`)! >= 0);
+    t.ok(samples.get(`millrace_event_loop_delay_seconds{thread="socket-0",quantile="${quantile}"}`)! >= 0);
   }
   const perToken = [...samples].filter(([name]) =>
     name.startsWith('dynamo_frontend_inter_token_latency_seconds_bucket{model="m"'),
@@ -114,8 +114,8 @@ t.test('requests, tokens and sources', async t => {
 });
 
 t.test('planes are independent, and models over the cap share a label', async t => {
-  const one = createMetrics([], SOURCES);
-  const two = createMetrics([], SOURCES);
+  const one = createMetrics([], SOURCES, 'socket-0');
+  const two = createMetrics([], SOURCES, 'socket-0');
   t.teardown(() => one.close());
   t.teardown(() => two.close());
   one.asked('first');

@@ -128,6 +128,14 @@ t.test('token mode', async t => {
     );
     t.equal(last().json.n, 2);
   });
+  await fixture.step(t, "the client's request id comes back, on answers, streams and errors", async t => {
+    const id = { 'x-request-id': 'trace-me' };
+    for (const body of [ask, { ...ask, stream: true }, { ...ask, n: -1 }]) {
+      const reply = await fixture.post(COMPLETIONS, body, id);
+      t.equal(reply.headers.get('x-request-id'), 'trace-me');
+    }
+    t.equal((await fixture.post(COMPLETIONS, ask)).headers.get('x-request-id'), null);
+  });
   await fixture.step(t, 'a field that only an engine can serve makes a relay', async t => {
     fake.script = call => call.respond(200, 'application/json', '{"relayed":true}');
     t.same(jsonOf(await fixture.post(COMPLETIONS, { ...ask, prompt_logprobs: 2 })), { relayed: true });

@@ -5,6 +5,6 @@
 
 namespace millrace {
 
-inline constexpr uint32_t kAddonAbi = 2;
+inline constexpr uint32_t kAddonAbi = 3;
 
 }  // namespace millrace

@@ -129,13 +129,13 @@ function cpuQuota(probe: Probe): number | null {
 }
 
 /** CPUs, and those that a quota pays for, against the threads. */
-export function checkCpus(probe: Probe, { poolThreads }: Config): Check {
+export function checkCpus(probe: Probe, { poolThreads, socketThreads }: Config): Check {
   const quota = cpuQuota(probe);
   const usable = Math.min(probe.cpus, quota ?? probe.cpus);
   const said = quota === null ? '' : `, of which the cgroup pays for ${Number(quota.toFixed(1))}`;
-  const found = `${probe.cpus} CPUs${said}; one socket thread and ${poolThreads} pool threads`;
-  if (usable >= 1 + poolThreads) return ok('cpus', found);
-  const fitting = Math.max(1, Math.floor(usable) - 1);
+  const found = `${probe.cpus} CPUs${said}; threads: ${socketThreads} socket, ${poolThreads} pool`;
+  if (usable >= socketThreads + poolThreads) return ok('cpus', found);
+  const fitting = Math.max(1, Math.floor(usable) - socketThreads);
   if (fitting >= poolThreads) {
     return fault(
       'cpus',

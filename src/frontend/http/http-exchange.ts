@@ -79,8 +79,12 @@ export interface HttpServer {
   readonly kind: 'uws' | 'node';
   /** A line for the start banner when 'auto' had to fall back to node:http, else null. */
   readonly notice: string | null;
-  /** Starts listening; port 0 lets the system choose. Rejects with the reason when the address is taken. */
-  listen(host: string, port: number): Promise<{ port: number }>;
+  /**
+   * Starts listening; port 0 lets the system choose. Rejects with the reason when the address is taken. `isShared`: other
+   * servers of this process listen on the same port, and the kernel spreads connections over them; not with port 0, and
+   * not with node:http.
+   */
+  listen(host: string, port: number, isShared?: boolean): Promise<{ port: number }>;
   /** Stops accepting new connections; open ones go on. */
   stopListening(): void;
   /** Closes every connection and the server. */

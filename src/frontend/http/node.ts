@@ -246,7 +246,8 @@ export function createNodeServer(options: HttpServerOptions, notice: string | nu
   return {
     kind: 'node',
     notice,
-    listen(host, port) {
+    listen(host, port, isShared = false) {
+      assert(!isShared, 'node:http cannot share a port');
       return new Promise((resolve, reject) => {
         const onError = (error: NodeJS.ErrnoException): void =>
           reject(

@@ -21,7 +21,8 @@ import { statusLine } from './status-line.js';
 type Phase = 'open' | 'streaming' | 'done';
 
 const LINE_BREAK = /[\r\n\0]/;
-/** LIBUS_LISTEN_EXCLUSIVE_PORT of uSockets. */
+/** LIBUS_LISTEN_DEFAULT of uSockets, which sets SO_REUSEPORT, and LIBUS_LISTEN_EXCLUSIVE_PORT, which does not. */
+const LISTEN_SHARED = 0;
 const LISTEN_EXCLUSIVE = 1;
 const drain = (): void => {};
 
@@ -282,7 +283,7 @@ export async function createUwsServer(options: HttpServerOptions): Promise<HttpS
   return {
     kind: 'uws',
     notice: null,
-    listen(host, port) {
+    listen(host, port, isShared = false) {
       return new Promise((resolve, reject) => {
         const onListen = (socket: us_listen_socket | false): void => {
           listenSocket = socket;
@@ -293,7 +294,8 @@ export async function createUwsServer(options: HttpServerOptions): Promise<HttpS
             );
         };
         // Without the exclusive option a second server would share the port in silence.
-        (app as unknown as ExclusiveListen).listen(host, port, LISTEN_EXCLUSIVE, onListen);
+        const options = isShared ? LISTEN_SHARED : LISTEN_EXCLUSIVE;
+        (app as unknown as ExclusiveListen).listen(host, port, options, onListen);
       });
     },
     stopListening,

@@ -1,0 +1,44 @@
+/**
+ * The entry of a socket thread of its own (`socketThreads` above 1): makes its unit and lets the core call it. It ends by
+ * itself once it has been stopped, and must never be terminated: uWebSockets.js aborts the process on that. An
+ * exception that no caller took is told to the core, which ends the process in order.
+ */
+import { strict as assert } from 'node:assert';
+import { parentPort, workerData } from 'node:worker_threads';
+import { systemClock } from '../runtime/clock.js';
+import { FaultGuard } from '../runtime/fault-guard.js';
+import type { CoreSide, SocketSide, SocketTask } from './socket-side.js';
+import { SocketUnit } from './socket-unit.js';
+import { ThreadCalls } from './thread-calls.js';
+
+/** A scrape asks every socket thread. */
+const SCRAPE_DEADLINE_MS = 5000;
+
+const task = workerData as SocketTask;
+const port = parentPort;
+assert(port !== null, 'this file is the entry of a thread');
+
+const guard = new FaultGuard(error =>
+  core.tell('fault', error instanceof Error ? (error.stack ?? error.message) : String(error)),
+);
+const clock = guard.clock(systemClock);
+
+class ThreadUnit extends SocketUnit {
+  override async stop(): Promise<void> {
+    await super.stop();
+    // The port is the last that keeps this thread alive: it ends once its answer has gone.
+    port!.unref();
+  }
+}
+
+const unit: SocketSide = new ThreadUnit(task, {
+  clock,
+  guard,
+  core: {
+    reportFailure: (slot, generation, failure) => core.tell('reportFailure', slot, generation, failure),
+    metricsText: () => core.call('metricsText', SCRAPE_DEADLINE_MS),
+  },
+  readWorkerLoads: () => [],
+});
+const core: ThreadCalls<CoreSide> = new ThreadCalls(port, unit, clock);
+process.on('uncaughtException', error => guard.report(error));
