@@ -19,7 +19,7 @@ import { createLedgerMemory, Ledger } from '../router/ledger.js';
 import { createLoadMemory, LoadTable } from '../router/load-table.js';
 import { addonStatus } from '../runtime/addon.js';
 import type { Clock } from '../runtime/clock.js';
-import { FaultGuard } from '../runtime/fault-guard.js';
+import { FaultGuard, throwLater } from '../runtime/fault-guard.js';
 import type { Logger } from '../runtime/logger.js';
 import { workerLoads } from './observer.js';
 import { createLinkMemory } from './pool-link.js';
@@ -64,11 +64,6 @@ export interface PlaneStatus {
 function namedWorkers(config: Config): ReadonlySet<string> {
   return new Set([...config.workers, ...Object.values(config.models).flatMap(model => model.workers)]);
 }
-
-const throwLater = (error: unknown): void =>
-  queueMicrotask(() => {
-    throw error;
-  });
 
 /** Throws ConfigError where the configuration cannot be carried out on this machine. */
 function checkOptions({ config, onFault }: PlaneOptions): void {

@@ -6,6 +6,13 @@
 import { type Clock, systemClock } from './clock.js';
 import type { Logger } from './logger.js';
 
+/** Throws an exception outside all callers, where a process sees it as uncaught. */
+export function throwLater(error: unknown): void {
+  queueMicrotask(() => {
+    throw error;
+  });
+}
+
 /** Runs foreign-called code; see the head of the file. */
 export class FaultGuard {
   readonly #onFault: (error: unknown) => void;
