@@ -111,7 +111,7 @@ class IndexWriter {
   bool sweep(uint32_t steps);
   // kIndexStatsCount numbers in the order of INDEX_STATS, each as its low and high word.
   void stats(uint32_t* out) const;
-  // For tests: whether every link, count and flag agrees with the others. Not while a holder is being swept.
+  // For tests: whether every link, count and flag agrees with the others.
   bool consistent() const;
 
  private:

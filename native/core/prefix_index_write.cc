@@ -160,8 +160,9 @@ uint32_t IndexWriter::store(uint32_t holder, bool has_parent, uint64_t parent, c
     if ((flags & kIndexFlagPredicted) != 0 && expiries_.erase(expiry_key(hash, slot), slot)) state_->expiries--;
     before = block;
   }
-  if (first != kRootBlock) {
-    if (first_child(first) == 0) touch(first);
+  // A placeholder whose first child found no room may be gone already.
+  if (has_parent && taken == 0 && (first = find(parent)) != 0 && first_child(first) == 0) {
+    touch(first);
     release(first);
   }
   state_->stored += taken;
