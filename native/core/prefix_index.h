@@ -46,6 +46,8 @@ struct IndexState {
   uint64_t prediction_head, prediction_tail;
   uint32_t blocks, blocks_made, free_block;
   uint32_t chunks_made, free_chunk;
+  // Pairs of block and slot.
+  uint32_t held;
   uint32_t names, expiries, holders;
   uint32_t leaf_head[2], leaf_tail[2];
   uint32_t next_victim;
@@ -155,10 +157,11 @@ class IndexWriter {
   void settle(uint32_t slot);
   uint32_t place(uint64_t hash, uint32_t parent);
   bool remove_one(uint32_t block, uint32_t slot, uint32_t tier);
+  void warm_named(uint32_t slot, const uint32_t* engine_hashes, uint32_t count) const;
   bool name(uint64_t engine_hash, uint32_t slot, uint64_t hash, uint32_t block);
   bool hold(uint32_t block, uint32_t slot, uint32_t resident);
   bool drop_dead_name();
-  uint32_t names_room() const { return view_.names_max / 5 * 4; }
+  uint32_t names_room() const { return view_.names_max / 20 * 17; }
   void sweep_block(uint32_t block);
 
   IndexView view_;
