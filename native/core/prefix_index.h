@@ -186,6 +186,7 @@ class IndexReader {
   };
 
   void search(const uint32_t* hashes, uint32_t blocks, uint32_t items);
+  uint32_t part(const uint32_t* hashes, uint32_t middle, uint32_t begin, uint32_t end);
   void search_device(const uint32_t* hashes, uint32_t item);
   void warm(const uint32_t* hashes, uint32_t low, uint32_t high);
   void probe(uint64_t hash);
