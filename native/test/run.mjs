@@ -10,7 +10,10 @@ const cases = process.argv[2] ?? '200000';
 const seed = process.argv[3] ?? String(Date.now() % 2 ** 32);
 const root = fileURLToPath(new URL('../..', import.meta.url));
 const program = 'build/sanitized';
-const core = ['block_hash', 'frame_parser', 'frame_scan', 'reserve'].map(name => `native/core/${name}.cc`);
+const index = ['holders', 'names', 'read', 'sweep', 'table', 'write'].map(part => `prefix_index_${part}`);
+const core = ['block_hash', 'frame_parser', 'frame_scan', 'reserve', ...index].map(
+  name => `native/core/${name}.cc`,
+);
 const flags = ['-std=c++20', '-O1', '-g', '-Wall', '-Wextra', '-Werror', '-fno-sanitize-recover=all'];
 
 function run(command, args) {
@@ -20,7 +23,15 @@ function run(command, args) {
 }
 
 mkdirSync(`${root}/build`, { recursive: true });
-const paths = ['-Inative/include', '-Inative/core', 'native/test/sanitized.cc', ...core, '-o', program];
+const paths = [
+  '-Inative/include',
+  '-Inative/core',
+  'native/test/sanitized.cc',
+  'native/test/index_random.cc',
+  ...core,
+  '-o',
+  program,
+];
 run(process.env.CXX ?? 'c++', [...flags, '-fsanitize=address,undefined', ...paths]);
 console.log(`seed ${seed}`);
 run(`./${program}`, [seed, cases]);

@@ -5,6 +5,6 @@
 
 namespace millrace {
 
-inline constexpr uint32_t kAddonAbi = 3;
+inline constexpr uint32_t kAddonAbi = 4;
 
 }  // namespace millrace
