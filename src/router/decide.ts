@@ -1,13 +1,16 @@
 /**
  * The decision (R4): filter the workers, let the policy pick one, reserve its load. Runs on a pool thread, once per
- * ASK; the load table and the ledger are shared, the selectors and their cursors are this thread's own.
+ * ASK; the load table and the ledger are shared, the selectors, their cursors and the columns are this thread's own.
  */
 import type { WorkerView } from '../messages/records.js';
 import type { Random } from '../runtime/random.js';
-import type { Candidate, RequestView, Selector } from './contract.js';
+import { CandidateColumns } from './candidate-columns.js';
+import type { RequestView, Selector } from './contract.js';
 import { type Ledger, RESERVATION_AMOUNT_MAX, RESERVE_FULL, RESERVE_STALE } from './ledger.js';
-import type { LoadTable } from './load-table.js';
+import { LOAD, LOAD_LINE_WORDS, SLOT_STATE } from './load-descriptor.js';
+import { type LoadTable, loadLine } from './load-table.js';
 import { createSelector } from './policies/policies.js';
+import { PrefillDrain } from './prefill-drain.js';
 
 /** Tokens per KV block of a worker that does not say. */
 const BLOCK_SIZE_UNKNOWN = 16;
@@ -18,17 +21,42 @@ export interface Placement {
   readonly generation: number;
   /** Ledger reservation, owned by the decider's epoch until the PLAN is adopted; `ledger.discard` gives it up. */
   readonly reservation: number;
-  /** In words: the policy and the figure that decided. */
+  /** Tokens of the prompt that the worker is expected to have in its cache; 0 when the policy does not ask. */
+  readonly cachedTokens: number;
+  /** In words: the policy and the figures that decided. */
   readonly reason: string;
 }
 
 /** 'noWorker': no ready worker serves the model outside the excluded slots. 'full': the ledger has no room. */
 export type DecideAnswer = Placement | 'noWorker' | 'full';
 
+/** The complete blocks of a prompt, as a BlockHasher gives them. */
+export interface PromptBlocks {
+  /** Sequence hashes: block `i` at words 2i (low) and 2i + 1 (high). */
+  readonly hashes: Uint32Array;
+  readonly count: number;
+  /** Tokens per block. */
+  readonly blockSize: number;
+}
+
 /** A request as `decide` sees it. */
 export interface DecideRequest extends RequestView {
   /** Tokens that the answer is expected to have, all choices together; null: not known, counted as none. */
   readonly outputTokens: number | null;
+  /** Null or absent: the prompt's tokens are not known, so nothing of it counts as cached. */
+  readonly blocks?: PromptBlocks | null;
+}
+
+/** The part of a prefix index that a decision reads. */
+export interface PrefixDepths {
+  /** Writes into `depths[i]` how many leading blocks the worker in `slots[i]`, `generations[i]` holds, for `i < count`. */
+  read(
+    blocks: PromptBlocks,
+    slots: Uint32Array,
+    generations: Uint32Array,
+    count: number,
+    depths: Float64Array,
+  ): void;
 }
 
 /** What a decider needs of its pool thread. */
@@ -36,8 +64,12 @@ export interface DeciderOptions {
   readonly loadTable: LoadTable;
   readonly ledger: Ledger;
   readonly random: Random;
+  /** Monotonic milliseconds. */
+  readonly nowMs: () => number;
   /** Epoch of this pool thread, the first owner of its reservations. */
   readonly ownerEpoch: number;
+  /** Null: nothing counts as cached. */
+  readonly prefixes: PrefixDepths | null;
 }
 
 /** Chooses workers for one pool thread. */
@@ -52,62 +84,100 @@ export interface Decider {
 
 /** Makes the decider of a pool thread; each policy keeps its memory from one decision to the next. */
 export function createDecider(options: DeciderOptions): Decider {
-  const { loadTable, ledger, random, ownerEpoch } = options;
-  const selectors = new Map<string, Selector>();
-  const selectorOf = (policy: string): Selector => {
-    let selector = selectors.get(policy);
+  return new PolicyDecider(options);
+}
+
+class PolicyDecider implements Decider {
+  readonly #options: DeciderOptions;
+  readonly #selectors = new Map<string, Selector>();
+  readonly #columns = new CandidateColumns();
+  readonly #drain: PrefillDrain;
+
+  constructor(options: DeciderOptions) {
+    this.#options = options;
+    this.#drain = new PrefillDrain(options.loadTable.workersMax);
+  }
+
+  decide(request: DecideRequest, policy: string, workers: readonly WorkerView[]): DecideAnswer {
+    const selector = this.#selectorOf(policy);
+    const columns = this.#columns;
+    let tries = workers.length;
+    for (;;) {
+      this.#fill(request, workers);
+      if (columns.count === 0) return 'noWorker';
+      this.#readDepths(request, selector);
+      const { row, reason } = selector.pick(request, columns, this.#options.random);
+      const reservation = this.#reserve(request, row);
+      if (reservation === RESERVE_FULL) return 'full';
+      if (reservation !== RESERVE_STALE) {
+        const slot = columns.slots[row]!;
+        const generation = columns.generations[row]!;
+        return { slot, generation, reservation, cachedTokens: columns.cachedTokens[row]!, reason };
+      }
+      // The replaced worker is no longer ready: the next filling leaves it out. Each worker can be replaced once.
+      if (tries-- === 0) return 'noWorker';
+    }
+  }
+
+  #selectorOf(policy: string): Selector {
+    let selector = this.#selectors.get(policy);
     if (selector === undefined) {
       selector = createSelector(policy);
-      selectors.set(policy, selector);
+      this.#selectors.set(policy, selector);
     }
     return selector;
-  };
+  }
 
-  const reserve = (request: DecideRequest, worker: WorkerView): number =>
-    ledger.reserve(
-      worker.slot,
-      worker.generation,
-      Math.min(request.promptTokens, RESERVATION_AMOUNT_MAX),
-      Math.min(decodeBlocks(request, worker.blockSize), RESERVATION_AMOUNT_MAX),
-      ownerEpoch,
-    );
+  #fill(request: DecideRequest, workers: readonly WorkerView[]): void {
+    const columns = this.#columns;
+    const { words } = this.#options.loadTable;
+    const nowMs = this.#options.nowMs();
+    columns.begin(workers.length);
+    for (const { slot, generation, models, blockSize, totalBlocks } of workers) {
+      const base = loadLine(slot, generation) * LOAD_LINE_WORDS;
+      if (Atomics.load(words, base + LOAD.generation) !== generation) continue;
+      if (Atomics.load(words, base + LOAD.state) !== SLOT_STATE.ready) continue;
+      if (request.excludedSlots.includes(slot)) continue;
+      if (!models.some(({ id }) => id === request.model)) continue;
+      const row = columns.count++;
+      const outstanding = Atomics.load(words, base + LOAD.activePrefillTokens);
+      columns.slots[row] = slot;
+      columns.generations[row] = generation;
+      columns.requests[row] = Atomics.load(words, base + LOAD.requests);
+      columns.activePrefillTokens[row] = outstanding;
+      columns.slowness[row] = 1;
+      columns.queuedTokens[row] = this.#drain.look(slot, generation, outstanding, 1, nowMs);
+      columns.decodeBlocks[row] = Atomics.load(words, base + LOAD.decodeBlocks);
+      columns.blockSizes[row] = blockSize ?? BLOCK_SIZE_UNKNOWN;
+      columns.capacityTokens[row] = (totalBlocks ?? 0) * (blockSize ?? BLOCK_SIZE_UNKNOWN);
+    }
+  }
 
-  return {
-    decide(request, policy, workers) {
-      const selector = selectorOf(policy);
-      const eligible = workers.filter(worker => isEligible(request, worker, loadTable));
-      while (eligible.length > 0) {
-        const candidates = eligible.map(worker => toCandidate(worker, loadTable));
-        const decision = selector.pick(request, candidates, random);
-        const position = eligible.findIndex(({ slot }) => slot === decision.slot);
-        const reservation = reserve(request, eligible[position] as WorkerView);
-        if (reservation === RESERVE_FULL) return 'full';
-        if (reservation !== RESERVE_STALE) return { ...decision, reservation };
-        eligible.splice(position, 1);
-      }
-      return 'noWorker';
-    },
-  };
-}
+  /** Tokens of the prompt in each candidate's cache. The last one is always computed: the answer needs its logits. */
+  #readDepths(request: DecideRequest, selector: Selector): void {
+    const { count, slots, generations, cachedTokens } = this.#columns;
+    const { prefixes } = this.#options;
+    const blocks = request.blocks ?? null;
+    if (!selector.usesPrefix || prefixes === null || blocks === null || blocks.count === 0) {
+      cachedTokens.fill(0, 0, count);
+      return;
+    }
+    prefixes.read(blocks, slots, generations, count, cachedTokens);
+    const most = Math.max(request.promptTokens - 1, 0);
+    for (let row = 0; row < count; row += 1) {
+      cachedTokens[row] = Math.min(cachedTokens[row]! * blocks.blockSize, most);
+    }
+  }
 
-function isEligible(request: RequestView, worker: WorkerView, loadTable: LoadTable): boolean {
-  return (
-    worker.models.some(({ id }) => id === request.model) &&
-    !request.excludedSlots.includes(worker.slot) &&
-    loadTable.isReady(worker.slot, worker.generation)
-  );
-}
-
-function toCandidate({ slot, generation }: WorkerView, loadTable: LoadTable): Candidate {
-  return {
-    slot,
-    generation,
-    requests: loadTable.readRequests(slot, generation),
-    activePrefillTokens: loadTable.readActivePrefillTokens(slot, generation),
-    decodeBlocks: loadTable.readDecodeBlocks(slot, generation),
-  };
-}
-
-function decodeBlocks(request: DecideRequest, blockSize: number | null): number {
-  return Math.ceil((request.promptTokens + (request.outputTokens ?? 0)) / (blockSize ?? BLOCK_SIZE_UNKNOWN));
+  #reserve(request: DecideRequest, row: number): number {
+    const { slots, generations, cachedTokens, blockSizes } = this.#columns;
+    const slot = slots[row]!;
+    const prefill = Math.min(request.promptTokens - cachedTokens[row]!, RESERVATION_AMOUNT_MAX);
+    const held = request.promptTokens + (request.outputTokens ?? 0);
+    const blocks = Math.min(Math.ceil(held / blockSizes[row]!), RESERVATION_AMOUNT_MAX);
+    const { ledger, ownerEpoch } = this.#options;
+    const reservation = ledger.reserve(slot, generations[row]!, prefill, blocks, ownerEpoch);
+    if (reservation > 0) this.#drain.add(slot, prefill);
+    return reservation;
+  }
 }

@@ -30,9 +30,24 @@ export interface BlockPoolSnapshot {
   readonly free: number;
 }
 
+/**
+ * Hears which prefixes are resident, as an engine's KV events tell it (Dynamo's mocker: `Stored` only on a key's first
+ * copy, `Removed` only with its last one). Called while a pass is scheduled: what it hears is true at the pass's start.
+ */
+export interface BlockEvents {
+  /**
+   * `keys[from]` to `keys[to − 1]`, consecutive blocks of one sequence, became resident; the parent of the first is
+   * `keys[from − 1]`, none when `from` is 0. The list is the sequence's own: not to be kept.
+   */
+  stored(keys: readonly number[], from: number, to: number): void;
+  /** The last copy of `key` is gone. */
+  removed(key: number): void;
+}
+
 /** Blocks are integers from 0 to capacity − 1. Keys are integers below 2^53 that name a whole prefix. */
 export class BlockPool {
   readonly capacity: number;
+  readonly #events: BlockEvents | null;
   readonly #state: Uint8Array;
   readonly #refs: Int32Array;
   readonly #keys: Float64Array;
@@ -46,8 +61,10 @@ export class BlockPool {
   #inactive = 0;
   #inactiveHits = 0;
 
-  constructor(capacity: number) {
+  /** `events` hears of removals from here; stores come from whoever publishes, which knows the parents. */
+  constructor(capacity: number, events: BlockEvents | null = null) {
     this.capacity = capacity;
+    this.#events = events;
     this.#state = new Uint8Array(capacity);
     this.#refs = new Int32Array(capacity);
     this.#keys = new Float64Array(capacity);
@@ -105,9 +122,12 @@ export class BlockPool {
     return true;
   }
 
-  /** Makes a full block findable under `key`. A block that is already findable stays as it is. */
-  publish(block: number, key: number): void {
-    if (this.#state[block] === CACHED) return;
+  /**
+   * Makes a full block findable under `key`; true when no other copy of it was. A block that is already findable stays
+   * as it is.
+   */
+  publish(block: number, key: number): boolean {
+    if (this.#state[block] === CACHED) return false;
     assert(this.#state[block] === PRIVATE);
     this.#state[block] = CACHED;
     this.#refs[block] = 1;
@@ -115,6 +135,7 @@ export class BlockPool {
     const copies = this.#copies.get(key);
     if (copies === undefined) this.#copies.set(key, [block]);
     else copies.push(block);
+    return copies === undefined;
   }
 
   /** Gives a request's blocks back, last one first, so that leaves are evicted before their parents. Empties the list. */
@@ -156,8 +177,10 @@ export class BlockPool {
     this.#unlink(block);
     const key = this.#keys[block]!;
     const copies = this.#copies.get(key)!;
-    if (copies.length === 1) this.#copies.delete(key);
-    else copies.splice(copies.indexOf(block), 1);
+    if (copies.length === 1) {
+      this.#copies.delete(key);
+      this.#events?.removed(key);
+    } else copies.splice(copies.indexOf(block), 1);
     this.#state[block] = FREE;
     this.#freed.push(block);
   }
