@@ -6,6 +6,7 @@ import type { WorkerView } from '../messages/records.js';
 import type { Random } from '../runtime/random.js';
 import { CandidateColumns } from './candidate-columns.js';
 import type { RequestView, Selector } from './contract.js';
+import type { PrefixIndexReader } from './index/contract.js';
 import { type Ledger, RESERVATION_AMOUNT_MAX, RESERVE_FULL, RESERVE_STALE } from './ledger.js';
 import { LOAD, LOAD_LINE_WORDS, SLOT_STATE } from './load-descriptor.js';
 import { type LoadTable, loadLine } from './load-table.js';
@@ -47,18 +48,6 @@ export interface DecideRequest extends RequestView {
   readonly blocks?: PromptBlocks | null;
 }
 
-/** The part of a prefix index that a decision reads. */
-export interface PrefixDepths {
-  /** Writes into `depths[i]` how many leading blocks the worker in `slots[i]`, `generations[i]` holds, for `i < count`. */
-  read(
-    blocks: PromptBlocks,
-    slots: Uint32Array,
-    generations: Uint32Array,
-    count: number,
-    depths: Float64Array,
-  ): void;
-}
-
 /** What a decider needs of its pool thread. */
 export interface DeciderOptions {
   readonly loadTable: LoadTable;
@@ -68,8 +57,8 @@ export interface DeciderOptions {
   readonly nowMs: () => number;
   /** Epoch of this pool thread, the first owner of its reservations. */
   readonly ownerEpoch: number;
-  /** Null: nothing counts as cached. */
-  readonly prefixes: PrefixDepths | null;
+  /** Its holders are the worker slots. Null: nothing counts as cached. */
+  readonly prefixes: PrefixIndexReader | null;
 }
 
 /** Chooses workers for one pool thread. */
@@ -92,6 +81,7 @@ class PolicyDecider implements Decider {
   readonly #selectors = new Map<string, Selector>();
   readonly #columns = new CandidateColumns();
   readonly #drain: PrefillDrain;
+  #depths = new Uint32Array(0);
 
   constructor(options: DeciderOptions) {
     this.#options = options;
@@ -155,17 +145,18 @@ class PolicyDecider implements Decider {
 
   /** Tokens of the prompt in each candidate's cache. The last one is always computed: the answer needs its logits. */
   #readDepths(request: DecideRequest, selector: Selector): void {
-    const { count, slots, generations, cachedTokens } = this.#columns;
+    const { count, slots, cachedTokens } = this.#columns;
     const { prefixes } = this.#options;
     const blocks = request.blocks ?? null;
     if (!selector.usesPrefix || prefixes === null || blocks === null || blocks.count === 0) {
       cachedTokens.fill(0, 0, count);
       return;
     }
-    prefixes.read(blocks, slots, generations, count, cachedTokens);
+    if (this.#depths.length < 2 * count) this.#depths = new Uint32Array(2 * slots.length);
+    prefixes.lookup(blocks.hashes, blocks.count, slots, count, this.#depths);
     const most = Math.max(request.promptTokens - 1, 0);
     for (let row = 0; row < count; row += 1) {
-      cachedTokens[row] = Math.min(cachedTokens[row]! * blocks.blockSize, most);
+      cachedTokens[row] = Math.min(this.#depths[count + row]! * blocks.blockSize, most);
     }
   }
 
