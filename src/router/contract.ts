@@ -10,6 +10,10 @@ export interface RequestView {
   readonly model: string;
   readonly promptTokens: number;
   readonly excludedSlots: readonly number[];
+  /** The only slot that may serve it; null or absent: any. */
+  readonly pinnedSlot?: number | null;
+  /** Requests of one session go to one worker while it is there; null or absent: no session. */
+  readonly session?: string | null;
 }
 
 /**
@@ -30,8 +34,8 @@ export interface Candidates {
   readonly decodeBlocks: Float64Array;
   /** Tokens per KV block; 16 for a worker that does not say. */
   readonly blockSizes: Float64Array;
-  /** Tokens that its KV memory holds; 0: it does not say. */
-  readonly capacityTokens: Float64Array;
+  /** Expected milliseconds of a decode step at that load, by the constants of `prefill-model.ts`. */
+  readonly decodeMs: Float64Array;
   /** Tokens of the prompt that need no computing there; 0 for a selector that does not use the prefix index. */
   readonly cachedTokens: Float64Array;
   /** Time that it needs for a prefill ÷ time by the constants of `prefill-model.ts`; 1 until measured. */

@@ -11,10 +11,16 @@ import { type Ledger, RESERVATION_AMOUNT_MAX, RESERVE_FULL, RESERVE_STALE } from
 import { LOAD, LOAD_LINE_WORDS, SLOT_STATE } from './load-descriptor.js';
 import { type LoadTable, loadLine } from './load-table.js';
 import { createSelector } from './policies/policies.js';
+import { Predictions } from './predictions.js';
 import { PrefillDrain } from './prefill-drain.js';
+import { expectedDecodeMs, expectedPrefillMs } from './prefill-model.js';
+import { pickBySession } from './session-affinity.js';
 
 /** Tokens per KV block of a worker that does not say. */
 const BLOCK_SIZE_UNKNOWN = 16;
+/** A prediction lives twice the time in which it should come true, and at least this long. */
+const PREDICTION_FACTOR = 2;
+const PREDICTION_MS_MIN = 1000;
 
 /** A worker that was chosen and on which the request is reserved. */
 export interface Placement {
@@ -81,6 +87,7 @@ class PolicyDecider implements Decider {
   readonly #selectors = new Map<string, Selector>();
   readonly #columns = new CandidateColumns();
   readonly #drain: PrefillDrain;
+  readonly #predictions = new Predictions();
   #depths = new Uint32Array(0);
 
   constructor(options: DeciderOptions) {
@@ -91,13 +98,17 @@ class PolicyDecider implements Decider {
   decide(request: DecideRequest, policy: string, workers: readonly WorkerView[]): DecideAnswer {
     const selector = this.#selectorOf(policy);
     const columns = this.#columns;
+    const nowMs = this.#options.nowMs();
     let tries = workers.length;
     for (;;) {
-      this.#fill(request, workers);
+      this.#fill(request, workers, nowMs);
       if (columns.count === 0) return 'noWorker';
-      this.#readDepths(request, selector);
-      const { row, reason } = selector.pick(request, columns, this.#options.random);
+      this.#readDepths(request, selector, nowMs);
+      const { row, reason } =
+        pickBySession(request.session ?? null, columns) ??
+        selector.pick(request, columns, this.#options.random);
       const reservation = this.#reserve(request, row);
+      if (reservation > 0 && selector.usesPrefix) this.#predict(request, row, nowMs);
       if (reservation === RESERVE_FULL) return 'full';
       if (reservation !== RESERVE_STALE) {
         const slot = columns.slots[row]!;
@@ -118,16 +129,16 @@ class PolicyDecider implements Decider {
     return selector;
   }
 
-  #fill(request: DecideRequest, workers: readonly WorkerView[]): void {
+  #fill(request: DecideRequest, workers: readonly WorkerView[], nowMs: number): void {
     const columns = this.#columns;
     const { words } = this.#options.loadTable;
-    const nowMs = this.#options.nowMs();
+    const pinned = request.pinnedSlot ?? null;
     columns.begin(workers.length);
     for (const { slot, generation, models, blockSize, totalBlocks } of workers) {
       const base = loadLine(slot, generation) * LOAD_LINE_WORDS;
       if (Atomics.load(words, base + LOAD.generation) !== generation) continue;
       if (Atomics.load(words, base + LOAD.state) !== SLOT_STATE.ready) continue;
-      if (request.excludedSlots.includes(slot)) continue;
+      if (request.excludedSlots.includes(slot) || (pinned !== null && pinned !== slot)) continue;
       if (!models.some(({ id }) => id === request.model)) continue;
       const row = columns.count++;
       const outstanding = Atomics.load(words, base + LOAD.activePrefillTokens);
@@ -135,17 +146,22 @@ class PolicyDecider implements Decider {
       columns.generations[row] = generation;
       columns.requests[row] = Atomics.load(words, base + LOAD.requests);
       columns.activePrefillTokens[row] = outstanding;
-      columns.slowness[row] = 1;
-      columns.queuedTokens[row] = this.#drain.look(slot, generation, outstanding, 1, nowMs);
-      columns.decodeBlocks[row] = Atomics.load(words, base + LOAD.decodeBlocks);
+      const decodeBlocks = Atomics.load(words, base + LOAD.decodeBlocks);
+      const decodeMs = expectedDecodeMs(totalBlocks === null ? 0 : decodeBlocks / totalBlocks);
+      const speed = outstanding === 0 ? 0 : outstanding / expectedPrefillMs(outstanding, decodeMs);
+      const prefilled = Atomics.load(words, base + LOAD.prefilledTokens);
+      const queued = this.#drain.look(slot, generation, outstanding, prefilled, speed, nowMs);
+      columns.queuedTokens[row] = queued;
+      columns.slowness[row] = this.#drain.slowness(slot);
+      columns.decodeBlocks[row] = decodeBlocks;
+      columns.decodeMs[row] = decodeMs;
       columns.blockSizes[row] = blockSize ?? BLOCK_SIZE_UNKNOWN;
-      columns.capacityTokens[row] = (totalBlocks ?? 0) * (blockSize ?? BLOCK_SIZE_UNKNOWN);
     }
   }
 
   /** Tokens of the prompt in each candidate's cache. The last one is always computed: the answer needs its logits. */
-  #readDepths(request: DecideRequest, selector: Selector): void {
-    const { count, slots, cachedTokens } = this.#columns;
+  #readDepths(request: DecideRequest, selector: Selector, nowMs: number): void {
+    const { count, slots, generations, cachedTokens } = this.#columns;
     const { prefixes } = this.#options;
     const blocks = request.blocks ?? null;
     if (!selector.usesPrefix || prefixes === null || blocks === null || blocks.count === 0) {
@@ -156,7 +172,9 @@ class PolicyDecider implements Decider {
     prefixes.lookup(blocks.hashes, blocks.count, slots, count, this.#depths);
     const most = Math.max(request.promptTokens - 1, 0);
     for (let row = 0; row < count; row += 1) {
-      cachedTokens[row] = Math.min(this.#depths[count + row]! * blocks.blockSize, most);
+      const held = this.#depths[count + row]!;
+      const depth = this.#predictions.extend(blocks, held, slots[row]!, generations[row]!, nowMs);
+      cachedTokens[row] = Math.min(depth * blocks.blockSize, most);
     }
   }
 
@@ -167,8 +185,17 @@ class PolicyDecider implements Decider {
     const held = request.promptTokens + (request.outputTokens ?? 0);
     const blocks = Math.min(Math.ceil(held / blockSizes[row]!), RESERVATION_AMOUNT_MAX);
     const { ledger, ownerEpoch } = this.#options;
-    const reservation = ledger.reserve(slot, generations[row]!, prefill, blocks, ownerEpoch);
-    if (reservation > 0) this.#drain.add(slot, prefill);
-    return reservation;
+    return ledger.reserve(slot, generations[row]!, prefill, blocks, ownerEpoch);
+  }
+
+  /** The chosen worker will have the whole prompt, some time after it has begun with what waits before it. */
+  #predict({ blocks, promptTokens }: DecideRequest, row: number, nowMs: number): void {
+    if (blocks === undefined || blocks === null) return;
+    const { slots, generations, cachedTokens, queuedTokens, decodeMs, slowness } = this.#columns;
+    const tokens = queuedTokens[row]! + promptTokens - cachedTokens[row]!;
+    const forMs = PREDICTION_FACTOR * slowness[row]! * expectedPrefillMs(tokens, decodeMs[row]!);
+    const from = Math.floor(cachedTokens[row]! / blocks.blockSize);
+    const expiresMs = nowMs + Math.max(forMs, PREDICTION_MS_MIN);
+    this.#predictions.add(blocks, from, slots[row]!, generations[row]!, nowMs, expiresMs);
   }
 }

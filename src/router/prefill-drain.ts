@@ -1,49 +1,88 @@
 /**
- * How much of a worker's outstanding prefill is probably done (R4). The load table learns of a prompt's prefill only when
- * its first token comes, all at once; a prompt of 100,000 tokens would count in full until then. This observer lets the
- * outstanding tokens drain at the worker's speed from one look to the next, and takes back what first tokens then prove.
- * One per decider, on its thread; reads the figures it is given, keeps 3 numbers per slot.
+ * How much of a worker's outstanding prefill is probably done, and how fast it is (R4). The load table learns of a prompt's
+ * prefill only when its first token comes, all at once; a prompt of 100,000 tokens would count in full until then. This
+ * observer lets the outstanding tokens drain from one look to the next at the speed that the worker has shown, and sets
+ * them right by what first tokens prove. One per decider, on its thread; reads figures, keeps six numbers per slot.
  */
-import { PREFILL_TOKENS_PER_MS } from './prefill-model.js';
 
+/** Time of a slot that was not looked at. */
 const NEVER = -1;
+/** Tokens, as if measured at slowness 1, that a worker begins with: a few prompts do not make it slow or fast. */
+const PRIOR_TOKENS = 65_536;
+/** Above this many tokens of evidence the older half counts half. */
+const EVIDENCE_TOKENS_MAX = 1_048_576;
+const SLOWNESS_MAX = 64;
 
 /** See the head of the file. */
 export class PrefillDrain {
-  /** Monotonic time of the last look; `NEVER` before the first. */
-  readonly #lookedMs: Float64Array;
-  /** Outstanding tokens at the last look, plus those added since. */
-  readonly #tokens: Float64Array;
-  /** Tokens of the outstanding ones that are thought to be computed. */
-  readonly #done: Float64Array;
   readonly #generations: Uint32Array;
+  /** Monotonic time of the last look. */
+  readonly #lookedMs: Float64Array;
+  /** Outstanding tokens at the last look, and those of them that are thought to be computed. */
+  readonly #outstanding: Float64Array;
+  readonly #done: Float64Array;
+  /** The slot's count of prefilled tokens at the last look. */
+  readonly #prefilled: Uint32Array;
+  /** Evidence: tokens that the constants gave for the time spent, and tokens that were done in it. */
+  readonly #expected: Float64Array;
+  readonly #proven: Float64Array;
 
   constructor(slots: number) {
-    this.#lookedMs = new Float64Array(slots).fill(NEVER);
-    this.#tokens = new Float64Array(slots);
-    this.#done = new Float64Array(slots);
     this.#generations = new Uint32Array(slots);
+    this.#lookedMs = new Float64Array(slots).fill(NEVER);
+    this.#outstanding = new Float64Array(slots);
+    this.#done = new Float64Array(slots);
+    this.#prefilled = new Uint32Array(slots);
+    this.#expected = new Float64Array(slots);
+    this.#proven = new Float64Array(slots);
   }
 
-  /** Tokens of `outstanding` that are probably still to be computed at `nowMs`. */
-  look(slot: number, generation: number, outstanding: number, slowness: number, nowMs: number): number {
+  /** Time that the worker takes ÷ time by the constants of prefill-model.ts; 1 until measured. */
+  slowness(slot: number): number {
+    const ratio = (this.#expected[slot]! + PRIOR_TOKENS) / (this.#proven[slot]! + PRIOR_TOKENS);
+    return Math.min(Math.max(ratio, 1 / SLOWNESS_MAX), SLOWNESS_MAX);
+  }
+
+  /**
+   * Tokens of `outstanding` that are probably still to be computed at `nowMs`.
+   *
+   * @param prefilled the load table's count of prefilled tokens, modulo 2^32
+   * @param tokensPerMs speed by the constants at the load of this moment
+   */
+  look(
+    slot: number,
+    generation: number,
+    outstanding: number,
+    prefilled: number,
+    tokensPerMs: number,
+    nowMs: number,
+  ): number {
     const beforeMs = this.#lookedMs[slot]!;
+    const before = this.#outstanding[slot]!;
     this.#lookedMs[slot] = nowMs;
+    this.#outstanding[slot] = outstanding;
     if (beforeMs === NEVER || this.#generations[slot] !== generation) {
       this.#generations[slot] = generation;
+      this.#prefilled[slot] = prefilled;
+      this.#expected[slot] = 0;
+      this.#proven[slot] = 0;
       this.#done[slot] = 0;
-    } else {
-      const proven = Math.max(this.#tokens[slot]! - outstanding, 0);
-      const drained = ((nowMs - beforeMs) * PREFILL_TOKENS_PER_MS) / slowness;
-      const done = Math.min(this.#done[slot]! + drained, this.#tokens[slot]!) - proven;
-      this.#done[slot] = Math.min(Math.max(done, 0), outstanding);
+      return outstanding;
     }
-    this.#tokens[slot] = outstanding;
+    const proven = (prefilled - this.#prefilled[slot]!) >>> 0;
+    this.#prefilled[slot] = prefilled;
+    const expected = before > 0 ? (nowMs - beforeMs) * tokensPerMs : 0;
+    const drained = Math.min(this.#done[slot]! + expected / this.slowness(slot), before + proven);
+    this.#done[slot] = Math.min(Math.max(drained - proven, 0), outstanding);
+    this.#learn(slot, expected, proven);
     return outstanding - this.#done[slot]!;
   }
 
-  /** The caller itself has added `tokens` to the slot since its last look. */
-  add(slot: number, tokens: number): void {
-    this.#tokens[slot]! += tokens;
+  #learn(slot: number, expected: number, proven: number): void {
+    this.#expected[slot]! += expected;
+    this.#proven[slot]! += proven;
+    if (this.#expected[slot]! + this.#proven[slot]! < 2 * EVIDENCE_TOKENS_MAX) return;
+    this.#expected[slot]! /= 2;
+    this.#proven[slot]! /= 2;
   }
 }

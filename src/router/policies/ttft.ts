@@ -4,19 +4,17 @@
  * them, and the running answers of that worker stand still meanwhile. Lowest cost wins, ties at random. Keeps nothing.
  */
 import type { Candidates, RequestView, Selector } from '../contract.js';
-import {
-  expectedDecodeMs,
-  expectedPrefillMs,
-  PREFILL_TOKENS_PER_MS,
-  prefillPasses,
-} from '../prefill-model.js';
+import { expectedPrefillMs, FULL_PASS_TOKEN_MS } from '../prefill-model.js';
 import { lowest } from './lowest.js';
 
 /** Weights of the parts that fall on others; a millisecond of the request itself weighs 1. */
 export interface TtftOptions {
-  /** Per millisecond of prefill that this request adds to the fleet. */
+  /**
+   * Per millisecond of prefill that this request adds, while all workers have prompts waiting; less in proportion when
+   * fewer have: time of an idle worker costs nobody anything, and a prefix that is in demand spreads to it.
+   */
   readonly workWeight: number;
-  /** Per millisecond of prefill and running request that is held up by it. */
+  /** Per millisecond of prefill and request of the worker that is held up by it. */
   readonly decodeWeight: number;
 }
 
@@ -24,7 +22,7 @@ const DEFAULTS: TtftOptions = { workWeight: 1, decodeWeight: 0.02 };
 
 /** Makes the selector. */
 export function createTtft(options: Partial<TtftOptions> = {}): Selector {
-  const weights: TtftOptions = { ...DEFAULTS, ...options };
+  const { workWeight, decodeWeight } = { ...DEFAULTS, ...options };
   let costs = new Float64Array(64);
   return {
     policy: 'ttft',
@@ -32,7 +30,10 @@ export function createTtft(options: Partial<TtftOptions> = {}): Selector {
     pick(request, candidates, random) {
       const { count, cachedTokens, queuedTokens } = candidates;
       if (costs.length < count) costs = new Float64Array(candidates.slots.length);
-      for (let row = 0; row < count; row += 1) costs[row] = cost(weights, request, candidates, row);
+      const weight = workWeight * busyShare(candidates);
+      for (let row = 0; row < count; row += 1) {
+        costs[row] = cost(request, candidates, row, weight, decodeWeight);
+      }
       const { row, score, ties, nextScore } = lowest(costs, count, random);
       const next = Number.isFinite(nextScore) ? `, next ${nextScore.toFixed(0)} ms` : '';
       return {
@@ -45,15 +46,24 @@ export function createTtft(options: Partial<TtftOptions> = {}): Selector {
   };
 }
 
-function cost(weights: TtftOptions, request: RequestView, candidates: Candidates, row: number): number {
+/** Share of the workers that have prompts to compute, 0 to 1. */
+function busyShare({ count, queuedTokens }: Candidates): number {
+  let busy = 0;
+  for (let row = 0; row < count; row += 1) if (queuedTokens[row]! > 0) busy += 1;
+  return busy / count;
+}
+
+function cost(
+  request: RequestView,
+  candidates: Candidates,
+  row: number,
+  workWeight: number,
+  decodeWeight: number,
+): number {
   const own = Math.max(request.promptTokens - candidates.cachedTokens[row]!, 1);
-  const ahead = candidates.queuedTokens[row]!;
   const requests = candidates.requests[row]!;
-  const capacity = candidates.capacityTokens[row]!;
-  const held = candidates.decodeBlocks[row]! * candidates.blockSizes[row]!;
-  const decodeMs = requests === 0 ? 0 : expectedDecodeMs(capacity > 0 ? held / capacity : 0);
-  const untilFirstMs = expectedPrefillMs(ahead + own) + prefillPasses(ahead + own) * decodeMs;
-  const ownMs = own / PREFILL_TOKENS_PER_MS;
-  const othersMs = (weights.workWeight + weights.decodeWeight * requests) * ownMs;
+  const decodeMs = requests === 0 ? 0 : candidates.decodeMs[row]!;
+  const untilFirstMs = expectedPrefillMs(candidates.queuedTokens[row]! + own, decodeMs);
+  const othersMs = (workWeight + decodeWeight * requests) * own * FULL_PASS_TOKEN_MS;
   return candidates.slowness[row]! * (untilFirstMs + othersMs);
 }

@@ -223,7 +223,10 @@ class Fleet {
       this.#views,
     );
     this.#decideMs += clock.nowMs() - startedMs;
-    assert(typeof answer !== 'string', 'every request of a replay finds a ready worker and a free reservation');
+    assert(
+      typeof answer !== 'string',
+      'every request of a replay finds a ready worker and a free reservation',
+    );
     const owner: Running = { index, arrivedMs: this.#nowMs, placement: answer, firstMs: Number.NaN };
     this.#cores[answer.slot]!.add(
       {

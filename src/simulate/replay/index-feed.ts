@@ -30,14 +30,7 @@ export class IndexFeed implements BlockEvents {
     const count = to - from;
     if (this.#hashes.length < 2 * count) this.#hashes = new Uint32Array(4 * count);
     for (let at = 0; at < count; at += 1) writeHash(keys[from + at]!, this.#hashes, at);
-    this.#index.store(
-      this.#holder,
-      this.#parentOf(keys, from),
-      this.#hashes,
-      count,
-      this.#tier,
-      null,
-    );
+    this.#index.store(this.#holder, this.#parentOf(keys, from), this.#hashes, count, this.#tier, null);
   }
 
   removed(key: number): void {

@@ -3,7 +3,7 @@
  * under round-robin ÷ worker seconds: arrivals are stretched until a round-robin run has that load, and every policy then
  * sees the same arrivals. Joins the router and the mock engines; one thread, no I/O.
  */
-import { ENGINE_SETTING_RANGES, resolveEngineSettings, type EngineSettings } from '../engine-settings.js';
+import { ENGINE_SETTING_RANGES, type EngineSettings, resolveEngineSettings } from '../engine-settings.js';
 import { type FleetOptions, type FleetResult, runFleet } from './fleet.js';
 import { type PreparedWorkload, prepare, type Workload } from './workload.js';
 

@@ -57,7 +57,7 @@ const sharedPrompt: Maker = (draw, requests) => {
   const prompt = draw.fresh(24_576);
   while (draw.requests.length < requests) {
     draw.wait(GAP_MS);
-    draw.arrive(prompt, draw.length(1500, 16_000), draw.length(200, 2000));
+    draw.arrive(prompt, draw.length(1500, 16_000), draw.length(40, 400));
   }
 };
 
