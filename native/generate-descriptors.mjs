@@ -5,6 +5,8 @@
  */
 import { readFileSync, writeFileSync } from 'node:fs';
 import * as frame from '#millrace/engines/frame-descriptor.js';
+import { ENGINE_HASH_WORDS, HOLDERS_MAX, TIER } from '#millrace/router/index/contract.js';
+import * as index from '#millrace/router/index/index-descriptor.js';
 import * as load from '#millrace/router/load-descriptor.js';
 import { ADDON_ABI } from '#millrace/runtime/addon.js';
 
@@ -26,6 +28,27 @@ const headers = {
       constant('ScanHeaderWords', frame.SCAN_HEADER_WORDS, 'uint32_t'),
       ...constants('ScanHeader', frame.SCAN_HEADER, 'uint32_t'),
       constant('FrameTableWords', frame.FRAME_TABLE_WORDS, 'uint32_t'),
+    ],
+  ],
+  'index_descriptor.h': [
+    'src/router/index/index-descriptor.ts',
+    [
+      constant('IndexMagic', index.INDEX_MAGIC, 'uint32_t'),
+      constant('IndexHeaderWords', index.INDEX_HEADER_WORDS, 'uint32_t'),
+      ...constants('IndexHeader', index.INDEX_HEADER, 'uint32_t'),
+      constant('IndexHolders', HOLDERS_MAX, 'uint32_t'),
+      constant('IndexSlots', index.INDEX_SLOTS, 'uint32_t'),
+      constant('IndexStripes', index.INDEX_STRIPES, 'uint32_t'),
+      constant('IndexBlockWords', index.INDEX_BLOCK_WORDS, 'uint32_t'),
+      constant('IndexChunkWords', index.INDEX_CHUNK_WORDS, 'uint32_t'),
+      constant('IndexNameWords', index.INDEX_NAME_WORDS, 'uint32_t'),
+      constant('IndexPredictionWords', index.INDEX_PREDICTION_WORDS, 'uint32_t'),
+      constant('IndexAlignWords', index.INDEX_ALIGN_WORDS, 'uint32_t'),
+      constant('IndexChunksMax', index.INDEX_CHUNKS_MAX, 'uint32_t'),
+      ...constants('IndexFlag', index.INDEX_FLAG, 'uint32_t'),
+      constant('IndexTiers', Object.keys(TIER).length, 'uint32_t'),
+      constant('IndexEngineHashWords', ENGINE_HASH_WORDS, 'uint32_t'),
+      constant('IndexStatsCount', index.INDEX_STATS.length, 'uint32_t'),
     ],
   ],
   'load_descriptor.h': [

@@ -6,6 +6,7 @@
 #include "attachments.h"
 #include "block_hash.h"
 #include "frame_scan.h"
+#include "index_functions.h"
 #include "millrace/addon_abi.h"
 #include "millrace/frame_descriptor.h"
 #include "millrace/load_descriptor.h"
@@ -13,12 +14,6 @@
 
 namespace millrace {
 namespace {
-
-Attachments& attachments_of(napi_env env) {
-  void* data = nullptr;
-  napi_get_instance_data(env, &data);
-  return *static_cast<Attachments*>(data);
-}
 
 uint64_t join(uint32_t low, uint32_t high) { return (uint64_t{high} << 32) | low; }
 
@@ -73,7 +68,7 @@ Attachment* attach(Arguments* arguments, AttachmentKind kind, const char* first_
   }
   const napi_env env = arguments->env();
   Attachment* attachment =
-      attachments_of(env).add(env, kind, arguments->value(0), arguments->value(1), handle);
+      Attachments::of(env).add(env, kind, arguments->value(0), arguments->value(1), handle);
   if (attachment == nullptr) arguments->range_error("handles", "of this thread are all in use (255)");
   return attachment;
 }
@@ -119,7 +114,7 @@ napi_value js_scan_frames(napi_env env, napi_callback_info info) {
     arguments.range_error("from", "must be at most to");
     return nullptr;
   }
-  const Attachment* attachment = attachments_of(env).find(handle, AttachmentKind::kFrames);
+  const Attachment* attachment = Attachments::of(env).find(handle, AttachmentKind::kFrames);
   if (attachment == nullptr) {
     arguments.range_error("handle", "is not one that attachFrames gave to this thread");
     return nullptr;
@@ -166,7 +161,7 @@ napi_value js_reserve(napi_env env, napi_callback_info info) {
       !arguments.u32(7, "blocks", &request.blocks) || !arguments.u32(8, "ownerEpoch", &request.owner_epoch)) {
     return nullptr;
   }
-  const Attachment* attachment = attachments_of(env).find(handle, AttachmentKind::kLoad);
+  const Attachment* attachment = Attachments::of(env).find(handle, AttachmentKind::kLoad);
   if (attachment == nullptr) {
     arguments.range_error("handle", "is not one that attachLoad gave to this thread");
     return nullptr;
@@ -188,7 +183,7 @@ napi_value js_detach(napi_env env, napi_callback_info info) {
   Arguments arguments(env, info);
   uint32_t handle = 0;
   if (!arguments.u32(0, "handle", &handle)) return nullptr;
-  if (!attachments_of(env).remove(env, handle)) {
+  if (!Attachments::of(env).remove(env, handle)) {
     arguments.range_error("handle", "is not attached on this thread");
   }
   return nullptr;
@@ -218,7 +213,7 @@ NAPI_MODULE_INIT() {
                         export_function(env, exports, "scanFrames", js_scan_frames) &&
                         export_function(env, exports, "attachLoad", js_attach_load) &&
                         export_function(env, exports, "reserve", js_reserve) &&
-                        export_function(env, exports, "detach", js_detach) &&
+                        export_function(env, exports, "detach", js_detach) && export_index_functions(env, exports) &&
                         napi_set_named_property(env, exports, "abi", to_number(env, kAddonAbi)) == napi_ok;
   return exported ? exports : nullptr;
 }

@@ -10,6 +10,12 @@ constexpr uint32_t kGenerationMask = (uint32_t{1} << (32 - kPlaceBits)) - 1;
 
 }  // namespace
 
+Attachments& Attachments::of(napi_env env) {
+  void* data = nullptr;
+  napi_get_instance_data(env, &data);
+  return *static_cast<Attachments*>(data);
+}
+
 Attachment* Attachments::add(napi_env env, AttachmentKind kind, napi_value first, napi_value second,
                              uint32_t* handle) {
   size_t place = 0;
@@ -55,6 +61,8 @@ void Attachments::release(napi_env env, Attachment* attachment) {
     napi_delete_reference(env, reference);
     reference = nullptr;
   }
+  attachment->index_writer.reset();
+  attachment->index_reader.reset();
   attachment->kind = AttachmentKind::kNone;
   attachment->generation = (attachment->generation + 1) & kGenerationMask;
 }

@@ -5,8 +5,10 @@
 #include <node_api.h>
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
+#include "prefix_index.h"
 #include "reserve.h"
 
 namespace millrace {
@@ -16,7 +18,7 @@ struct FrameArrays {
   uint32_t* ids;
 };
 
-enum class AttachmentKind : uint8_t { kNone, kFrames, kLoad };
+enum class AttachmentKind : uint8_t { kNone, kFrames, kLoad, kIndexWriter, kIndexReader };
 
 struct Attachment {
   AttachmentKind kind = AttachmentKind::kNone;
@@ -26,12 +28,17 @@ struct Attachment {
   napi_ref references[2] = {nullptr, nullptr};
   FrameArrays frames{};
   LoadSegments load{};
+  std::unique_ptr<IndexWriter> index_writer;
+  std::unique_ptr<IndexReader> index_reader;
 };
 
 class Attachments {
  public:
   // Handles carry the place in their low 8 bits, from 1 on.
   static constexpr uint32_t kPlacesMax = 255;
+
+  // The attachments of this thread.
+  static Attachments& of(napi_env env);
 
   // A free place with references to both arrays, or nullptr when all are taken. `*handle` names it.
   Attachment* add(napi_env env, AttachmentKind kind, napi_value first, napi_value second, uint32_t* handle);

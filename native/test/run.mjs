@@ -10,7 +10,10 @@ const cases = process.argv[2] ?? '200000';
 const seed = process.argv[3] ?? String(Date.now() % 2 ** 32);
 const root = fileURLToPath(new URL('../..', import.meta.url));
 const program = 'build/sanitized';
-const core = ['block_hash', 'frame_parser', 'frame_scan', 'reserve'].map(name => `native/core/${name}.cc`);
+const index = ['holders', 'names', 'read', 'sweep', 'table', 'write'].map(part => `prefix_index_${part}`);
+const core = ['block_hash', 'frame_parser', 'frame_scan', 'reserve', ...index].map(
+  name => `native/core/${name}.cc`,
+);
 const flags = ['-std=c++20', '-O1', '-g', '-Wall', '-Wextra', '-Werror', '-fno-sanitize-recover=all'];
 
 function run(command, args) {

@@ -12,7 +12,7 @@ import { fileURLToPath } from 'node:url';
  * Version of the border between this file and the addon. A change to a signature below, or to the meaning of a
  * descriptor word, raises it; an addon that was built for another number is not used.
  */
-export const ADDON_ABI = 1;
+export const ADDON_ABI = 2;
 
 /**
  * The addon's functions. All are synchronous and safe on any JS thread. Every argument is checked: a wrong type throws
@@ -76,7 +76,70 @@ export interface Addon {
     ownerEpoch: number,
   ): number;
 
-  /** Releases a handle of this thread, of either kind. At most 255 handles can be held per thread. */
+  /**
+   * Binds a segment of the prefix index (router/index/index-descriptor.ts) to write or to look up. Returns a handle
+   * (> 0). One thread at a time may write. Arrays of hashes below have 2 words per block, engine hashes 4.
+   */
+  attachIndexWriter(words: Uint32Array): number;
+  attachIndexReader(words: Uint32Array): number;
+  /** `change`: 0 adds, 1 removes, 2 clears the holder. Returns 1, or 0 when nothing changed. */
+  indexHolder(handle: number, holder: number, change: number): number;
+  /** `PrefixIndexWriter.store`; `hasParent` is 0 or 1. */
+  indexStore(
+    handle: number,
+    holder: number,
+    hasParent: number,
+    parentLow: number,
+    parentHigh: number,
+    hashes: Uint32Array,
+    count: number,
+    tier: number,
+    engineHashes: Uint32Array | null,
+  ): number;
+  /** `PrefixIndexWriter.remove`, or `removeEngine` when `byEngineHash` is 1. */
+  indexRemove(
+    handle: number,
+    holder: number,
+    hashes: Uint32Array,
+    count: number,
+    tier: number,
+    byEngineHash: number,
+  ): number;
+  /** `PrefixIndexWriter.translate`. */
+  indexTranslate(
+    handle: number,
+    holder: number,
+    engineHashes: Uint32Array,
+    count: number,
+    hashesOut: Uint32Array,
+  ): number;
+  /** `PrefixIndexWriter.predict`; the time as two words. */
+  indexPredict(
+    handle: number,
+    holder: number,
+    sequenceHashes: Uint32Array,
+    from: number,
+    to: number,
+    expiresLow: number,
+    expiresHigh: number,
+  ): number;
+  /** `PrefixIndexWriter.expire`. */
+  indexExpire(handle: number, nowLow: number, nowHigh: number): void;
+  /** `PrefixIndexWriter.sweep`: 1 while there is more to do. */
+  indexSweep(handle: number, stepsMax: number): number;
+  /** Writes the numbers of INDEX_STATS, two words each. */
+  indexStats(handle: number, out: Uint32Array): void;
+  /** `PrefixIndexReader.lookup`. Returns repeated reads + 2^32 × reads that were given up. */
+  indexLookup(
+    handle: number,
+    sequenceHashes: Uint32Array,
+    blocks: number,
+    holders: Uint32Array,
+    holderCount: number,
+    depthsOut: Uint32Array,
+  ): number;
+
+  /** Releases a handle of this thread, of any kind. At most 255 handles can be held per thread. */
   detach(handle: number): void;
 }
 

@@ -5,6 +5,6 @@
 
 namespace millrace {
 
-inline constexpr uint32_t kAddonAbi = 1;
+inline constexpr uint32_t kAddonAbi = 2;
 
 }  // namespace millrace
