@@ -33,8 +33,7 @@ export class Predictions {
     for (let block = from; block < blocks.count; block += 1) {
       const low = blocks.hashes[2 * block]!;
       const high = blocks.hashes[2 * block + 1]!;
-      let entry = this.#find(low, high, nowMs);
-      if (entry < 0) entry = this.#replace(low, high);
+      const entry = this.#claim(low, high, nowMs);
       this.#expiresMs[entry] = Math.max(this.#expiresMs[entry]!, expiresMs);
       this.#addHolder(entry * HOLDERS, slot, generation);
     }
@@ -78,22 +77,24 @@ export class Predictions {
     return -1;
   }
 
-  /** Gives the block the entry of its bucket that expires first. */
-  #replace(low: number, high: number): number {
+  /** The entry of a block: its own, or else that of its bucket which expires first, emptied. */
+  #claim(low: number, high: number, nowMs: number): number {
     const first = (low & ((1 << BUCKET_BITS) - 1)) * WAYS;
-    let oldest = first;
-    for (let entry = first; entry < first + WAYS; entry += 1) {
-      if (this.#low[entry] === low && this.#high[entry] === high) {
-        oldest = entry;
+    let entry = first;
+    for (let at = first; at < first + WAYS; at += 1) {
+      if (this.#low[at] === low && this.#high[at] === high) {
+        if (this.#expiresMs[at]! > nowMs) return at;
+        entry = at;
         break;
       }
-      if (this.#expiresMs[entry]! < this.#expiresMs[oldest]!) oldest = entry;
+      if (this.#expiresMs[at]! < this.#expiresMs[entry]!) entry = at;
     }
-    this.#low[oldest] = low;
-    this.#high[oldest] = high;
-    this.#expiresMs[oldest] = 0;
-    this.#holders.fill(NO_HOLDER, oldest * HOLDERS, (oldest + 1) * HOLDERS);
-    return oldest;
+    this.#low[entry] = low;
+    this.#high[entry] = high;
+    this.#expiresMs[entry] = 0;
+    // A loop, because `fill` costs more than four stores.
+    for (let at = entry * HOLDERS; at < (entry + 1) * HOLDERS; at += 1) this.#holders[at] = NO_HOLDER;
+    return entry;
   }
 
   /** Newest first; the oldest falls off. */

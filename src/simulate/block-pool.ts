@@ -7,10 +7,13 @@
  *       └──────────────────┴─────────────────────── ┼ ◄─────────────────────────────────┘
  */
 import assert from 'node:assert';
+import { KeyTable } from './key-table.js';
 
 const FREE = 0;
 const PRIVATE = 1;
 const CACHED = 2;
+/** No block. */
+const NONE = -1;
 
 /** One block as `snapshot` shows it. */
 export interface BlockState {
@@ -54,7 +57,9 @@ export class BlockPool {
   /** LRU list of inactive blocks through a sentinel at index `capacity`. */
   readonly #previous: Int32Array;
   readonly #next: Int32Array;
-  readonly #copies = new Map<number, number[]>();
+  /** First copy of each key, and from each copy the next one. */
+  readonly #firstCopy: KeyTable;
+  readonly #nextCopy: Int32Array;
   readonly #freed: number[] = [];
   /** Blocks from here on were never used: their pages of memory are not even touched. */
   #untouched = 0;
@@ -68,6 +73,8 @@ export class BlockPool {
     this.#state = new Uint8Array(capacity);
     this.#refs = new Int32Array(capacity);
     this.#keys = new Float64Array(capacity);
+    this.#firstCopy = new KeyTable(this.#keys);
+    this.#nextCopy = new Int32Array(capacity);
     this.#previous = new Int32Array(capacity + 1);
     this.#next = new Int32Array(capacity + 1);
     this.#previous[capacity] = capacity;
@@ -92,9 +99,8 @@ export class BlockPool {
     hits.length = 0;
     this.#inactiveHits = 0;
     for (const key of keys) {
-      const copies = this.#copies.get(key);
-      if (copies === undefined) return;
-      const block = copies[0]!;
+      const block = this.#firstCopy.get(key);
+      if (block === NONE) return;
       if (this.#refs[block] === 0) this.#inactiveHits++;
       hits.push(block);
     }
@@ -132,10 +138,15 @@ export class BlockPool {
     this.#state[block] = CACHED;
     this.#refs[block] = 1;
     this.#keys[block] = key;
-    const copies = this.#copies.get(key);
-    if (copies === undefined) this.#copies.set(key, [block]);
-    else copies.push(block);
-    return copies === undefined;
+    this.#nextCopy[block] = NONE;
+    let last = this.#firstCopy.get(key);
+    if (last === NONE) {
+      this.#firstCopy.set(block);
+      return true;
+    }
+    while (this.#nextCopy[last] !== NONE) last = this.#nextCopy[last]!;
+    this.#nextCopy[last] = block;
+    return false;
   }
 
   /** Gives a request's blocks back, last one first, so that leaves are evicted before their parents. Empties the list. */
@@ -167,7 +178,13 @@ export class BlockPool {
     }
     const inactive: number[] = [];
     for (let at = this.#next[this.capacity]!; at !== this.capacity; at = this.#next[at]!) inactive.push(at);
-    const copies = new Map([...this.#copies].map(([key, list]) => [key, [...list]]));
+    const copies = new Map<number, number[]>();
+    for (const { key } of blocks.values()) {
+      if (key === null || copies.has(key)) continue;
+      const list: number[] = [];
+      for (let at = this.#firstCopy.get(key); at !== NONE; at = this.#nextCopy[at]!) list.push(at);
+      copies.set(key, list);
+    }
     return { blocks, inactive, copies, free: this.free };
   }
 
@@ -175,14 +192,23 @@ export class BlockPool {
     const block = this.#next[this.capacity]!;
     assert(block !== this.capacity);
     this.#unlink(block);
-    const key = this.#keys[block]!;
-    const copies = this.#copies.get(key)!;
-    if (copies.length === 1) {
-      this.#copies.delete(key);
-      this.#events?.removed(key);
-    } else copies.splice(copies.indexOf(block), 1);
+    this.#dropCopy(block);
     this.#state[block] = FREE;
     this.#freed.push(block);
+  }
+
+  #dropCopy(block: number): void {
+    const key = this.#keys[block]!;
+    const next = this.#nextCopy[block]!;
+    let at = this.#firstCopy.get(key);
+    if (at !== block) {
+      while (this.#nextCopy[at] !== block) at = this.#nextCopy[at]!;
+      this.#nextCopy[at] = next;
+    } else if (next !== NONE) this.#firstCopy.set(next);
+    else {
+      this.#firstCopy.delete(block);
+      this.#events?.removed(key);
+    }
   }
 
   #linkNewest(block: number): void {

@@ -7,6 +7,7 @@ import assert from 'node:assert';
 import type { WorkerView } from '../../messages/records.js';
 import { createDecider, type Decider, type Placement } from '../../router/decide.js';
 import { type PrefixIndexReader, type PrefixIndexWriter, TIER } from '../../router/index/contract.js';
+import { createIndexMemory, SharedIndexReader, SharedIndexWriter } from '../../router/index/shared-index.js';
 import { createSimpleIndex } from '../../router/index/simple-index.js';
 import { createLedgerMemory, Ledger } from '../../router/ledger.js';
 import { SLOT_STATE } from '../../router/load-descriptor.js';
@@ -15,6 +16,7 @@ import { createSelector } from '../../router/policies/policies.js';
 import type { Addon } from '../../runtime/addon.js';
 import type { Clock } from '../../runtime/clock.js';
 import { seededRandom } from '../../runtime/random.js';
+import { SEGMENT_BYTES_MAX } from '../../runtime/shared-memory.js';
 import { EngineCore, type PassResult } from '../engine-core.js';
 import type { EngineSettings } from '../engine-settings.js';
 import type { EngineSequence } from '../sequence.js';
@@ -74,6 +76,16 @@ const GENERATION = 1;
 /** The mock's answers are drawn from these; what they are does not matter here. */
 const VOCABULARY = { ids: Uint32Array.from({ length: 1024 }, (_, id) => id), eosId: 1024 };
 
+/** Room of the shared index: for a block, and for what does not depend on their number. */
+const INDEX_BLOCK_BYTES = 64;
+const INDEX_FIXED_BYTES = 2 ** 20;
+
+interface RunIndex {
+  readonly writer: PrefixIndexWriter;
+  readonly reader: PrefixIndexReader;
+  close(): void;
+}
+
 interface Running {
   readonly index: number;
   readonly arrivedMs: number;
@@ -94,6 +106,7 @@ class Fleet {
   readonly #cores: EngineCore<Running>[];
   readonly #passes: (PassResult<Running> | null)[];
   readonly #queue: PassQueue;
+  readonly #index: RunIndex | null;
   readonly #views: WorkerView[];
   readonly #loadTable: LoadTable;
   readonly #ledger: Ledger;
@@ -124,15 +137,16 @@ class Fleet {
       addon,
     });
     const slots = [...Array(workers).keys()];
-    const index = createSelector(options.policy).usesPrefix ? createIndex(options) : null;
-    this.#feeds = index === null ? [] : slots.map(slot => new IndexFeed(index, slot, TIER.device));
+    const index = createSelector(options.policy).usesPrefix ? openIndex(options) : null;
+    this.#index = index;
+    this.#feeds = index === null ? [] : slots.map(slot => new IndexFeed(index.writer, slot, TIER.device));
     this.#decider = createDecider({
       loadTable: this.#loadTable,
       ledger: this.#ledger,
       random: seededRandom(options.seed),
       nowMs: () => this.#nowMs,
       ownerEpoch: EPOCH,
-      prefixes: index,
+      prefixes: index?.reader ?? null,
     });
     this.#cores = slots.map(slot => new EngineCore<Running>(engine, VOCABULARY, this.#feeds[slot] ?? null));
     this.#passes = slots.map(() => null);
@@ -165,6 +179,7 @@ class Fleet {
       if (arrivesMs === atMs) this.#arrive(requests[next]!, next++);
       else this.#endPass(this.#queue.pop());
     }
+    this.#index?.close();
     const totals = this.#cores.map(core => core.totals);
     const absentMs = this.#workload.workload.joinsAtShare === null ? 0 : this.#joinsMs;
     return {
@@ -287,11 +302,29 @@ class Fleet {
   }
 }
 
-function createIndex({ workers, engine }: FleetOptions): PrefixIndexWriter & PrefixIndexReader {
+/** The index that a serving process would have: the shared one with the addon, the simple one without. */
+function openIndex({ workers, engine, addon, seed }: FleetOptions): RunIndex {
   const blocksMax = INDEX_SHARE * workers * engine.numGpuBlocks;
-  const index = createSimpleIndex({ blocksMax, predictionsMax: 0 });
-  for (let slot = 0; slot < workers; slot += 1) index.addHolder(slot);
+  const index: RunIndex = addon === null ? openSimple(blocksMax) : openShared(addon, blocksMax, seed);
+  for (let slot = 0; slot < workers; slot += 1) index.writer.addHolder(slot);
   return index;
+}
+
+function openSimple(blocksMax: number): RunIndex {
+  const index = createSimpleIndex({ blocksMax, predictionsMax: 0 });
+  return { writer: index, reader: index, close: () => {} };
+}
+
+function openShared(addon: Addon, blocksMax: number, seed: number): RunIndex {
+  const bytes = Math.min(INDEX_FIXED_BYTES + INDEX_BLOCK_BYTES * blocksMax, SEGMENT_BYTES_MAX);
+  const memory = createIndexMemory({ bytes, predictionsMax: 1, random: seededRandom(seed) });
+  const writer = new SharedIndexWriter(addon, memory);
+  const reader = new SharedIndexReader(addon, memory);
+  const close = (): void => {
+    reader.close();
+    writer.close();
+  };
+  return { writer, reader, close };
 }
 
 function workerView(slot: number, engine: EngineSettings): WorkerView {
