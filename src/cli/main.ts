@@ -5,9 +5,10 @@ import { nearestName } from '../runtime/nearest-name.js';
 import type { Command } from './command.js';
 import { command as doctor } from './doctor.js';
 import { command as mock } from './mock.js';
+import { command as replay } from './replay.js';
 import { command as serve } from './serve.js';
 
-const COMMANDS: readonly Command[] = [serve, mock, doctor];
+const COMMANDS: readonly Command[] = [serve, mock, replay, doctor];
 
 const HELP = `millrace: one OpenAI-compatible service over a fleet of LLM inference workers
 

@@ -39,7 +39,8 @@ export async function readTrace(path: string, requestsMax: number): Promise<Work
     lines.close();
     input.destroy();
   }
-  if (requests.length < 2) throw new ConfigError(`${path}: a trace has at least 2 requests`);
+  if (requests.length < 2 || requests.at(-1)!.arrivalMs === requests[0]!.arrivalMs)
+    throw new ConfigError(`${path}: a trace has at least 2 requests, and the last comes after the first`);
   return { name: 'trace', traceBlockTokens: TRACE_BLOCK_TOKENS, requests, joinsAtShare: null };
 }
 
