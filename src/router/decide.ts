@@ -148,9 +148,8 @@ class PolicyDecider implements Decider {
       columns.activePrefillTokens[row] = outstanding;
       const decodeBlocks = Atomics.load(words, base + LOAD.decodeBlocks);
       const decodeMs = expectedDecodeMs(totalBlocks === null ? 0 : decodeBlocks / totalBlocks);
-      const speed = outstanding === 0 ? 0 : outstanding / expectedPrefillMs(outstanding, decodeMs);
       const prefilled = Atomics.load(words, base + LOAD.prefilledTokens);
-      const queued = this.#drain.look(slot, generation, outstanding, prefilled, speed, nowMs);
+      const queued = this.#drain.look(slot, generation, outstanding, prefilled, decodeMs, nowMs);
       columns.queuedTokens[row] = queued;
       columns.slowness[row] = this.#drain.slowness(slot);
       columns.decodeBlocks[row] = decodeBlocks;
@@ -185,7 +184,9 @@ class PolicyDecider implements Decider {
     const held = request.promptTokens + (request.outputTokens ?? 0);
     const blocks = Math.min(Math.ceil(held / blockSizes[row]!), RESERVATION_AMOUNT_MAX);
     const { ledger, ownerEpoch } = this.#options;
-    return ledger.reserve(slot, generations[row]!, prefill, blocks, ownerEpoch);
+    const reservation = ledger.reserve(slot, generations[row]!, prefill, blocks, ownerEpoch);
+    if (reservation > 0) this.#drain.add(slot, prefill);
+    return reservation;
   }
 
   /** The chosen worker will have the whole prompt, some time after it has begun with what waits before it. */

@@ -4,6 +4,7 @@
  * observer lets the outstanding tokens drain from one look to the next at the speed that the worker has shown, and sets
  * them right by what first tokens prove. One per decider, on its thread; reads figures, keeps six numbers per slot.
  */
+import { expectedPrefillMs } from './prefill-model.js';
 
 /** Time of a slot that was not looked at. */
 const NEVER = -1;
@@ -47,35 +48,43 @@ export class PrefillDrain {
    * Tokens of `outstanding` that are probably still to be computed at `nowMs`.
    *
    * @param prefilled the load table's count of prefilled tokens, modulo 2^32
-   * @param tokensPerMs speed by the constants at the load of this moment
+   * @param decodeMs expected milliseconds of a decode step there, which comes with each pass
    */
   look(
     slot: number,
     generation: number,
     outstanding: number,
     prefilled: number,
-    tokensPerMs: number,
+    decodeMs: number,
     nowMs: number,
   ): number {
     const beforeMs = this.#lookedMs[slot]!;
     const before = this.#outstanding[slot]!;
+    const proven = (prefilled - this.#prefilled[slot]!) >>> 0;
     this.#lookedMs[slot] = nowMs;
     this.#outstanding[slot] = outstanding;
+    this.#prefilled[slot] = prefilled;
     if (beforeMs === NEVER || this.#generations[slot] !== generation) {
       this.#generations[slot] = generation;
-      this.#prefilled[slot] = prefilled;
       this.#expected[slot] = 0;
       this.#proven[slot] = 0;
       this.#done[slot] = 0;
       return outstanding;
     }
-    const proven = (prefilled - this.#prefilled[slot]!) >>> 0;
-    this.#prefilled[slot] = prefilled;
-    const expected = before > 0 ? (nowMs - beforeMs) * tokensPerMs : 0;
-    const drained = Math.min(this.#done[slot]! + expected / this.slowness(slot), before + proven);
-    this.#done[slot] = Math.min(Math.max(drained - proven, 0), outstanding);
-    this.#learn(slot, expected, proven);
+    if (before > 0) {
+      const left = before - this.#done[slot]!;
+      const expected = ((nowMs - beforeMs) * before) / expectedPrefillMs(before, decodeMs);
+      this.#done[slot]! += Math.min(expected / this.slowness(slot), left);
+      // Who has done everything was idle for some of the time.
+      this.#learn(slot, proven < before ? expected : Math.min(expected, left), proven);
+    }
+    this.#done[slot] = Math.min(Math.max(this.#done[slot]! - proven, 0), outstanding);
     return outstanding - this.#done[slot]!;
+  }
+
+  /** The caller has itself reserved `tokens` there since its last look. */
+  add(slot: number, tokens: number): void {
+    this.#outstanding[slot]! += tokens;
   }
 
   #learn(slot: number, expected: number, proven: number): void {
