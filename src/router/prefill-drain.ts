@@ -9,10 +9,12 @@ import { expectedPrefillMs } from './prefill-model.js';
 /** Time of a slot that was not looked at. */
 const NEVER = -1;
 /** Tokens, as if measured at slowness 1, that a worker begins with: a few prompts do not make it slow or fast. */
-const PRIOR_TOKENS = 65_536;
+const PRIOR_TOKENS = 32_768;
 /** Above this many tokens of evidence the older half counts half. */
 const EVIDENCE_TOKENS_MAX = 1_048_576;
 const SLOWNESS_MAX = 64;
+/** Of the outstanding tokens: what a late worker may still have had to do. */
+const LATE_SHARE = 0.25;
 
 /** See the head of the file. */
 export class PrefillDrain {
@@ -73,10 +75,12 @@ export class PrefillDrain {
     }
     if (before > 0) {
       const left = before - this.#done[slot]!;
+      const slowness = this.slowness(slot);
       const expected = ((nowMs - beforeMs) * before) / expectedPrefillMs(before, decodeMs);
-      this.#done[slot]! += Math.min(expected / this.slowness(slot), left);
-      // Who has done everything was idle for some of the time.
-      this.#learn(slot, proven < before ? expected : Math.min(expected, left), proven);
+      this.#done[slot]! += Math.min(expected / slowness, left);
+      // Who has done everything may have been idle since: no more time counts than was left, or a part when it is late.
+      const most = proven < before ? expected : left > 0 ? left * slowness : before * LATE_SHARE;
+      this.#learn(slot, Math.min(expected, most), proven);
     }
     this.#done[slot] = Math.min(Math.max(this.#done[slot]! - proven, 0), outstanding);
     return outstanding - this.#done[slot]!;

@@ -18,7 +18,7 @@ export interface TtftOptions {
   readonly decodeWeight: number;
 }
 
-const DEFAULTS: TtftOptions = { workWeight: 1, decodeWeight: 0.02 };
+const DEFAULTS: TtftOptions = { workWeight: 0.5, decodeWeight: 0.02 };
 
 /** Makes the selector. */
 export function createTtft(options: Partial<TtftOptions> = {}): Selector {
