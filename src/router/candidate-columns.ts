@@ -16,6 +16,7 @@ export class CandidateColumns implements Candidates {
   queuedTokens = new Float64Array(ROWS_START);
   decodeBlocks = new Float64Array(ROWS_START);
   blockSizes = new Float64Array(ROWS_START);
+  totalBlocks = new Float64Array(ROWS_START);
   decodeMs = new Float64Array(ROWS_START);
   cachedTokens = new Float64Array(ROWS_START);
   slowness = new Float64Array(ROWS_START);
@@ -34,6 +35,7 @@ export class CandidateColumns implements Candidates {
     this.queuedTokens = new Float64Array(rows);
     this.decodeBlocks = new Float64Array(rows);
     this.blockSizes = new Float64Array(rows);
+    this.totalBlocks = new Float64Array(rows);
     this.decodeMs = new Float64Array(rows);
     this.cachedTokens = new Float64Array(rows);
     this.slowness = new Float64Array(rows);

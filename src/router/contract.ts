@@ -28,6 +28,8 @@ export interface Candidates {
   readonly requests: Float64Array;
   /** Prompt tokens, less those expected in its cache, of reserved requests whose first token has not come. */
   readonly activePrefillTokens: Float64Array;
+  /** KV blocks of its memory; Infinity: it does not say. */
+  readonly totalBlocks: Float64Array;
   /** What is probably left of `activePrefillTokens` at this moment: a prompt is computed long before its first token. */
   readonly queuedTokens: Float64Array;
   /** KV blocks that the reserved requests are expected to need. */
@@ -55,6 +57,8 @@ export interface Selector {
   readonly policy: string;
   /** It reads `cachedTokens`: the decider asks the prefix index only then. */
   readonly usesPrefix: boolean;
+  /** It reads `queuedTokens`, `decodeMs` and `slowness`, which mean nothing else. */
+  readonly usesTiming: boolean;
   /** Picks one of `candidates` (never empty, excluded slots already filtered out). */
   pick(request: RequestView, candidates: Candidates, random: Random): Decision;
 }

@@ -21,6 +21,7 @@ const BLOCK_SIZE_UNKNOWN = 16;
 /** A prediction lives twice the time in which it should come true, and at least this long. */
 const PREDICTION_FACTOR = 2;
 const PREDICTION_MS_MIN = 1000;
+const DECODE_MS_MOST = expectedDecodeMs(1);
 
 /** A worker that was chosen and on which the request is reserved. */
 export interface Placement {
@@ -101,8 +102,9 @@ class PolicyDecider implements Decider {
     const nowMs = this.#options.nowMs();
     let tries = workers.length;
     for (;;) {
-      this.#fill(request, workers, nowMs);
+      this.#fill(request, workers);
       if (columns.count === 0) return 'noWorker';
+      if (selector.usesTiming) this.#fillTiming(nowMs);
       this.#readDepths(request, selector, nowMs);
       const { row, reason } =
         pickBySession(request.session ?? null, columns) ??
@@ -129,32 +131,44 @@ class PolicyDecider implements Decider {
     return selector;
   }
 
-  #fill(request: DecideRequest, workers: readonly WorkerView[], nowMs: number): void {
+  #fill(request: DecideRequest, workers: readonly WorkerView[]): void {
     const columns = this.#columns;
     const { words } = this.#options.loadTable;
+    const { model, excludedSlots } = request;
     const pinned = request.pinnedSlot ?? null;
     columns.begin(workers.length);
-    for (const { slot, generation, models, blockSize, totalBlocks } of workers) {
+    for (const worker of workers) {
+      const { slot, generation, blockSize } = worker;
+      if (pinned !== null && pinned !== slot) continue;
+      if (excludedSlots.length > 0 && excludedSlots.includes(slot)) continue;
       const base = loadLine(slot, generation) * LOAD_LINE_WORDS;
       if (Atomics.load(words, base + LOAD.generation) !== generation) continue;
       if (Atomics.load(words, base + LOAD.state) !== SLOT_STATE.ready) continue;
-      if (request.excludedSlots.includes(slot) || (pinned !== null && pinned !== slot)) continue;
-      if (!models.some(({ id }) => id === request.model)) continue;
+      if (!serves(worker, model)) continue;
       const row = columns.count++;
-      const outstanding = Atomics.load(words, base + LOAD.activePrefillTokens);
       columns.slots[row] = slot;
       columns.generations[row] = generation;
       columns.requests[row] = Atomics.load(words, base + LOAD.requests);
-      columns.activePrefillTokens[row] = outstanding;
-      const decodeBlocks = Atomics.load(words, base + LOAD.decodeBlocks);
-      const decodeMs = expectedDecodeMs(totalBlocks === null ? 0 : decodeBlocks / totalBlocks);
-      const prefilled = Atomics.load(words, base + LOAD.prefilledTokens);
-      const queued = this.#drain.look(slot, generation, outstanding, prefilled, decodeMs, nowMs);
-      columns.queuedTokens[row] = queued;
-      columns.slowness[row] = this.#drain.slowness(slot);
-      columns.decodeBlocks[row] = decodeBlocks;
-      columns.decodeMs[row] = decodeMs;
+      columns.activePrefillTokens[row] = Atomics.load(words, base + LOAD.activePrefillTokens);
+      columns.decodeBlocks[row] = Atomics.load(words, base + LOAD.decodeBlocks);
       columns.blockSizes[row] = blockSize ?? BLOCK_SIZE_UNKNOWN;
+      columns.totalBlocks[row] = worker.totalBlocks ?? Number.POSITIVE_INFINITY;
+    }
+  }
+
+  #fillTiming(nowMs: number): void {
+    const columns = this.#columns;
+    const { words } = this.#options.loadTable;
+    for (let row = 0; row < columns.count; row += 1) {
+      const slot = columns.slots[row]!;
+      const generation = columns.generations[row]!;
+      const at = loadLine(slot, generation) * LOAD_LINE_WORDS + LOAD.prefilledTokens;
+      const decodeMs = expectedDecodeMs(columns.decodeBlocks[row]! / columns.totalBlocks[row]!);
+      const outstanding = columns.activePrefillTokens[row]!;
+      const prefilled = Atomics.load(words, at);
+      columns.queuedTokens[row] = this.#drain.look(slot, generation, outstanding, prefilled, decodeMs, nowMs);
+      columns.decodeMs[row] = decodeMs;
+      columns.slowness[row] = this.#drain.slowness(slot);
     }
   }
 
@@ -192,11 +206,17 @@ class PolicyDecider implements Decider {
   /** The chosen worker will have the whole prompt, some time after it has begun with what waits before it. */
   #predict({ blocks, promptTokens }: DecideRequest, row: number, nowMs: number): void {
     if (blocks === undefined || blocks === null) return;
-    const { slots, generations, cachedTokens, queuedTokens, decodeMs, slowness } = this.#columns;
-    const tokens = queuedTokens[row]! + promptTokens - cachedTokens[row]!;
-    const forMs = PREDICTION_FACTOR * slowness[row]! * expectedPrefillMs(tokens, decodeMs[row]!);
+    const { slots, generations, cachedTokens, activePrefillTokens } = this.#columns;
+    const tokens = activePrefillTokens[row]! + promptTokens - cachedTokens[row]!;
+    const forMs =
+      PREDICTION_FACTOR * this.#drain.slowness(slots[row]!) * expectedPrefillMs(tokens, DECODE_MS_MOST);
     const from = Math.floor(cachedTokens[row]! / blocks.blockSize);
     const expiresMs = nowMs + Math.max(forMs, PREDICTION_MS_MIN);
     this.#predictions.add(blocks, from, slots[row]!, generations[row]!, nowMs, expiresMs);
   }
+}
+
+function serves({ models }: WorkerView, model: string): boolean {
+  for (let at = 0; at < models.length; at += 1) if (models[at]!.id === model) return true;
+  return false;
 }

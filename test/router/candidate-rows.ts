@@ -25,6 +25,7 @@ export function candidateColumns(rows: readonly CandidateRow[]): CandidateColumn
     columns.decodeBlocks[at] = row.decodeBlocks ?? 0;
     columns.decodeMs[at] = 6;
     columns.blockSizes[at] = 64;
+    columns.totalBlocks[at] = 1000;
     columns.cachedTokens[at] = row.cachedTokens ?? 0;
     columns.slowness[at] = row.slowness ?? 1;
   }

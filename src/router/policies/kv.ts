@@ -36,6 +36,7 @@ export function createKv(options: Partial<KvOptions> = {}): Selector {
   return {
     policy: 'kv',
     usesPrefix: true,
+    usesTiming: false,
     pick(request, candidates, random) {
       const { count, cachedTokens, blockSizes } = candidates;
       if (costs.length < count) costs = new Float64Array(candidates.slots.length);

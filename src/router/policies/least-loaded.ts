@@ -10,6 +10,7 @@ export function createLeastLoaded(): Selector {
   return {
     policy: 'least-loaded',
     usesPrefix: false,
+    usesTiming: false,
     pick(_request, { activePrefillTokens, count }, random) {
       const { row, score, ties } = lowest(activePrefillTokens, count, random);
       return { row, reason: `least-loaded: ${score} prompt tokens outstanding, ${ties} equal` };

@@ -7,6 +7,7 @@ export function createLeastRequests(): Selector {
   return {
     policy: 'least-requests',
     usesPrefix: false,
+    usesTiming: false,
     pick(_request, { requests, count }, random) {
       const { row, score, ties } = lowest(requests, count, random);
       return { row, reason: `least-requests: ${score} reserved, ${ties} equal` };

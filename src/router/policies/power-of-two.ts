@@ -10,6 +10,7 @@ export function createPowerOfTwo(): Selector {
   return {
     policy: 'power-of-two',
     usesPrefix: false,
+    usesTiming: false,
     pick(_request, { slots, requests, count }, random) {
       const first = randomInteger(random, count);
       if (count === 1) return { row: first, reason: 'power-of-two: one worker' };

@@ -7,6 +7,7 @@ export function createRandomPolicy(): Selector {
   return {
     policy: 'random',
     usesPrefix: false,
+    usesTiming: false,
     pick(_request, { count }, random) {
       return { row: randomInteger(random, count), reason: `random: one of ${count}` };
     },

@@ -13,6 +13,7 @@ export function createRoundRobin(): Selector {
   return {
     policy: 'round-robin',
     usesPrefix: false,
+    usesTiming: false,
     pick(request, { slots, count }) {
       const last = lastSlots.get(request.model) ?? -1;
       let first = 0;

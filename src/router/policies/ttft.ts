@@ -18,7 +18,7 @@ export interface TtftOptions {
   readonly decodeWeight: number;
 }
 
-const DEFAULTS: TtftOptions = { workWeight: 0.5, decodeWeight: 0.02 };
+const DEFAULTS: TtftOptions = { workWeight: 0.5, decodeWeight: 0.005 };
 
 /** Makes the selector. */
 export function createTtft(options: Partial<TtftOptions> = {}): Selector {
@@ -27,6 +27,7 @@ export function createTtft(options: Partial<TtftOptions> = {}): Selector {
   return {
     policy: 'ttft',
     usesPrefix: true,
+    usesTiming: true,
     pick(request, candidates, random) {
       const { count, cachedTokens, queuedTokens } = candidates;
       if (costs.length < count) costs = new Float64Array(candidates.slots.length);

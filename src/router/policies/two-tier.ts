@@ -24,6 +24,7 @@ export function createTwoTier(options: Partial<TwoTierOptions> = {}): Selector {
   return {
     policy: 'two-tier',
     usesPrefix: true,
+    usesTiming: false,
     pick(request, candidates, random) {
       const { requests, cachedTokens, count } = candidates;
       const least = lowest(requests, count, random);
