@@ -1,6 +1,8 @@
 // The prefix index's functions: check every argument, call the core, return. See index_functions.h.
 #include "index_functions.h"
 
+#include <sys/mman.h>
+
 #include "arguments.h"
 #include "attachments.h"
 #include "prefix_index.h"
@@ -72,6 +74,10 @@ napi_value attach_index(napi_env env, napi_callback_info info, AttachmentKind ki
     return nullptr;
   }
   if (kind == AttachmentKind::kIndexWriter) {
+    // Probes go everywhere: with small pages most of them would miss the TLB as well. Only advice: may be refused.
+#ifdef MADV_HUGEPAGE
+    madvise(words.words, words.length * sizeof(uint32_t), MADV_HUGEPAGE);
+#endif
     attachment->index_writer = std::make_unique<IndexWriter>(view);
   } else {
     attachment->index_reader = std::make_unique<IndexReader>(view);

@@ -46,6 +46,8 @@ struct IndexState {
   uint64_t prediction_head, prediction_tail;
   uint32_t blocks, blocks_made, free_block;
   uint32_t chunks_made, free_chunk;
+  // Pairs of block and slot.
+  uint32_t held;
   uint32_t names, expiries, holders;
   uint32_t leaf_head[2], leaf_tail[2];
   uint32_t next_victim;
@@ -111,7 +113,7 @@ class IndexWriter {
   bool sweep(uint32_t steps);
   // kIndexStatsCount numbers in the order of INDEX_STATS, each as its low and high word.
   void stats(uint32_t* out) const;
-  // For tests: whether every link, count and flag agrees with the others. Not while a holder is being swept.
+  // For tests: whether every link, count and flag agrees with the others.
   bool consistent() const;
 
  private:
@@ -155,10 +157,11 @@ class IndexWriter {
   void settle(uint32_t slot);
   uint32_t place(uint64_t hash, uint32_t parent);
   bool remove_one(uint32_t block, uint32_t slot, uint32_t tier);
+  void warm_named(uint32_t slot, const uint32_t* engine_hashes, uint32_t count) const;
   bool name(uint64_t engine_hash, uint32_t slot, uint64_t hash, uint32_t block);
   bool hold(uint32_t block, uint32_t slot, uint32_t resident);
   bool drop_dead_name();
-  uint32_t names_room() const { return view_.names_max / 5 * 4; }
+  uint32_t names_room() const { return view_.names_max / 20 * 17; }
   void sweep_block(uint32_t block);
 
   IndexView view_;
@@ -183,6 +186,7 @@ class IndexReader {
   };
 
   void search(const uint32_t* hashes, uint32_t blocks, uint32_t items);
+  uint32_t part(const uint32_t* hashes, uint32_t middle, uint32_t begin, uint32_t end);
   void search_device(const uint32_t* hashes, uint32_t item);
   void warm(const uint32_t* hashes, uint32_t low, uint32_t high);
   void probe(uint64_t hash);

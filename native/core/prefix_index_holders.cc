@@ -48,8 +48,12 @@ uint32_t IndexWriter::flags_of(uint32_t block, uint32_t slot) const {
 void IndexWriter::count_change(uint32_t slot, uint32_t before, uint32_t after) {
   view_.slot_unreached[0][slot] += unreached(after, 0) - unreached(before, 0);
   view_.slot_unreached[1][slot] += unreached(after, 1) - unreached(before, 1);
-  if (before == 0 && after != 0) view_.slot_blocks[slot]++;
+  if (before == 0 && after != 0) {
+    view_.slot_blocks[slot]++;
+    state_->held++;
+  }
   if (before != 0 && after == 0) {
+    state_->held--;
     view_.slot_blocks[slot]--;
     settle(slot);
   }

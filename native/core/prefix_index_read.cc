@@ -109,29 +109,40 @@ void IndexReader::probe(uint64_t hash) {
   given_up_++;
 }
 
+// Probes the block that ends depth `middle` and parts the items of a range: those without it come first. Returns where
+// the others begin.
+uint32_t IndexReader::part(const uint32_t* hashes, uint32_t middle, uint32_t begin, uint32_t end) {
+  probe(hash_at(hashes, middle - 1));
+  uint32_t split = begin;
+  for (uint32_t i = begin; i < end; i++) {
+    const uint16_t item = items_[i];
+    const uint32_t mark = marks_[aliases_[item] & kIndexSlotMask];
+    const bool on_device = mark == (mark_ | 1);
+    if (on_device && middle > device_low_[item]) device_low_[item] = middle;
+    if (!on_device && middle <= device_high_[item]) device_high_[item] = middle - 1;
+    if ((mark & ~1u) == mark_) continue;
+    items_[i] = items_[split];
+    items_[split++] = item;
+  }
+  return split;
+}
+
 void IndexReader::search(const uint32_t* hashes, uint32_t blocks, uint32_t items) {
+  // Holders without the first block have depth 0 and take no part in the search.
+  __builtin_prefetch(view_.buckets + view_.bucket_of(hash_at(hashes, 0)));
+  warm(hashes, 1, blocks);
+  const uint32_t first = part(hashes, 1, 0, items);
   uint32_t open = 0;
-  ranges_[open++] = {0, blocks, 0, items, 0};
+  if (first < items) ranges_[open++] = {1, blocks, first, items, 0};
   while (open != 0) {
     const Range range = ranges_[--open];
     if (range.low == range.high) {
       for (uint32_t i = range.begin; i < range.end; i++) depth_[items_[i]] = range.low;
       continue;
     }
-    if (range.level % kWarmLevels == 0) warm(hashes, range.low, range.high);
+    if (range.level != 0 && range.level % kWarmLevels == 0) warm(hashes, range.low, range.high);
     const uint32_t middle = middle_of(range.low, range.high);
-    probe(hash_at(hashes, middle - 1));
-    uint32_t split = range.begin;
-    for (uint32_t i = range.begin; i < range.end; i++) {
-      const uint16_t item = items_[i];
-      const uint32_t mark = marks_[aliases_[item] & kIndexSlotMask];
-      const bool on_device = mark == (mark_ | 1);
-      if (on_device && middle > device_low_[item]) device_low_[item] = middle;
-      if (!on_device && middle <= device_high_[item]) device_high_[item] = middle - 1;
-      if ((mark & ~1u) == mark_) continue;
-      items_[i] = items_[split];
-      items_[split++] = item;
-    }
+    const uint32_t split = part(hashes, middle, range.begin, range.end);
     if (split > range.begin) ranges_[open++] = {range.low, middle - 1, range.begin, split, range.level + 1};
     if (split < range.end) ranges_[open++] = {middle, range.high, split, range.end, range.level + 1};
   }
@@ -167,7 +178,7 @@ uint32_t IndexReader::lookup(const uint32_t* hashes, uint32_t blocks, const uint
       items_[items++] = static_cast<uint16_t>(i);
       wanted_[slot / 16] |= static_cast<uint16_t>(1u << slot % 16);
     }
-    if (items != 0) search(hashes, blocks, items);
+    if (items != 0 && blocks != 0) search(hashes, blocks, items);
     for (uint32_t i = 0; i < items; i++) search_device(hashes, items_[i]);
     for (uint32_t i = 0; i < items; i++) wanted_[(aliases_[items_[i]] & kIndexSlotMask) / 16] = 0;
 

@@ -193,7 +193,11 @@ bool IndexWriter::evict(uint32_t keep, bool shared) {
   }
   if (victim == 0) return false;
   drop_holders(victim);
-  state_->next_victim = free_block(victim);
+  uint32_t parent = free_block(victim);
+  while (parent != 0 && parent != keep && view_.block(parent)[kHolders] == 0 && first_child(parent) == 0) {
+    parent = free_block(parent);
+  }
+  state_->next_victim = parent;
   state_->evicted++;
   return true;
 }

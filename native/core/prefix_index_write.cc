@@ -7,6 +7,8 @@ namespace {
 
 enum SlotState : uint32_t { kSlotFree = 0, kSlotUsed = 1, kSlotRetired = 2 };
 constexpr uint32_t kPrefetchAhead = 8;
+// Blocks whose names, buckets and entries are fetched together.
+constexpr uint32_t kGroup = 16;
 constexpr uint32_t kDropNameSteps = 256;
 // Leaves that one store may drop to get a name or a chunk.
 constexpr uint32_t kMakeRoomEvictions = 4;
@@ -138,6 +140,8 @@ uint32_t IndexWriter::store(uint32_t holder, bool has_parent, uint64_t parent, c
   for (; taken < count; taken++) {
     if (taken + kPrefetchAhead < count) {
       __builtin_prefetch(view_.buckets + view_.bucket_of(hash_at(hashes, taken + kPrefetchAhead)), 1);
+      const uint64_t soon = hash_at(hashes, taken + kPrefetchAhead / 2);
+      __builtin_prefetch(view_.block(view_.buckets[view_.bucket_of(soon)]));
       if (engine_hashes != nullptr) {
         names_.prefetch(engine_key(engine_hashes + size_t{taken + kPrefetchAhead} * kIndexEngineHashWords, slot, view_.bucket_seed));
       }
@@ -160,8 +164,9 @@ uint32_t IndexWriter::store(uint32_t holder, bool has_parent, uint64_t parent, c
     if ((flags & kIndexFlagPredicted) != 0 && expiries_.erase(expiry_key(hash, slot), slot)) state_->expiries--;
     before = block;
   }
-  if (first != kRootBlock) {
-    if (first_child(first) == 0) touch(first);
+  // A placeholder whose first child found no room may be gone already.
+  if (has_parent && taken == 0 && (first = find(parent)) != 0 && first_child(first) == 0) {
+    touch(first);
     release(first);
   }
   state_->stored += taken;
@@ -193,11 +198,29 @@ uint32_t IndexWriter::remove(uint32_t holder, const uint32_t* hashes, uint32_t c
   return removed;
 }
 
+// Brings what the next removals by name will touch into the cache: each step for the whole group at a time.
+void IndexWriter::warm_named(uint32_t slot, const uint32_t* engine_hashes, uint32_t count) const {
+  uint64_t keys[kGroup];
+  uint32_t buckets[kGroup];
+  const uint32_t group = count < kGroup ? count : kGroup;
+  for (uint32_t i = 0; i < group; i++) {
+    keys[i] = engine_key(engine_hashes + size_t{i} * kIndexEngineHashWords, slot, view_.bucket_seed);
+    names_.prefetch(keys[i]);
+  }
+  for (uint32_t i = 0; i < group; i++) {
+    const uint64_t* hash = names_.find(keys[i], slot);
+    buckets[i] = hash == nullptr ? 0 : view_.bucket_of(*hash);
+    __builtin_prefetch(view_.buckets + buckets[i]);
+  }
+  for (uint32_t i = 0; i < group; i++) __builtin_prefetch(view_.block(view_.buckets[buckets[i]]), 1);
+}
+
 uint32_t IndexWriter::remove_engine(uint32_t holder, const uint32_t* engine_hashes, uint32_t count, uint32_t tier) {
   const uint32_t slot = slot_of(holder);
   if (slot == 0) return 0;
   uint32_t removed = 0;
   for (uint32_t i = 0; i < count; i++) {
+    if (i % kGroup == 0) warm_named(slot, engine_hashes + size_t{i} * kIndexEngineHashWords, count - i);
     const uint64_t key = engine_key(engine_hashes + size_t{i} * kIndexEngineHashWords, slot, view_.bucket_seed);
     const uint64_t* hash = names_.find(key, slot);
     if (hash == nullptr) {
@@ -240,11 +263,9 @@ bool IndexWriter::hold(uint32_t block, uint32_t slot, uint32_t resident) {
 // Notes the engine's name of a block; false when there is no room for it.
 bool IndexWriter::name(uint64_t engine_hash, uint32_t slot, uint64_t hash, uint32_t block) {
   bool added = false;
-  if (state_->names >= names_room() && names_.find(engine_hash, slot) == nullptr && !drop_dead_name()) {
-    // What goes now leaves dead names for the stores to come.
-    for (uint32_t i = 0; i < kMakeRoomEvictions; i++) evict(block, false);
-    if (!drop_dead_name()) return false;
-  }
+  // What goes early leaves dead names, so that there are always some to find when no place is free.
+  for (uint32_t i = 0; i < kMakeRoomEvictions && state_->held >= names_room() / 16 * 15; i++) evict(block, false);
+  if (state_->names >= names_room() && names_.find(engine_hash, slot) == nullptr && !drop_dead_name()) return false;
   if (!names_.put(engine_hash, slot, hash, &added)) return false;
   if (added) {
     state_->names++;
@@ -258,6 +279,9 @@ bool IndexWriter::drop_dead_name() {
   for (uint32_t step = 0; step < kDropNameSteps; step++) {
     const uint32_t place = state_->drop_name;
     state_->drop_name = place + 1 == names_.capacity() ? 0 : place + 1;
+    __builtin_prefetch(view_.buckets + view_.bucket_of(names_.value_at((place + 2 * kPrefetchAhead) % names_.capacity())));
+    const uint64_t soon = names_.value_at((place + kPrefetchAhead) % names_.capacity());
+    __builtin_prefetch(view_.block(view_.buckets[view_.bucket_of(soon)]));
     const uint32_t slot = names_.slot_at(place);
     if (slot == 0) continue;
     const uint32_t block = view_.slot_state[slot] == kSlotRetired ? 0 : find(names_.value_at(place));

@@ -23,7 +23,15 @@ function run(command, args) {
 }
 
 mkdirSync(`${root}/build`, { recursive: true });
-const paths = ['-Inative/include', '-Inative/core', 'native/test/sanitized.cc', ...core, '-o', program];
+const paths = [
+  '-Inative/include',
+  '-Inative/core',
+  'native/test/sanitized.cc',
+  'native/test/index_random.cc',
+  ...core,
+  '-o',
+  program,
+];
 run(process.env.CXX ?? 'c++', [...flags, '-fsanitize=address,undefined', ...paths]);
 console.log(`seed ${seed}`);
 run(`./${program}`, [seed, cases]);

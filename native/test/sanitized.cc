@@ -11,6 +11,7 @@
 #include "block_hash.h"
 #include "frame_parser.h"
 #include "frame_scan.h"
+#include "index_random.h"
 #include "millrace/frame_descriptor.h"
 #include "millrace/load_descriptor.h"
 #include "reserve.h"
@@ -122,5 +123,6 @@ int main(int, char** argv) {
   scan_full(random);
   for (int i = 0; i < 2000; i++) hash_exact(random);
   for (int i = 0; i < 2000; i++) reserve_exact(random);
+  for (long i = 0; i < cases / 10000 + 1; i++) index_random(5000, random);
   std::printf("%ld streams without a finding\n", cases);
 }

@@ -42,10 +42,13 @@ export const INDEX_SLOTS = 8192;
 export const INDEX_SLOT_ARRAYS = 5;
 /** Sequence words. */
 export const INDEX_STRIPES = 4096;
-/** Words of the entries of each section. */
+/** Words of a block. */
 export const INDEX_BLOCK_WORDS = 8;
+/** Words of a chunk. */
 export const INDEX_CHUNK_WORDS = 4;
+/** Words of an engine hash or an expiry. */
 export const INDEX_NAME_WORDS = 4;
+/** Words of a prediction. */
 export const INDEX_PREDICTION_WORDS = 6;
 /** Sections begin at multiples of this, a cache line. */
 export const INDEX_ALIGN_WORDS = 16;

@@ -45,9 +45,14 @@ export interface IndexMemoryOptions {
 }
 
 /** Blocks for which there is one chunk: so many blocks may be shared by holders of one group of 16. */
-const BLOCKS_PER_CHUNK = 8;
+const BLOCKS_PER_CHUNK = 5;
 /** Part of the places for engine hashes that is used: more makes long runs. Also in native/core/prefix_index.h. */
-const NAMES_LOAD = 0.8;
+const NAMES_LOAD = 0.85;
+/**
+ * Engine hashes per block. Blocks go as soon as what is held passes 15/16 of the room for engine hashes, so that every
+ * store at the cap soon finds the dead hash of an evicted block. 16/15 lets the table fill when no block is shared.
+ */
+const NAMES_PER_BLOCK = 1.07;
 const BYTES_PER_WORD = 4;
 const SECTIONS = 12;
 
@@ -64,11 +69,15 @@ const fixedWords = (predictionsMax: number): number =>
 
 /** Words of one block: in the buckets, itself, in the lists, and its share of chunks and engine hashes. */
 const WORDS_PER_BLOCK =
-  1 + INDEX_BLOCK_WORDS + 1 + INDEX_CHUNK_WORDS / BLOCKS_PER_CHUNK + INDEX_NAME_WORDS / NAMES_LOAD;
+  1 +
+  INDEX_BLOCK_WORDS +
+  1 +
+  INDEX_CHUNK_WORDS / BLOCKS_PER_CHUNK +
+  (INDEX_NAME_WORDS * NAMES_PER_BLOCK) / NAMES_LOAD;
 
 /**
  * Makes the segment of an index: empty, all of it reserved, committed by the system page by page as it fills. It takes as
- * many blocks as `bytes` allow (62 bytes each), with one engine hash per block. Throws RangeError.
+ * many blocks as `bytes` allow (63.4 bytes each), when each of them has one holder; blocks with several need an engine hash for each. Throws RangeError.
  */
 export function createIndexMemory({ bytes, predictionsMax, random }: IndexMemoryOptions): SharedArrayBuffer {
   if (!Number.isSafeInteger(bytes) || bytes < INDEX_BYTES_MIN || bytes > SEGMENT_BYTES_MAX)
@@ -92,7 +101,7 @@ export function createIndexMemory({ bytes, predictionsMax, random }: IndexMemory
   const words = new Uint32Array(memory, 0, INDEX_HEADER_WORDS);
   words[INDEX_HEADER.blocksMax] = blocksMax;
   words[INDEX_HEADER.chunksMax] = Math.floor(blocksMax / BLOCKS_PER_CHUNK);
-  words[INDEX_HEADER.namesMax] = Math.floor(blocksMax / NAMES_LOAD);
+  words[INDEX_HEADER.namesMax] = Math.floor((blocksMax * NAMES_PER_BLOCK) / NAMES_LOAD);
   words[INDEX_HEADER.predictionsMax] = predictionsMax;
   words[INDEX_HEADER.bucketSeedLow] = randomInteger(random, 2 ** 32);
   words[INDEX_HEADER.bucketSeedHigh] = randomInteger(random, 2 ** 32);
@@ -192,7 +201,7 @@ export class SharedIndexWriter implements PrefixIndexWriter {
     return {
       ...counts,
       blocksMax: this.#header[INDEX_HEADER.blocksMax]!,
-      engineHashesMax: Math.floor(this.#header[INDEX_HEADER.namesMax]! / 5) * 4,
+      engineHashesMax: Math.floor(this.#header[INDEX_HEADER.namesMax]! / 20) * 17,
       predictionsMax: this.#header[INDEX_HEADER.predictionsMax]!,
     };
   }

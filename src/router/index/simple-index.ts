@@ -14,6 +14,7 @@ import {
   TIER,
   type Tier,
 } from './contract.js';
+import { type Block, BlockTable, isAncestor } from './simple-blocks.js';
 
 /** Bounds of a simple index. */
 export interface SimpleIndexOptions {
@@ -26,21 +27,6 @@ export interface SimpleIndexOptions {
 /** Flags of one block at one holder: a bit per tier, then this one. */
 const PREDICTED = 8;
 const DEVICE = (1 << TIER.device) | PREDICTED;
-/** Every so many evictions the oldest shared leaf goes, so that stale shared blocks do not stay for ever. */
-const SHARED_EVICTION_PERIOD = 8;
-
-interface Block {
-  readonly low: number;
-  readonly high: number;
-  /** Another block with the same 53-bit key. */
-  next: Block | undefined;
-  /** Null: begins a sequence. Undefined: known only as the parent of an orphan. */
-  parent: Block | null | undefined;
-  children: number;
-  /** Flags by holder. */
-  readonly flags: Map<number, number>;
-}
-
 interface Holder {
   /** By the four words of the engine hash. */
   readonly engineHashes: Map<string, Block>;
@@ -59,27 +45,19 @@ export function createSimpleIndex(options: SimpleIndexOptions): PrefixIndexWrite
   return new SimpleIndex(options);
 }
 
-const keyOf = (low: number, high: number): number => (high & 0x1fffff) * 2 ** 32 + low;
-
 class SimpleIndex implements PrefixIndexWriter, PrefixIndexReader {
   readonly #blocksMax: number;
+  readonly #table: BlockTable;
   readonly #predictionsMax: number;
-  readonly #table = new Map<number, Block>();
   readonly #holders = new Map<number, Holder>();
-  /** Blocks without children, oldest touched first: those with at most one holder, and the shared ones. */
-  readonly #leaves = [new Set<Block>(), new Set<Block>()] as const;
   /** In order of arrival; those before `#expired` are over. */
   #predictions: Prediction[] = [];
   /** The latest expiry of a predicted block, by holder. */
   readonly #expiry = new Map<Block, Map<number, number>>();
-  #blocks = 0;
   #engineHashes = 0;
-  /** The parent of the block evicted last: a chain goes from its end. */
-  #nextVictim: Block | null = null;
   readonly #counts = {
     stored: 0,
     removed: 0,
-    evicted: 0,
     refused: 0,
     orphans: 0,
     duplicates: 0,
@@ -92,6 +70,7 @@ class SimpleIndex implements PrefixIndexWriter, PrefixIndexReader {
     assert(Number.isSafeInteger(blocksMax) && blocksMax >= 2, 'blocksMax is at least 2');
     assert(Number.isSafeInteger(predictionsMax) && predictionsMax >= 0, 'predictionsMax is not negative');
     this.#blocksMax = blocksMax;
+    this.#table = new BlockTable(blocksMax, block => this.#forget(block));
     this.#predictionsMax = predictionsMax;
   }
 
@@ -143,7 +122,7 @@ class SimpleIndex implements PrefixIndexWriter, PrefixIndexReader {
       if (block === null) break;
       if (engineHashes !== null && !this.#name(state, engineHashes, taken, block)) {
         this.#counts.refused += count - taken;
-        this.#release(block);
+        this.#table.release(block);
         break;
       }
       const flags = block.flags.get(holder) ?? 0;
@@ -152,7 +131,7 @@ class SimpleIndex implements PrefixIndexWriter, PrefixIndexReader {
       this.#setFlags(holder, state, block, (flags & ~PREDICTED) | (1 << tier));
       before = block;
     }
-    if (first !== null) this.#release(first);
+    if (first !== null) this.#table.release(first);
     this.#counts.stored += taken;
     return taken;
   }
@@ -163,7 +142,7 @@ class SimpleIndex implements PrefixIndexWriter, PrefixIndexReader {
     if (state === null) return 0;
     let removed = 0;
     for (let i = 0; i < count; i += 1) {
-      const block = this.#find(hashes[i * 2]!, hashes[i * 2 + 1]!);
+      const block = this.#table.find(hashes[i * 2]!, hashes[i * 2 + 1]!);
       if (this.#removeFrom(holder, state, block, tier)) removed += 1;
     }
     return removed;
@@ -177,7 +156,7 @@ class SimpleIndex implements PrefixIndexWriter, PrefixIndexReader {
     for (let i = 0; i < count; i += 1) {
       const name = engineName(engineHashes, i);
       const named = state.engineHashes.get(name);
-      const block = named === undefined ? undefined : this.#find(named.low, named.high);
+      const block = named === undefined ? undefined : this.#table.find(named.low, named.high);
       if (this.#removeFrom(holder, state, block, tier)) removed += 1;
       const inTiers = ((block?.flags.get(holder) ?? 0) & ~PREDICTED) !== 0;
       if (!inTiers && state.engineHashes.delete(name)) this.#engineHashes -= 1;
@@ -201,7 +180,7 @@ class SimpleIndex implements PrefixIndexWriter, PrefixIndexReader {
     const state = this.#known(holder);
     if (state === null || from === to) return 0;
     const first =
-      from === 0 ? null : this.#find(sequenceHashes[from * 2 - 2]!, sequenceHashes[from * 2 - 1]!);
+      from === 0 ? null : this.#table.find(sequenceHashes[from * 2 - 2]!, sequenceHashes[from * 2 - 1]!);
     if (first === undefined) return 0;
     let before: Block | null = first;
     for (let i = from; i < to; i += 1) {
@@ -237,13 +216,14 @@ class SimpleIndex implements PrefixIndexWriter, PrefixIndexReader {
 
   stats(): IndexStats {
     return {
-      blocks: this.#blocks,
+      blocks: this.#table.size,
       blocksMax: this.#blocksMax,
       holders: this.#holders.size,
       engineHashes: this.#engineHashes,
       engineHashesMax: this.#blocksMax * 2,
       predictions: this.#predictions.length,
       predictionsMax: this.#predictionsMax,
+      evicted: this.#table.evicted,
       ...this.#counts,
     };
   }
@@ -259,7 +239,7 @@ class SimpleIndex implements PrefixIndexWriter, PrefixIndexReader {
     assert(holderCount <= holders.length && holderCount * 2 <= depthsOut.length, 'the holders fit');
     depthsOut.fill(0, 0, holderCount * 2);
     for (let depth = 0, living = true; depth < blocks && living; depth += 1) {
-      const flags = this.#find(sequenceHashes[depth * 2]!, sequenceHashes[depth * 2 + 1]!)?.flags;
+      const flags = this.#table.find(sequenceHashes[depth * 2]!, sequenceHashes[depth * 2 + 1]!)?.flags;
       living = false;
       if (flags === undefined) break;
       for (let i = 0; i < holderCount; i += 1) {
@@ -281,10 +261,16 @@ class SimpleIndex implements PrefixIndexWriter, PrefixIndexReader {
     return state ?? null;
   }
 
-  #find(low: number, high: number): Block | undefined {
-    let block = this.#table.get(keyOf(low, high));
-    while (block !== undefined && block.high !== high) block = block.next;
+  #create(low: number, high: number, parent: Block | null | undefined): Block | null {
+    const block = this.#table.create(low, high, parent);
+    if (block === null) this.#counts.refused += 1;
     return block;
+  }
+
+  #forget(block: Block): void {
+    for (const holder of block.flags.keys()) this.#holders.get(holder)!.blocks.delete(block);
+    block.flags.clear();
+    this.#expiry.delete(block);
   }
 
   /** The parent of a store, made when it is missing; undefined when it is the stored block itself or finds no room. */
@@ -293,7 +279,7 @@ class SimpleIndex implements PrefixIndexWriter, PrefixIndexReader {
       this.#counts.parentConflicts += 1;
       return undefined;
     }
-    const block = this.#find(hash.low, hash.high) ?? this.#create(hash.low, hash.high, undefined);
+    const block = this.#table.find(hash.low, hash.high) ?? this.#create(hash.low, hash.high, undefined);
     if (block === null) return undefined;
     if (!block.flags.has(holder)) this.#counts.orphans += 1;
     return block;
@@ -301,50 +287,15 @@ class SimpleIndex implements PrefixIndexWriter, PrefixIndexReader {
 
   /** Finds or makes a block below `parent` and marks it as just used; null after a conflict or without room. */
   #place(low: number, high: number, parent: Block | null): Block | null {
-    const block = this.#find(low, high) ?? this.#create(low, high, parent);
+    const block = this.#table.find(low, high) ?? this.#create(low, high, parent);
     if (block === null) return null;
-    if (block.parent === undefined && !isAncestor(block, parent)) this.#link(block, parent);
+    if (block.parent === undefined && !isAncestor(block, parent)) this.#table.link(block, parent);
     if (block.parent !== parent) {
       this.#counts.parentConflicts += 1;
       return null;
     }
-    this.#touch(block);
+    this.#table.touch(block);
     return block;
-  }
-
-  #create(low: number, high: number, parent: Block | null | undefined): Block | null {
-    if (this.#blocks >= this.#blocksMax && !this.#evict(parent ?? null)) {
-      this.#counts.refused += 1;
-      return null;
-    }
-    const key = keyOf(low, high);
-    const block: Block = {
-      low,
-      high,
-      next: this.#table.get(key),
-      parent: undefined,
-      children: 0,
-      flags: new Map(),
-    };
-    this.#table.set(key, block);
-    this.#blocks += 1;
-    if (parent !== undefined) this.#link(block, parent);
-    return block;
-  }
-
-  #link(block: Block, parent: Block | null): void {
-    block.parent = parent;
-    if (parent === null) return;
-    parent.children += 1;
-    this.#leaves[0].delete(parent);
-    this.#leaves[1].delete(parent);
-  }
-
-  /** Moves a leaf to the young end of its list. */
-  #touch(block: Block): void {
-    this.#leaves[0].delete(block);
-    this.#leaves[1].delete(block);
-    if (block.children === 0) this.#leaves[block.flags.size > 1 ? 1 : 0].add(block);
   }
 
   #setFlags(holder: number, state: Holder, block: Block, flags: number): void {
@@ -356,54 +307,8 @@ class SimpleIndex implements PrefixIndexWriter, PrefixIndexReader {
       block.flags.set(holder, flags);
       state.blocks.add(block);
     }
-    if (shared !== block.flags.size > 1) this.#touch(block);
-    this.#release(block);
-  }
-
-  /** Frees a block that nobody holds and no other block needs, and then its parent likewise. */
-  #release(block: Block): void {
-    for (let last: Block | null = block; last !== null && last.flags.size + last.children === 0; ) {
-      last = this.#free(last);
-    }
-  }
-
-  /** Takes a leaf out of the index; returns its parent. */
-  #free(block: Block): Block | null {
-    const key = keyOf(block.low, block.high);
-    const head = this.#table.get(key);
-    if (head === block && block.next === undefined) this.#table.delete(key);
-    else if (head === block) this.#table.set(key, block.next!);
-    else for (let at = head!; at !== block; at = at.next!) if (at.next === block) at.next = block.next;
-    this.#blocks -= 1;
-    this.#leaves[0].delete(block);
-    this.#leaves[1].delete(block);
-    this.#expiry.delete(block);
-    const parent = block.parent ?? null;
-    if (parent === null) return null;
-    parent.children -= 1;
-    if (parent.children === 0) this.#touch(parent);
-    return parent;
-  }
-
-  /** Drops one leaf other than `keep`; false when there is none. */
-  #evict(keep: Block | null): boolean {
-    const next = this.#nextVictim;
-    const order = this.#counts.evicted % SHARED_EVICTION_PERIOD === 0 ? [1, 0] : [0, 1];
-    let victim = next !== null && next !== keep && this.#leaves[0].has(next) ? next : undefined;
-    for (const list of order) {
-      if (victim !== undefined) break;
-      for (const leaf of this.#leaves[list]!) {
-        if (leaf === keep) continue;
-        victim = leaf;
-        break;
-      }
-    }
-    if (victim === undefined) return false;
-    for (const holder of victim.flags.keys()) this.#holders.get(holder)!.blocks.delete(victim);
-    victim.flags.clear();
-    this.#nextVictim = this.#free(victim);
-    this.#counts.evicted += 1;
-    return true;
+    if (shared !== block.flags.size > 1) this.#table.touch(block);
+    this.#table.release(block);
   }
 
   #removeFrom(holder: number, state: Holder, block: Block | undefined, tier: Tier): boolean {
@@ -435,7 +340,7 @@ class SimpleIndex implements PrefixIndexWriter, PrefixIndexReader {
     for (const [name, { low, high }] of state.engineHashes) {
       steps += 1;
       if (steps > 256) return false;
-      const block = this.#find(low, high);
+      const block = this.#table.find(low, high);
       if (block !== undefined && state.blocks.has(block)) continue;
       this.#engineHashes -= 1;
       return state.engineHashes.delete(name);
@@ -447,11 +352,4 @@ class SimpleIndex implements PrefixIndexWriter, PrefixIndexReader {
 function engineName(engineHashes: Uint32Array, index: number): string {
   const at = index * ENGINE_HASH_WORDS;
   return `${engineHashes[at]},${engineHashes[at + 1]},${engineHashes[at + 2]},${engineHashes[at + 3]}`;
-}
-
-/** Whether `block` is `below` or one of its ancestors. */
-function isAncestor(block: Block, below: Block | null): boolean {
-  let at: Block | null = below;
-  while (at !== null && at !== block) at = at.parent ?? null;
-  return at === block;
 }
