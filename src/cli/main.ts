@@ -8,6 +8,7 @@ import type { Command } from './command.js';
 const COMMANDS: Readonly<Record<string, () => Promise<{ command: Command }>>> = {
   serve: () => import('./serve.js'),
   mock: () => import('./mock.js'),
+  replay: () => import('./replay.js'),
   doctor: () => import('./doctor.js'),
 };
 

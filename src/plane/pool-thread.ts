@@ -74,7 +74,14 @@ class PoolThread {
     );
     this.#planning = new Planning({
       limits,
-      decider: createDecider({ loadTable, ledger, ownerEpoch: epoch, random: seededRandom(task.seed) }),
+      decider: createDecider({
+        loadTable,
+        ledger,
+        ownerEpoch: epoch,
+        random: seededRandom(task.seed),
+        nowMs: () => systemClock.nowMs(),
+        prefixes: null,
+      }),
       adapters: new Map([['vllm', createVllmAdapter()]]),
       discard,
     });

@@ -1,16 +1,27 @@
 /**
  * The decision (R4): filter the workers, let the policy pick one, reserve its load. Runs on a pool thread, once per
- * ASK; the load table and the ledger are shared, the selectors and their cursors are this thread's own.
+ * ASK; the load table and the ledger are shared, the selectors, their cursors and the columns are this thread's own.
  */
 import type { WorkerView } from '../messages/records.js';
 import type { Random } from '../runtime/random.js';
-import type { Candidate, RequestView, Selector } from './contract.js';
+import { CandidateColumns } from './candidate-columns.js';
+import type { RequestView, Selector } from './contract.js';
+import type { PrefixIndexReader } from './index/contract.js';
 import { type Ledger, RESERVATION_AMOUNT_MAX, RESERVE_FULL, RESERVE_STALE } from './ledger.js';
-import type { LoadTable } from './load-table.js';
+import { LOAD, LOAD_LINE_WORDS, SLOT_STATE } from './load-descriptor.js';
+import { type LoadTable, loadLine } from './load-table.js';
 import { createSelector } from './policies/policies.js';
+import { Predictions } from './predictions.js';
+import { PrefillDrain } from './prefill-drain.js';
+import { expectedDecodeMs, expectedPrefillMs } from './prefill-model.js';
+import { pickBySession } from './session-affinity.js';
 
 /** Tokens per KV block of a worker that does not say. */
 const BLOCK_SIZE_UNKNOWN = 16;
+/** A prediction lives twice the time in which it should come true, and at least this long. */
+const PREDICTION_FACTOR = 2;
+const PREDICTION_MS_MIN = 1000;
+const DECODE_MS_MOST = expectedDecodeMs(1);
 
 /** A worker that was chosen and on which the request is reserved. */
 export interface Placement {
@@ -18,17 +29,30 @@ export interface Placement {
   readonly generation: number;
   /** Ledger reservation, owned by the decider's epoch until the PLAN is adopted; `ledger.discard` gives it up. */
   readonly reservation: number;
-  /** In words: the policy and the figure that decided. */
+  /** Tokens of the prompt that the worker is expected to have in its cache; 0 when the policy does not ask. */
+  readonly cachedTokens: number;
+  /** In words: the policy and the figures that decided. */
   readonly reason: string;
 }
 
 /** 'noWorker': no ready worker serves the model outside the excluded slots. 'full': the ledger has no room. */
 export type DecideAnswer = Placement | 'noWorker' | 'full';
 
+/** The complete blocks of a prompt, as a BlockHasher gives them. */
+export interface PromptBlocks {
+  /** Sequence hashes: block `i` at words 2i (low) and 2i + 1 (high). */
+  readonly hashes: Uint32Array;
+  readonly count: number;
+  /** Tokens per block. */
+  readonly blockSize: number;
+}
+
 /** A request as `decide` sees it. */
 export interface DecideRequest extends RequestView {
   /** Tokens that the answer is expected to have, all choices together; null: not known, counted as none. */
   readonly outputTokens: number | null;
+  /** Null or absent: the prompt's tokens are not known, so nothing of it counts as cached. */
+  readonly blocks?: PromptBlocks | null;
 }
 
 /** What a decider needs of its pool thread. */
@@ -36,8 +60,12 @@ export interface DeciderOptions {
   readonly loadTable: LoadTable;
   readonly ledger: Ledger;
   readonly random: Random;
+  /** Monotonic milliseconds. */
+  readonly nowMs: () => number;
   /** Epoch of this pool thread, the first owner of its reservations. */
   readonly ownerEpoch: number;
+  /** Its holders are the worker slots. Null: nothing counts as cached. */
+  readonly prefixes: PrefixIndexReader | null;
 }
 
 /** Chooses workers for one pool thread. */
@@ -52,62 +80,143 @@ export interface Decider {
 
 /** Makes the decider of a pool thread; each policy keeps its memory from one decision to the next. */
 export function createDecider(options: DeciderOptions): Decider {
-  const { loadTable, ledger, random, ownerEpoch } = options;
-  const selectors = new Map<string, Selector>();
-  const selectorOf = (policy: string): Selector => {
-    let selector = selectors.get(policy);
+  return new PolicyDecider(options);
+}
+
+class PolicyDecider implements Decider {
+  readonly #options: DeciderOptions;
+  readonly #selectors = new Map<string, Selector>();
+  readonly #columns = new CandidateColumns();
+  readonly #drain: PrefillDrain;
+  readonly #predictions = new Predictions();
+  #depths = new Uint32Array(0);
+
+  constructor(options: DeciderOptions) {
+    this.#options = options;
+    this.#drain = new PrefillDrain(options.loadTable.workersMax);
+  }
+
+  decide(request: DecideRequest, policy: string, workers: readonly WorkerView[]): DecideAnswer {
+    const selector = this.#selectorOf(policy);
+    const columns = this.#columns;
+    const nowMs = this.#options.nowMs();
+    let tries = workers.length;
+    for (;;) {
+      this.#fill(request, workers);
+      if (columns.count === 0) return 'noWorker';
+      if (selector.usesTiming) this.#fillTiming(nowMs);
+      this.#readDepths(request, selector, nowMs);
+      const { row, reason } =
+        pickBySession(request.session ?? null, columns) ??
+        selector.pick(request, columns, this.#options.random);
+      const reservation = this.#reserve(request, row);
+      if (reservation > 0 && selector.usesPrefix) this.#predict(request, row, nowMs);
+      if (reservation === RESERVE_FULL) return 'full';
+      if (reservation !== RESERVE_STALE) {
+        const slot = columns.slots[row]!;
+        const generation = columns.generations[row]!;
+        return { slot, generation, reservation, cachedTokens: columns.cachedTokens[row]!, reason };
+      }
+      // The replaced worker is no longer ready: the next filling leaves it out. Each worker can be replaced once.
+      if (tries-- === 0) return 'noWorker';
+    }
+  }
+
+  #selectorOf(policy: string): Selector {
+    let selector = this.#selectors.get(policy);
     if (selector === undefined) {
       selector = createSelector(policy);
-      selectors.set(policy, selector);
+      this.#selectors.set(policy, selector);
     }
     return selector;
-  };
+  }
 
-  const reserve = (request: DecideRequest, worker: WorkerView): number =>
-    ledger.reserve(
-      worker.slot,
-      worker.generation,
-      Math.min(request.promptTokens, RESERVATION_AMOUNT_MAX),
-      Math.min(decodeBlocks(request, worker.blockSize), RESERVATION_AMOUNT_MAX),
-      ownerEpoch,
-    );
+  #fill(request: DecideRequest, workers: readonly WorkerView[]): void {
+    const columns = this.#columns;
+    const { words } = this.#options.loadTable;
+    const { model, excludedSlots } = request;
+    const pinned = request.pinnedSlot ?? null;
+    columns.begin(workers.length);
+    for (const worker of workers) {
+      const { slot, generation, blockSize } = worker;
+      if (pinned !== null && pinned !== slot) continue;
+      if (excludedSlots.length > 0 && excludedSlots.includes(slot)) continue;
+      const base = loadLine(slot, generation) * LOAD_LINE_WORDS;
+      if (Atomics.load(words, base + LOAD.generation) !== generation) continue;
+      if (Atomics.load(words, base + LOAD.state) !== SLOT_STATE.ready) continue;
+      if (!serves(worker, model)) continue;
+      const row = columns.count++;
+      columns.slots[row] = slot;
+      columns.generations[row] = generation;
+      columns.requests[row] = Atomics.load(words, base + LOAD.requests);
+      columns.activePrefillTokens[row] = Atomics.load(words, base + LOAD.activePrefillTokens);
+      columns.decodeBlocks[row] = Atomics.load(words, base + LOAD.decodeBlocks);
+      columns.blockSizes[row] = blockSize ?? BLOCK_SIZE_UNKNOWN;
+      columns.totalBlocks[row] = worker.totalBlocks ?? Number.POSITIVE_INFINITY;
+    }
+  }
 
-  return {
-    decide(request, policy, workers) {
-      const selector = selectorOf(policy);
-      const eligible = workers.filter(worker => isEligible(request, worker, loadTable));
-      while (eligible.length > 0) {
-        const candidates = eligible.map(worker => toCandidate(worker, loadTable));
-        const decision = selector.pick(request, candidates, random);
-        const position = eligible.findIndex(({ slot }) => slot === decision.slot);
-        const reservation = reserve(request, eligible[position] as WorkerView);
-        if (reservation === RESERVE_FULL) return 'full';
-        if (reservation !== RESERVE_STALE) return { ...decision, reservation };
-        eligible.splice(position, 1);
-      }
-      return 'noWorker';
-    },
-  };
+  #fillTiming(nowMs: number): void {
+    const columns = this.#columns;
+    const { words } = this.#options.loadTable;
+    for (let row = 0; row < columns.count; row += 1) {
+      const slot = columns.slots[row]!;
+      const generation = columns.generations[row]!;
+      const at = loadLine(slot, generation) * LOAD_LINE_WORDS + LOAD.prefilledTokens;
+      const decodeMs = expectedDecodeMs(columns.decodeBlocks[row]! / columns.totalBlocks[row]!);
+      const outstanding = columns.activePrefillTokens[row]!;
+      const prefilled = Atomics.load(words, at);
+      columns.queuedTokens[row] = this.#drain.look(slot, generation, outstanding, prefilled, decodeMs, nowMs);
+      columns.decodeMs[row] = decodeMs;
+      columns.slowness[row] = this.#drain.slowness(slot);
+    }
+  }
+
+  /** Tokens of the prompt in each candidate's cache. The last one is always computed: the answer needs its logits. */
+  #readDepths(request: DecideRequest, selector: Selector, nowMs: number): void {
+    const { count, slots, generations, cachedTokens } = this.#columns;
+    const { prefixes } = this.#options;
+    const blocks = request.blocks ?? null;
+    if (!selector.usesPrefix || prefixes === null || blocks === null || blocks.count === 0) {
+      cachedTokens.fill(0, 0, count);
+      return;
+    }
+    if (this.#depths.length < 2 * count) this.#depths = new Uint32Array(2 * slots.length);
+    prefixes.lookup(blocks.hashes, blocks.count, slots, count, this.#depths);
+    const most = Math.max(request.promptTokens - 1, 0);
+    for (let row = 0; row < count; row += 1) {
+      const held = this.#depths[count + row]!;
+      const depth = this.#predictions.extend(blocks, held, slots[row]!, generations[row]!, nowMs);
+      cachedTokens[row] = Math.min(depth * blocks.blockSize, most);
+    }
+  }
+
+  #reserve(request: DecideRequest, row: number): number {
+    const { slots, generations, cachedTokens, blockSizes } = this.#columns;
+    const slot = slots[row]!;
+    const prefill = Math.min(request.promptTokens - cachedTokens[row]!, RESERVATION_AMOUNT_MAX);
+    const held = request.promptTokens + (request.outputTokens ?? 0);
+    const blocks = Math.min(Math.ceil(held / blockSizes[row]!), RESERVATION_AMOUNT_MAX);
+    const { ledger, ownerEpoch } = this.#options;
+    const reservation = ledger.reserve(slot, generations[row]!, prefill, blocks, ownerEpoch);
+    if (reservation > 0) this.#drain.add(slot, prefill);
+    return reservation;
+  }
+
+  /** The chosen worker will have the whole prompt, some time after it has begun with what waits before it. */
+  #predict({ blocks, promptTokens }: DecideRequest, row: number, nowMs: number): void {
+    if (blocks === undefined || blocks === null) return;
+    const { slots, generations, cachedTokens, activePrefillTokens } = this.#columns;
+    const tokens = activePrefillTokens[row]! + promptTokens - cachedTokens[row]!;
+    const forMs =
+      PREDICTION_FACTOR * this.#drain.slowness(slots[row]!) * expectedPrefillMs(tokens, DECODE_MS_MOST);
+    const from = Math.floor(cachedTokens[row]! / blocks.blockSize);
+    const expiresMs = nowMs + Math.max(forMs, PREDICTION_MS_MIN);
+    this.#predictions.add(blocks, from, slots[row]!, generations[row]!, nowMs, expiresMs);
+  }
 }
 
-function isEligible(request: RequestView, worker: WorkerView, loadTable: LoadTable): boolean {
-  return (
-    worker.models.some(({ id }) => id === request.model) &&
-    !request.excludedSlots.includes(worker.slot) &&
-    loadTable.isReady(worker.slot, worker.generation)
-  );
-}
-
-function toCandidate({ slot, generation }: WorkerView, loadTable: LoadTable): Candidate {
-  return {
-    slot,
-    generation,
-    requests: loadTable.readRequests(slot, generation),
-    activePrefillTokens: loadTable.readActivePrefillTokens(slot, generation),
-    decodeBlocks: loadTable.readDecodeBlocks(slot, generation),
-  };
-}
-
-function decodeBlocks(request: DecideRequest, blockSize: number | null): number {
-  return Math.ceil((request.promptTokens + (request.outputTokens ?? 0)) / (blockSize ?? BLOCK_SIZE_UNKNOWN));
+function serves({ models }: WorkerView, model: string): boolean {
+  for (let at = 0; at < models.length; at += 1) if (models[at]!.id === model) return true;
+  return false;
 }

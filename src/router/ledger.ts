@@ -158,7 +158,11 @@ export class Ledger {
     const entry = this.#entryOf(reservation);
     const generation = reservation >>> RESERVATION_INDEX_BITS;
     if (entry < 0 || !this.#move(entry, generation, LEDGER_STATE.prefill, LEDGER_STATE.decode)) return false;
-    this.#subtract(entry, LOAD.activePrefillTokens, this.#word(entry, LEDGER.prefillTokens));
+    const tokens = this.#word(entry, LEDGER.prefillTokens);
+    this.#subtract(entry, LOAD.activePrefillTokens, tokens);
+    // Modulo 2^32: readers take differences of it to learn how fast the worker is.
+    const line = this.#word(entry, LEDGER.slot) * LOAD_LINE_WORDS;
+    Atomics.add(this.#table, line + LOAD.prefilledTokens, tokens);
     return true;
   }
 

@@ -4,7 +4,8 @@
  *
  *     load table   line of a worker = slot × 2 + generation mod 2 (see load-table.ts), at word line × LOAD_LINE_WORDS
  *       first cache line, written by decide / firstToken / release:
- *         0 activePrefillTokens   1 decodeBlocks   2 requests   3 generation   4 state   5..15 –
+ *         0 activePrefillTokens   1 decodeBlocks   2 requests   3 generation   4 state
+ *         5 prefilledTokens   6..15 –
  *       second cache line, written by the metrics scrape:
  *         16 running  17 waiting  18 kvUsagePpm  19 scrapedSeconds  20..31 –     (UNKNOWN = not reported)
  *
@@ -25,6 +26,7 @@ export const LOAD = {
   requests: 2,
   generation: 3,
   state: 4,
+  prefilledTokens: 5,
   running: 16,
   waiting: 17,
   kvUsagePpm: 18,

@@ -7,10 +7,13 @@
  *       └──────────────────┴─────────────────────── ┼ ◄─────────────────────────────────┘
  */
 import assert from 'node:assert';
+import { KeyTable } from './key-table.js';
 
 const FREE = 0;
 const PRIVATE = 1;
 const CACHED = 2;
+/** No block. */
+const NONE = -1;
 
 /** One block as `snapshot` shows it. */
 export interface BlockState {
@@ -30,27 +33,48 @@ export interface BlockPoolSnapshot {
   readonly free: number;
 }
 
+/**
+ * Hears which prefixes are resident, as an engine's KV events tell it (Dynamo's mocker: `Stored` only on a key's first
+ * copy, `Removed` only with its last one). Called while a pass is scheduled: what it hears is true at the pass's start.
+ */
+export interface BlockEvents {
+  /**
+   * `keys[from]` to `keys[to − 1]`, consecutive blocks of one sequence, became resident; the parent of the first is
+   * `keys[from − 1]`, none when `from` is 0. The list is the sequence's own: not to be kept.
+   */
+  stored(keys: readonly number[], from: number, to: number): void;
+  /** The last copy of `key` is gone. */
+  removed(key: number): void;
+}
+
 /** Blocks are integers from 0 to capacity − 1. Keys are integers below 2^53 that name a whole prefix. */
 export class BlockPool {
   readonly capacity: number;
+  readonly #events: BlockEvents | null;
   readonly #state: Uint8Array;
   readonly #refs: Int32Array;
   readonly #keys: Float64Array;
   /** LRU list of inactive blocks through a sentinel at index `capacity`. */
   readonly #previous: Int32Array;
   readonly #next: Int32Array;
-  readonly #copies = new Map<number, number[]>();
+  /** First copy of each key, and from each copy the next one. */
+  readonly #firstCopy: KeyTable;
+  readonly #nextCopy: Int32Array;
   readonly #freed: number[] = [];
   /** Blocks from here on were never used: their pages of memory are not even touched. */
   #untouched = 0;
   #inactive = 0;
   #inactiveHits = 0;
 
-  constructor(capacity: number) {
+  /** `events` hears of removals from here; stores come from whoever publishes, which knows the parents. */
+  constructor(capacity: number, events: BlockEvents | null = null) {
     this.capacity = capacity;
+    this.#events = events;
     this.#state = new Uint8Array(capacity);
     this.#refs = new Int32Array(capacity);
     this.#keys = new Float64Array(capacity);
+    this.#firstCopy = new KeyTable(this.#keys);
+    this.#nextCopy = new Int32Array(capacity);
     this.#previous = new Int32Array(capacity + 1);
     this.#next = new Int32Array(capacity + 1);
     this.#previous[capacity] = capacity;
@@ -75,9 +99,8 @@ export class BlockPool {
     hits.length = 0;
     this.#inactiveHits = 0;
     for (const key of keys) {
-      const copies = this.#copies.get(key);
-      if (copies === undefined) return;
-      const block = copies[0]!;
+      const block = this.#firstCopy.get(key);
+      if (block === NONE) return;
       if (this.#refs[block] === 0) this.#inactiveHits++;
       hits.push(block);
     }
@@ -105,16 +128,25 @@ export class BlockPool {
     return true;
   }
 
-  /** Makes a full block findable under `key`. A block that is already findable stays as it is. */
-  publish(block: number, key: number): void {
-    if (this.#state[block] === CACHED) return;
+  /**
+   * Makes a full block findable under `key`; true when no other copy of it was. A block that is already findable stays
+   * as it is.
+   */
+  publish(block: number, key: number): boolean {
+    if (this.#state[block] === CACHED) return false;
     assert(this.#state[block] === PRIVATE);
     this.#state[block] = CACHED;
     this.#refs[block] = 1;
     this.#keys[block] = key;
-    const copies = this.#copies.get(key);
-    if (copies === undefined) this.#copies.set(key, [block]);
-    else copies.push(block);
+    this.#nextCopy[block] = NONE;
+    let last = this.#firstCopy.get(key);
+    if (last === NONE) {
+      this.#firstCopy.set(block);
+      return true;
+    }
+    while (this.#nextCopy[last] !== NONE) last = this.#nextCopy[last]!;
+    this.#nextCopy[last] = block;
+    return false;
   }
 
   /** Gives a request's blocks back, last one first, so that leaves are evicted before their parents. Empties the list. */
@@ -146,7 +178,13 @@ export class BlockPool {
     }
     const inactive: number[] = [];
     for (let at = this.#next[this.capacity]!; at !== this.capacity; at = this.#next[at]!) inactive.push(at);
-    const copies = new Map([...this.#copies].map(([key, list]) => [key, [...list]]));
+    const copies = new Map<number, number[]>();
+    for (const { key } of blocks.values()) {
+      if (key === null || copies.has(key)) continue;
+      const list: number[] = [];
+      for (let at = this.#firstCopy.get(key); at !== NONE; at = this.#nextCopy[at]!) list.push(at);
+      copies.set(key, list);
+    }
     return { blocks, inactive, copies, free: this.free };
   }
 
@@ -154,12 +192,23 @@ export class BlockPool {
     const block = this.#next[this.capacity]!;
     assert(block !== this.capacity);
     this.#unlink(block);
-    const key = this.#keys[block]!;
-    const copies = this.#copies.get(key)!;
-    if (copies.length === 1) this.#copies.delete(key);
-    else copies.splice(copies.indexOf(block), 1);
+    this.#dropCopy(block);
     this.#state[block] = FREE;
     this.#freed.push(block);
+  }
+
+  #dropCopy(block: number): void {
+    const key = this.#keys[block]!;
+    const next = this.#nextCopy[block]!;
+    let at = this.#firstCopy.get(key);
+    if (at !== block) {
+      while (this.#nextCopy[at] !== block) at = this.#nextCopy[at]!;
+      this.#nextCopy[at] = next;
+    } else if (next !== NONE) this.#firstCopy.set(next);
+    else {
+      this.#firstCopy.delete(block);
+      this.#events?.removed(key);
+    }
   }
 
   #linkNewest(block: number): void {

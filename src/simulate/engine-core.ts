@@ -3,7 +3,7 @@
  * in the order of vLLM's scheduler as Dynamo's mocker states it. Explicit state and one function, `executePass(nowMs)`:
  * no clock, no timer, no I/O, so one process can drive hundreds of engines under a virtual clock. Owned by its driver.
  */
-import { BlockPool } from './block-pool.js';
+import { type BlockEvents, BlockPool } from './block-pool.js';
 import type { EngineSettings } from './engine-settings.js';
 import { EngineSequence, type SequenceRequest } from './sequence.js';
 import { decodeMs, prefillBatchTokens, prefillMs } from './timing.js';
@@ -43,6 +43,7 @@ export class EngineCore<Owner> {
     prefixHits: 0,
     preemptions: 0,
   };
+  readonly #events: BlockEvents | null;
   readonly #source: TokenSource;
   readonly #running: EngineSequence<Owner>[] = [];
   readonly #waiting: EngineSequence<Owner>[] = [];
@@ -59,9 +60,15 @@ export class EngineCore<Owner> {
     rejected: [],
   };
 
-  constructor(settings: EngineSettings, drawable: { ids: Uint32Array; eosId: number }) {
+  /** `events`, when given, hears what becomes resident and what goes, while the pass is scheduled. */
+  constructor(
+    settings: EngineSettings,
+    drawable: { ids: Uint32Array; eosId: number },
+    events: BlockEvents | null = null,
+  ) {
     this.settings = settings;
-    this.pool = new BlockPool(settings.numGpuBlocks);
+    this.#events = events;
+    this.pool = new BlockPool(settings.numGpuBlocks, events);
     this.#source = new TokenSource({ ...drawable, eosRate: settings.eosRate, seed: settings.seed });
   }
 
@@ -210,8 +217,14 @@ export class EngineCore<Owner> {
       this.#prefill.prefixSum += before;
     }
     const { blockSize } = this.settings;
-    for (let at = Math.floor(before / blockSize); (at + 1) * blockSize <= after; at++)
-      this.pool.publish(sequence.blocks[at]!, sequence.keys[at]!);
+    const full = Math.floor(after / blockSize);
+    let at = Math.floor(before / blockSize);
+    while (at < full) {
+      const from = at;
+      while (at < full && this.pool.publish(sequence.blocks[at]!, sequence.keys[at]!)) at++;
+      if (at > from) this.#events?.stored(sequence.keys, from, at);
+      if (at < full) at++;
+    }
     this.#batch.push(sequence);
   }
 

@@ -50,7 +50,14 @@ const makeRouter = (entries = 256, slots = 6) => {
     partition: { index: 0, count: 1 },
     addon: null,
   });
-  const decider = createDecider({ loadTable, ledger, random: seededRandom(SEED), ownerEpoch: EPOCH });
+  const decider = createDecider({
+    loadTable,
+    ledger,
+    random: seededRandom(SEED),
+    ownerEpoch: EPOCH,
+    nowMs: () => 0,
+    prefixes: null,
+  });
   return { loadTable, ledger, decider };
 };
 
@@ -112,7 +119,14 @@ t.test('a worker that is replaced between the filter and the reservation is pass
     if (draws === 1) loadTable.install(0, 2, SLOT_STATE.ready);
     return 0;
   };
-  const decider = createDecider({ loadTable, ledger, random, ownerEpoch: EPOCH });
+  const decider = createDecider({
+    loadTable,
+    ledger,
+    random,
+    ownerEpoch: EPOCH,
+    nowMs: () => 0,
+    prefixes: null,
+  });
   const fleet = [worker(0, 1, 'm'), worker(1, 1, 'm')];
   t.match(decider.decide(ask('m'), 'random', fleet), { slot: 1, generation: 1 });
   t.equal(draws, 2, 'the policy was asked twice');

@@ -11,6 +11,7 @@ inline constexpr uint32_t kLoadDecodeBlocks = 1;
 inline constexpr uint32_t kLoadRequests = 2;
 inline constexpr uint32_t kLoadGeneration = 3;
 inline constexpr uint32_t kLoadState = 4;
+inline constexpr uint32_t kLoadPrefilledTokens = 5;
 inline constexpr uint32_t kLoadRunning = 16;
 inline constexpr uint32_t kLoadWaiting = 17;
 inline constexpr uint32_t kLoadKvUsagePpm = 18;

@@ -1,14 +1,24 @@
 /** The selection policies by name (R4): the values of `models.<name>.policy`. Each pool thread makes its own selectors. */
 import { ConfigError } from '../../errors.js';
 import type { Selector } from '../contract.js';
+import { createKv } from './kv.js';
+import { createLeastLoaded } from './least-loaded.js';
 import { createLeastRequests } from './least-requests.js';
+import { createPowerOfTwo } from './power-of-two.js';
 import { createRandomPolicy } from './random.js';
 import { createRoundRobin } from './round-robin.js';
+import { createTtft } from './ttft.js';
+import { createTwoTier } from './two-tier.js';
 
 const POLICIES = {
+  ttft: createTtft,
+  kv: createKv,
+  'two-tier': createTwoTier,
+  'least-loaded': createLeastLoaded,
+  'least-requests': createLeastRequests,
+  'power-of-two': createPowerOfTwo,
   'round-robin': createRoundRobin,
   random: createRandomPolicy,
-  'least-requests': createLeastRequests,
 } as const satisfies Record<string, () => Selector>;
 
 /** Every policy that `createSelector` knows. */
