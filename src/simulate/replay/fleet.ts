@@ -337,5 +337,6 @@ function workerView(slot: number, engine: EngineSettings): WorkerView {
     blockSize: engine.blockSize,
     totalBlocks: engine.numGpuBlocks,
     returnsTokenIds: true,
+    foreignIds: [],
   };
 }
