@@ -8,7 +8,7 @@ import { ConfigError } from '../errors.js';
 import { LIMITS } from '../limits.js';
 import { Plane } from '../plane/plane.js';
 import { TOKENIZER_NAMES } from '../preprocess/tokenizers/load.js';
-import { POLICY_NAMES } from '../router/policies/policies.js';
+import { LOAD_POLICY_NAMES } from '../router/policies/policies.js';
 import { type Clock, systemClock } from '../runtime/clock.js';
 import { createLogger, type Logger } from '../runtime/logger.js';
 import { settings } from '../settings.js';
@@ -16,7 +16,7 @@ import { banner } from './banner.js';
 import { type Command, type FlagKind, readFlags } from './command.js';
 import { type MockChildren, startMockChildren } from './mock-children.js';
 
-const SETTINGS = settings(POLICY_NAMES, TOKENIZER_NAMES);
+const SETTINGS = settings(LOAD_POLICY_NAMES, TOKENIZER_NAMES);
 /** Tokenizer of the mock engines. */
 const MOCK_TOKENIZER = 'chatml-cl100k';
 /** How long the banner waits for the workers' first answers. */
@@ -72,7 +72,7 @@ function configFromFlags(flags: ReturnType<typeof readFlags>): Config {
     }
   }
   return loadConfig(
-    { policies: POLICY_NAMES, tokenizers: TOKENIZER_NAMES },
+    { policies: LOAD_POLICY_NAMES, tokenizers: TOKENIZER_NAMES },
     { options, env: process.env, ...(file === undefined ? {} : { file }) },
   );
 }

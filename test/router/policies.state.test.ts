@@ -118,6 +118,7 @@ const fleet = (slots: number) => {
       blockSize: 64,
       totalBlocks: 1000,
       returnsTokenIds: true,
+      foreignIds: [],
     };
   });
   let nowMs = 0;

@@ -9,7 +9,7 @@ import { exchangeFromFetch } from '../../frontend/http/fetch.js';
 import type { Limits } from '../../limits.js';
 import type { Delta } from '../../messages/delta.js';
 import { TOKENIZER_NAMES } from '../../preprocess/tokenizers/load.js';
-import { POLICY_NAMES } from '../../router/policies/policies.js';
+import { LOAD_POLICY_NAMES } from '../../router/policies/policies.js';
 import { type Clock, systemClock } from '../../runtime/clock.js';
 import { createLogger, type Logger } from '../../runtime/logger.js';
 import { type MockThread, MockWorker, startMockThread } from '../../simulate/mock-worker.js';
@@ -162,7 +162,7 @@ export async function createDataPlane(options: DataPlaneOptions): Promise<DataPl
   const urls = workers.filter(worker => !(worker instanceof MockWorker));
   const areMocks = mocks.length > 0 && urls.length === 0;
   const config = loadConfig(
-    { policies: POLICY_NAMES, tokenizers: TOKENIZER_NAMES },
+    { policies: LOAD_POLICY_NAMES, tokenizers: TOKENIZER_NAMES },
     {
       options: {
         logLevel: 'warn',
