@@ -296,7 +296,7 @@ export class PlaneRequest {
     else this.fail(code, message, detail);
   }
 
-  /** Before the first event another worker is asked for; after it the request ends with the code. */
+  /** As long as nothing was sent to the client another worker is asked for; after that the request ends with the code. */
   #onFailed(failure: AttemptFailure, code: ErrorCode, message: string, detail: ErrorDetail = {}): void {
     const step = this.#plan!.calls[0]!.steps[0]!;
     this.#context.reportFailure(step, failure);
@@ -305,10 +305,12 @@ export class PlaneRequest {
       this.#complete();
       return;
     }
-    if (this.#answer !== null || this.#attempts >= this.#context.limits.attemptsMax) {
+    if (this.#client !== null || this.#attempts >= this.#context.limits.attemptsMax) {
       this.fail(code, message, detail);
       return;
     }
+    this.#answer = null;
+    this.#sawToken = false;
     this.#lastFailure = { code, message, detail };
     this.#excludedSlots.push(step.slot);
     this.#letEngineGo();

@@ -30,7 +30,7 @@ export function renderReport(
 body{font:15px/1.45 system-ui,sans-serif;margin:2em auto;max-width:${WIDTH + 40}px;color:#1f2933}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums}td,th{padding:.25em .7em;text-align:right;border-bottom:1px solid #ddd}
 td:first-child,th:first-child{text-align:left}.best{font-weight:600}svg{display:block;margin:.5em 0 1.5em}
-svg text{font-size:11px;fill:#52606d}.scroll{overflow-x:auto}code{font-size:12px}
+svg text{font-size:11px;fill:#52606d}.scroll{overflow-x:auto}code{font-size:12px;overflow-wrap:anywhere}
 </style></head><body><h1>Replay of routing policies</h1>
 <p>Virtual time; times in milliseconds. Load is prefill compute seconds offered under round-robin ÷ worker seconds.</p>
 <p><code>${escapeHtml(JSON.stringify(settings))}</code></p>
