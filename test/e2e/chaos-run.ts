@@ -1,0 +1,181 @@
+/** One run of chaos: a plane, its engines and many clients, from the first request to the process that ends by itself. */
+import type { Test } from 'tap';
+import { seededRandom } from '#millrace/runtime/random.js';
+import { type ServerKind, TOKENIZER } from '../plane-fixture.js';
+import { ChaosClient, SLOW_CLIENT_DEADLINE_MS, Tally } from './chaos-client.js';
+import { ChaosFleet, MODELS } from './chaos-fleet.js';
+import { ChaosPlane } from './chaos-plane.js';
+import type { PlaneMemory, PlaneState } from './chaos-plane-process.js';
+
+const CLIENTS = 64;
+/** Requests before the first look at what the process holds: pools, caches and connections are made by then. */
+const WARM_UP_REQUESTS = 400;
+const MEMORY_SAMPLES = 40;
+const LIMITS = {
+  firstTokenDeadlineMs: 1000,
+  betweenTokensDeadlineMs: 1000,
+  totalDeadlineMs: 4000,
+  slowClientDeadlineMs: SLOW_CLIENT_DEADLINE_MS,
+  // Threads are killed on purpose, and more often than any should die.
+  poolRestartsMax: 100,
+};
+const POOL_THREADS = 2;
+const MIB = 1_048_576;
+
+export interface ChaosOptions {
+  readonly server: ServerKind;
+  readonly seed: number;
+  /** After the warm-up. */
+  readonly requests: number;
+  readonly threadDeaths: number;
+}
+
+/** Memory of the plane's process, `seconds` after the start of the run. */
+export interface MemorySample extends PlaneMemory {
+  readonly seconds: number;
+}
+
+export interface ChaosResult {
+  readonly tally: Tally;
+  /** `millrace_requests_ended_total` by cause. */
+  readonly ended: Readonly<Record<string, number>>;
+  /** `millrace_requests_accepted_total`. */
+  readonly accepted: number;
+  readonly faults: Readonly<Record<string, number>>;
+  readonly threadDeaths: number;
+  /** Idle, without clients, after the warm-up and after the run. */
+  readonly before: PlaneState;
+  readonly after: PlaneState;
+  readonly samples: readonly MemorySample[];
+  readonly seconds: number;
+  /** The plane's process once the plane was closed. */
+  readonly closed: { readonly timers: number; readonly exitCode: unknown };
+}
+
+/** MiB per minute by which the samples of the second half grow: the slope of their least-squares line. */
+export function slopeMibPerMinute(samples: readonly MemorySample[], of: 'rss' | 'heapUsed'): number {
+  const points = samples
+    .slice(samples.length >> 1)
+    .map(sample => ({ x: sample.seconds / 60, y: sample[of] / MIB }));
+  const mean = (values: readonly number[]): number =>
+    values.reduce((sum, value) => sum + value, 0) / values.length;
+  const [x, y] = [mean(points.map(point => point.x)), mean(points.map(point => point.y))];
+  const covariance = mean(points.map(point => (point.x - x) * (point.y - y)));
+  return covariance / mean(points.map(point => (point.x - x) ** 2));
+}
+
+class ChaosRun {
+  readonly #options: ChaosOptions;
+  readonly #plane: ChaosPlane;
+  readonly #fleet: ChaosFleet;
+  readonly #tally = new Tally();
+  readonly #samples: MemorySample[] = [];
+  #threadDeaths = 0;
+
+  constructor(options: ChaosOptions, plane: ChaosPlane, fleet: ChaosFleet) {
+    this.#options = options;
+    this.#plane = plane;
+    this.#fleet = fleet;
+  }
+
+  async run(): Promise<ChaosResult> {
+    const { requests, seed, threadDeaths } = this.#options;
+    const plane = this.#plane;
+    const ready = await plane.stateWhen(({ readyWorkers }) => readyWorkers === this.#fleet.urls.length);
+    await this.#send(WARM_UP_REQUESTS, seed, 0);
+    const before = await plane.stateWhen(state => this.#isQuiet(state, ready));
+    const startedMs = performance.now();
+    await this.#send(requests, seed + 1, threadDeaths, startedMs);
+    const seconds = (performance.now() - startedMs) / 1000;
+    const after = await plane.stateWhen(state => this.#isQuiet(state, before));
+    const metrics = await plane.metrics();
+    const of = (name: string): [string, number][] =>
+      [...metrics].filter(([series]) => series.startsWith(name));
+    const ended = of('millrace_requests_ended_total').map(
+      ([series, count]) => [/cause="(\w+)"/.exec(series)![1]!, count] as const,
+    );
+    return {
+      tally: this.#tally,
+      ended: Object.fromEntries(ended),
+      accepted: of('millrace_requests_accepted_total').reduce((sum, [, count]) => sum + count, 0),
+      faults: this.#fleet.faults,
+      threadDeaths: this.#threadDeaths,
+      before,
+      after,
+      samples: this.#samples,
+      seconds,
+      closed: await plane.close(),
+    };
+  }
+
+  /** Nothing is held for requests, and no more of the rest than in the state given. */
+  #isQuiet(state: PlaneState, { fds, threads, timers }: PlaneState): boolean {
+    return (
+      state.leftovers.length === 0 &&
+      this.#fleet.running === 0 &&
+      state.readyWorkers === this.#fleet.urls.length &&
+      state.poolThreads === POOL_THREADS &&
+      state.timers <= timers &&
+      state.threads <= threads &&
+      Object.entries(state.fds).every(([kind, count]) => count <= (fds[kind] ?? 0))
+    );
+  }
+
+  /** Sends requests from all clients at once, then closes their connections. */
+  async #send(
+    requests: number,
+    seed: number,
+    threadDeaths: number,
+    startedMs: number | null = null,
+  ): Promise<void> {
+    const deaths = seededRandom(seed);
+    const deathAt = Array.from({ length: threadDeaths }, () => Math.floor(deaths() * requests)).sort(
+      (a, b) => b - a,
+    );
+    let next = 0;
+    const work = async (client: ChaosClient): Promise<void> => {
+      while (next < requests) {
+        const at = next++;
+        if (startedMs !== null && at % Math.ceil(requests / MEMORY_SAMPLES) === 0)
+          await this.#sample(startedMs);
+        if (at >= (deathAt.at(-1) ?? requests)) await this.#killThread(deathAt.pop()!);
+        await client.one();
+      }
+      client.close();
+    };
+    await Promise.all(
+      Array.from({ length: CLIENTS }, (_, index) => {
+        const random = seededRandom(seed * CLIENTS + index);
+        return work(new ChaosClient(this.#plane.port, random, this.#fleet, this.#tally));
+      }),
+    );
+  }
+
+  async #killThread(at: number): Promise<void> {
+    await this.#plane.stateWhen(({ poolThreads }) => poolThreads > 0);
+    if (await this.#plane.killPoolThread(at)) this.#threadDeaths++;
+  }
+
+  async #sample(startedMs: number): Promise<void> {
+    const memory = await this.#plane.memory();
+    this.#samples.push({ seconds: (performance.now() - startedMs) / 1000, ...memory });
+  }
+}
+
+/** Carries out a run. The processes and engines that it starts end with it, or with the test. */
+export async function runChaos(t: Test, options: ChaosOptions): Promise<ChaosResult> {
+  const fleet = await ChaosFleet.start(t, options.seed);
+  const plane = await ChaosPlane.start(
+    {
+      workers: fleet.urls,
+      models: { [MODELS[0]]: { tokenizer: TOKENIZER } },
+      poolThreads: POOL_THREADS,
+      httpServer: options.server,
+      policy: 'round-robin',
+      limits: LIMITS,
+    },
+    options.seed,
+  );
+  t.teardown(() => plane.kill());
+  return new ChaosRun(options, plane, fleet).run();
+}
