@@ -10,7 +10,7 @@ import { TOKENIZER_NAMES } from '#millrace/preprocess/tokenizers/load.js';
 import { POLICY_NAMES } from '#millrace/router/policies/policies.js';
 import { type Clock, systemClock, type Timer } from '#millrace/runtime/clock.js';
 import { createLogger } from '#millrace/runtime/logger.js';
-import { planeLeftovers } from '../plane-fixture.js';
+import { planeLeftovers, until } from '../plane-fixture.js';
 
 /** What the plane and its process hold. */
 export interface PlaneState {
@@ -35,7 +35,7 @@ export interface PlaneMemory {
   readonly external: number;
 }
 
-/** What the process can be asked. `kill` ends a pool thread and answers false when none runs. */
+/** What the process can be asked. `kill` ends a pool thread once all are up. */
 export type Command =
   | { readonly kind: 'start'; readonly options: Record<string, unknown>; readonly seed: number }
   | { readonly kind: 'state' }
@@ -115,13 +115,24 @@ function memory(): PlaneMemory {
   return { rss, heapUsed, external };
 }
 
-async function kill(at: number): Promise<boolean> {
-  const threads = plane!.supervisor.threads.filter(thread => !killed.has(thread));
-  if (threads.length === 0) return false;
+/** Every thread runs and has taken all that was sent to it: none is still loading its modules. */
+function poolIsUp(): boolean {
+  const { socket, supervisor, status } = plane!;
+  const { threads, state } = supervisor;
+  return (
+    state.running === status.poolThreads &&
+    threads.every(thread => !killed.has(thread)) &&
+    socket.link.depths().every(({ messages }) => messages === 0)
+  );
+}
+
+/** Not while one starts: Node keeps the files open that a thread was reading when it was terminated. */
+async function kill(at: number): Promise<void> {
+  await until(poolIsUp, 'the pool threads are up');
+  const { threads } = plane!.supervisor;
   const thread = threads[at % threads.length]!;
   killed.add(thread);
   await thread.terminate();
-  return true;
 }
 
 async function close(): Promise<number> {

@@ -64,6 +64,23 @@ export function slopeMibPerMinute(samples: readonly MemorySample[], of: 'rss' | 
   return covariance / mean(points.map(point => (point.x - x) ** 2));
 }
 
+/** Timers of a plane at rest: the sweep, and for each worker that of its next probe and of its next scrape. */
+export const idleTimers = ({ readyWorkers }: PlaneState): number => 1 + 2 * readyWorkers;
+
+/** Sockets of a plane at rest: the one that listens, the channel to the test, a kept connection to each worker. */
+export const idleSockets = ({ readyWorkers }: PlaneState): number => 2 + readyWorkers;
+
+/** Kinds of descriptors of which there are more than before; sockets have their own bound. */
+export function surplusDescriptors(state: PlaneState, before: PlaneState): string[] {
+  const bounds: Record<string, number> = { ...before.fds, socket: idleSockets(state) };
+  return Object.entries(state.fds)
+    .filter(([kind, count]) => count > (bounds[kind] ?? 0))
+    .map(([kind, count]) => `${count} ${kind}`);
+}
+
+const isNoMore = (state: PlaneState, before: PlaneState): boolean =>
+  surplusDescriptors(state, before).length === 0 && state.threads <= before.threads;
+
 class ChaosRun {
   readonly #options: ChaosOptions;
   readonly #plane: ChaosPlane;
@@ -81,13 +98,14 @@ class ChaosRun {
   async run(): Promise<ChaosResult> {
     const { requests, seed, threadDeaths } = this.#options;
     const plane = this.#plane;
-    const ready = await plane.stateWhen(({ readyWorkers }) => readyWorkers === this.#fleet.urls.length);
+    await plane.stateWhen(({ readyWorkers }) => readyWorkers === this.#fleet.urls.length);
     await this.#send(WARM_UP_REQUESTS, seed, 0);
-    const before = await plane.stateWhen(state => this.#isQuiet(state, ready));
+    const before = await plane.stateWhen(state => this.#isIdle(state));
     const startedMs = performance.now();
     await this.#send(requests, seed + 1, threadDeaths, startedMs);
     const seconds = (performance.now() - startedMs) / 1000;
-    const after = await plane.stateWhen(state => this.#isQuiet(state, before));
+    const after = await plane.stateWhen(state => this.#isIdle(state) && isNoMore(state, before));
+
     const metrics = await plane.metrics();
     const of = (name: string): [string, number][] =>
       [...metrics].filter(([series]) => series.startsWith(name));
@@ -108,17 +126,11 @@ class ChaosRun {
     };
   }
 
-  /** Nothing is held for requests, and no more of the rest than in the state given. */
-  #isQuiet(state: PlaneState, { fds, threads, timers }: PlaneState): boolean {
-    return (
-      state.leftovers.length === 0 &&
-      this.#fleet.running === 0 &&
-      state.readyWorkers === this.#fleet.urls.length &&
-      state.poolThreads === POOL_THREADS &&
-      state.timers <= timers &&
-      state.threads <= threads &&
-      Object.entries(state.fds).every(([kind, count]) => count <= (fds[kind] ?? 0))
-    );
+  /** Nothing is held for requests, the engines are all up, and the threads run. */
+  #isIdle(state: PlaneState): boolean {
+    const { leftovers, readyWorkers, poolThreads } = state;
+    const isUp = readyWorkers === this.#fleet.urls.length && poolThreads === POOL_THREADS;
+    return isUp && leftovers.length === 0 && this.#fleet.running === 0 && state.timers <= idleTimers(state);
   }
 
   /** Sends requests from all clients at once, then closes their connections. */
@@ -138,7 +150,10 @@ class ChaosRun {
         const at = next++;
         if (startedMs !== null && at % Math.ceil(requests / MEMORY_SAMPLES) === 0)
           await this.#sample(startedMs);
-        if (at >= (deathAt.at(-1) ?? requests)) await this.#killThread(deathAt.pop()!);
+        if (at >= (deathAt.at(-1) ?? requests)) {
+          this.#threadDeaths++;
+          await this.#plane.killPoolThread(deathAt.pop()!);
+        }
         await client.one();
       }
       client.close();
@@ -149,11 +164,6 @@ class ChaosRun {
         return work(new ChaosClient(this.#plane.port, random, this.#fleet, this.#tally));
       }),
     );
-  }
-
-  async #killThread(at: number): Promise<void> {
-    await this.#plane.stateWhen(({ poolThreads }) => poolThreads > 0);
-    if (await this.#plane.killPoolThread(at)) this.#threadDeaths++;
   }
 
   async #sample(startedMs: number): Promise<void> {
