@@ -109,12 +109,6 @@ function state(): PlaneState {
   };
 }
 
-function memory(): PlaneMemory {
-  globalThis.gc!();
-  const { rss, heapUsed, external } = process.memoryUsage();
-  return { rss, heapUsed, external };
-}
-
 /** Every thread runs and has taken all that was sent to it: none is still loading its modules. */
 function poolIsUp(): boolean {
   const { socket, supervisor, status } = plane!;
@@ -133,6 +127,13 @@ async function kill(at: number): Promise<void> {
   const thread = threads[at % threads.length]!;
   killed.add(thread);
   await thread.terminate();
+}
+
+async function memory(): Promise<PlaneMemory> {
+  await until(poolIsUp, 'the pool threads are up');
+  globalThis.gc!();
+  const { rss, heapUsed, external } = process.memoryUsage();
+  return { rss, heapUsed, external };
 }
 
 async function close(): Promise<number> {

@@ -46,7 +46,7 @@ export class ChaosPlane {
     return this.#call({ kind: 'state' });
   }
 
-  /** Collects all garbage first. */
+  /** Of the plane with all pool threads up, its own thread's garbage collected. */
   memory(): Promise<PlaneMemory> {
     return this.#call({ kind: 'memory' });
   }

@@ -10,7 +10,6 @@ import type { PlaneMemory, PlaneState } from './chaos-plane-process.js';
 const CLIENTS = 64;
 /** Requests before the first look at what the process holds: pools, caches and connections are made by then. */
 const WARM_UP_REQUESTS = 400;
-const MEMORY_SAMPLES = 40;
 const LIMITS = {
   firstTokenDeadlineMs: 1000,
   betweenTokensDeadlineMs: 1000,
@@ -25,8 +24,14 @@ const MIB = 1_048_576;
 export interface ChaosOptions {
   readonly server: ServerKind;
   readonly seed: number;
-  /** After the warm-up. */
+  /** Of each round. */
   readonly requests: number;
+  /** Rounds after the warm-up; the memory is looked at after each. */
+  readonly rounds: number;
+  /**
+   * Pool threads killed in the midst of each round of the first quarter. Later ones are left alone: each death costs
+   * Node itself some 0.1 MiB, and a young thread's heap grows for a while, which is not the slope that is looked for.
+   */
   readonly threadDeaths: number;
 }
 
@@ -96,13 +101,17 @@ class ChaosRun {
   }
 
   async run(): Promise<ChaosResult> {
-    const { requests, seed, threadDeaths } = this.#options;
+    const { seed, rounds } = this.#options;
     const plane = this.#plane;
     await plane.stateWhen(({ readyWorkers }) => readyWorkers === this.#fleet.urls.length);
     await this.#send(WARM_UP_REQUESTS, seed, 0);
     const before = await plane.stateWhen(state => this.#isIdle(state));
     const startedMs = performance.now();
-    await this.#send(requests, seed + 1, threadDeaths, startedMs);
+    for (let round = 1; round <= rounds; round++) {
+      const deaths = round <= Math.ceil(rounds / 4) ? this.#options.threadDeaths : 0;
+      await this.#send(this.#options.requests, seed + round, deaths);
+      await this.#sample(startedMs);
+    }
     const seconds = (performance.now() - startedMs) / 1000;
     const after = await plane.stateWhen(state => this.#isIdle(state) && isNoMore(state, before));
 
@@ -134,26 +143,15 @@ class ChaosRun {
   }
 
   /** Sends requests from all clients at once, then closes their connections. */
-  async #send(
-    requests: number,
-    seed: number,
-    threadDeaths: number,
-    startedMs: number | null = null,
-  ): Promise<void> {
+  async #send(requests: number, seed: number, threadDeaths: number): Promise<void> {
     const deaths = seededRandom(seed);
-    const deathAt = Array.from({ length: threadDeaths }, () => Math.floor(deaths() * requests)).sort(
-      (a, b) => b - a,
-    );
+    const deathAt = Array.from({ length: threadDeaths }, () => Math.floor(deaths() * requests));
+    deathAt.sort((a, b) => b - a);
     let next = 0;
     const work = async (client: ChaosClient): Promise<void> => {
       while (next < requests) {
         const at = next++;
-        if (startedMs !== null && at % Math.ceil(requests / MEMORY_SAMPLES) === 0)
-          await this.#sample(startedMs);
-        if (at >= (deathAt.at(-1) ?? requests)) {
-          this.#threadDeaths++;
-          await this.#plane.killPoolThread(deathAt.pop()!);
-        }
+        if (at >= (deathAt.at(-1) ?? requests)) await this.#killThread(deathAt.pop()!);
         await client.one();
       }
       client.close();
@@ -166,9 +164,16 @@ class ChaosRun {
     );
   }
 
+  /** Memory at rest: what is in flight would hide a slope of a MiB. */
   async #sample(startedMs: number): Promise<void> {
+    await this.#plane.stateWhen(state => this.#isIdle(state));
     const memory = await this.#plane.memory();
     this.#samples.push({ seconds: (performance.now() - startedMs) / 1000, ...memory });
+  }
+
+  async #killThread(at: number): Promise<void> {
+    this.#threadDeaths++;
+    await this.#plane.killPoolThread(at);
   }
 }
 

@@ -11,6 +11,7 @@ import { FLOOD_MODEL, MODELS } from './chaos-fleet.js';
 import {
   type ChaosResult,
   idleTimers,
+  type MemorySample,
   runChaos,
   slopeMibPerMinute,
   surplusDescriptors,
@@ -19,7 +20,10 @@ import {
 const LONG = process.env.MILLRACE_TEST_LONG === '1';
 /** Of both servers together. */
 const REQUESTS = Number(process.env.CHAOS_REQUESTS ?? (LONG ? 100_000 : 10_000));
-const THREAD_DEATHS = LONG ? 30 : 4;
+/** The memory is looked at between rounds. */
+const ROUNDS = LONG ? 20 : 1;
+/** Per round with deaths: 30 in the long run, 4 in the short one. */
+const THREAD_DEATHS = LONG ? 6 : 4;
 const RSS_SLOPE_MAX_MIB_PER_MINUTE = 1;
 const RESULT_FOLDER = 'test/results';
 const seed = Number(process.env.SEED ?? Date.now() % 1e6);
@@ -48,7 +52,7 @@ function checkChaos(t: Test, { tally, faults, threadDeaths, after }: ChaosResult
     t.ok(tally.manners[manner]! > 0, `clients: ${tally.manners[manner]} ${manner}`);
   for (const model of [...MODELS, FLOOD_MODEL])
     t.ok(tally.completedByModel[model]! > 0, `answers of ${model}`);
-  t.equal(threadDeaths, THREAD_DEATHS, 'threads were killed');
+  t.equal(threadDeaths, Math.ceil(ROUNDS / 4) * THREAD_DEATHS, 'threads were killed');
   t.equal(after.restarts, threadDeaths, 'and replaced');
 }
 
@@ -61,17 +65,26 @@ function checkRest(t: Test, { before, after, closed }: ChaosResult): void {
   t.same(closed, { timers: 0, exitCode: 0 }, 'once closed, the plane keeps neither a timer nor its process');
 }
 
+const rounded = (value: number): number => Math.round(value * 100) / 100;
+
+/** The slopes are those of the second half of the samples. */
+function memoryReport(samples: readonly MemorySample[]): object {
+  const rssOf = ({ rss }: MemorySample): number => rounded(rss / 2 ** 20);
+  return {
+    rssSlopeMiBPerMinute: rounded(slopeMibPerMinute(samples, 'rss')),
+    heapSlopeMiBPerMinute: rounded(slopeMibPerMinute(samples, 'heapUsed')),
+    rssMiB: Object.fromEntries(samples.map(sample => [`${Math.round(sample.seconds)} s`, rssOf(sample)])),
+  };
+}
+
 function report(server: string, result: ChaosResult): object {
   const { tally, ended, accepted, faults, threadDeaths, samples, seconds, before, after } = result;
   const { sent, completed, rejected, failed, left, leftUnseen, errors, manners, completedByModel } = tally;
-  const rounded = (value: number): number => Math.round(value * 100) / 100;
   return {
     server,
     ...{ sent, completed, rejected, failed, left, leftUnseen, accepted, ended, errors },
     ...{ manners, completedByModel, faults, threadDeaths },
-    rssSlopeMiBPerMinute: rounded(slopeMibPerMinute(samples, 'rss')),
-    heapSlopeMiBPerMinute: rounded(slopeMibPerMinute(samples, 'heapUsed')),
-    rssMiB: { first: rounded(samples[0]!.rss / 2 ** 20), last: rounded(samples.at(-1)!.rss / 2 ** 20) },
+    ...(LONG ? memoryReport(samples) : {}),
     fds: { before: before.fds, after: after.fds },
     threads: { before: before.threads, after: after.threads },
     timers: { before: before.timers, after: after.timers },
@@ -84,8 +97,8 @@ const runs: object[] = [];
 for (const server of SERVERS) {
   t.test(server, async t => {
     t.comment(`SEED=${seed}`);
-    const requests = Math.ceil(REQUESTS / SERVERS.length);
-    const result = await runChaos(t, { server, seed, requests, threadDeaths: THREAD_DEATHS });
+    const requests = Math.ceil(REQUESTS / SERVERS.length / ROUNDS);
+    const result = await runChaos(t, { server, seed, requests, rounds: ROUNDS, threadDeaths: THREAD_DEATHS });
     const run = report(server, result);
     t.comment(JSON.stringify(run));
     runs.push(run);
