@@ -1,4 +1,4 @@
-/** The engines under chaos: mocks that commit faults, one that is often full, one that floods, and one left in peace. */
+/** The engines under chaos: mocks that commit faults, one that is always full, one that floods, and one left in peace. */
 import type { Test } from 'tap';
 import { loadTokenizer } from '#millrace/preprocess/tokenizers/load.js';
 import { FAULT_KINDS, type FaultRates } from '#millrace/simulate/faults.js';
@@ -47,15 +47,13 @@ export function unaryText(body: string): string {
   return choice.message?.content ?? choice.text;
 }
 
-/** Full half of the time, in both words for it; it answers nothing else. */
-function full(engine: FakeEngine): (call: FakeCall) => void {
+/** Always full, in both words for it. */
+function turnAway(engine: FakeEngine, onRefused: () => number): (call: FakeCall) => void {
   return call => {
     engine.calls.length = 0;
-    call.respond(++turnedAway % 2 === 0 ? 429 : 503, 'application/json', '{"error":{"message":"full"}}');
+    call.respond(onRefused() % 2 === 0 ? 429 : 503, 'application/json', '{"error":{"message":"full"}}');
   };
 }
-
-let turnedAway = 0;
 
 /** A long answer, written as fast as it is taken. */
 function flood(engine: FakeEngine): (call: FakeCall) => void {
@@ -88,12 +86,14 @@ export class ChaosFleet {
   readonly #fakes: readonly FakeEngine[];
   readonly #undisturbed: MockEngine;
   readonly #texts = new Map<string, Promise<string>>();
+  #turnedAway = 0;
 
   private constructor(mocks: readonly MockEngine[], fakes: readonly FakeEngine[], undisturbed: MockEngine) {
     this.#mocks = mocks;
     this.#fakes = fakes;
     this.#undisturbed = undisturbed;
-    turnedAway = 0;
+    const [fullEngine] = fakes;
+    fullEngine!.script = turnAway(fullEngine!, () => ++this.#turnedAway);
   }
 
   /** Starts all engines; they are closed with the test. */
@@ -111,7 +111,6 @@ export class ChaosFleet {
       }),
     );
     const fullEngine = await FakeEngine.start({ model: ids });
-    fullEngine.script = full(fullEngine);
     const floodEngine = await FakeEngine.start({ model: FLOOD_MODEL, contextLength: 1_000_000 });
     floodEngine.script = flood(floodEngine);
     const undisturbed = await startMockEngine({ ...shared, model: token });
@@ -132,7 +131,7 @@ export class ChaosFleet {
       kind,
       this.#mocks.reduce((sum, mock) => sum + mock.faults.fired[kind], 0),
     ]);
-    return { ...Object.fromEntries(sums), full: turnedAway };
+    return { ...Object.fromEntries(sums), full: this.#turnedAway };
   }
 
   /** Generation requests that the mocks have not ended. */

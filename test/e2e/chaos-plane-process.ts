@@ -4,6 +4,7 @@
  * the plane is closed and the channel is gone.
  */
 import { readdirSync, readlinkSync } from 'node:fs';
+import { finished } from 'node:stream/promises';
 import { loadConfig } from '#millrace/config.js';
 import { Plane } from '#millrace/plane/plane.js';
 import { TOKENIZER_NAMES } from '#millrace/preprocess/tokenizers/load.js';
@@ -109,11 +110,17 @@ function state(): PlaneState {
   };
 }
 
-/** Every thread runs and has taken all that was sent to it: none is still loading its modules. */
+/** Fewest files that were open at one time. */
+let filesMin = Number.POSITIVE_INFINITY;
+
+/** Every thread runs, has taken all that was sent to it, and reads no file: none is still loading what it needs. */
 function poolIsUp(): boolean {
+  const { file = 0 } = process.platform === 'linux' ? openDescriptors() : {};
+  filesMin = Math.min(filesMin, file);
   const { socket, supervisor, status } = plane!;
   const { threads, state } = supervisor;
   return (
+    file === filesMin &&
     state.running === status.poolThreads &&
     threads.every(thread => !killed.has(thread)) &&
     socket.link.depths().every(({ messages }) => messages === 0)
@@ -131,6 +138,11 @@ async function kill(at: number): Promise<void> {
 
 async function memory(): Promise<PlaneMemory> {
   await until(poolIsUp, 'the pool threads are up');
+  // A snapshot is the one way to make another thread collect: garbage of theirs would look like growth.
+  for (const thread of plane!.supervisor.threads) {
+    const snapshot = await thread.getHeapSnapshot();
+    await finished(snapshot.resume());
+  }
   globalThis.gc!();
   const { rss, heapUsed, external } = process.memoryUsage();
   return { rss, heapUsed, external };

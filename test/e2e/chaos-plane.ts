@@ -46,7 +46,7 @@ export class ChaosPlane {
     return this.#call({ kind: 'state' });
   }
 
-  /** Of the plane with all pool threads up, its own thread's garbage collected. */
+  /** With all pool threads up, and the garbage of all threads collected. */
   memory(): Promise<PlaneMemory> {
     return this.#call({ kind: 'memory' });
   }
