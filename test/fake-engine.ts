@@ -14,16 +14,16 @@ export class FakeCall {
   /** Request line and headers. */
   readonly head: string;
   readonly body: string;
-  /** The connection has been closed by the other side. */
-  closed = false;
 
   constructor(socket: net.Socket, head: string, body: string) {
     this.socket = socket;
     this.head = head;
     this.body = body;
-    socket.on('close', () => {
-      this.closed = true;
-    });
+  }
+
+  /** The connection has been closed. */
+  get closed(): boolean {
+    return this.socket.closed;
   }
 
   // biome-ignore lint/suspicious/noExplicitAny: the request is read as the JSON of another program

@@ -119,6 +119,28 @@ export class OpenReply {
   }
 }
 
+const nonZero = (counts: readonly [string, number][]): string[] =>
+  counts.filter(([, count]) => count !== 0).map(([what, count]) => `${what}: ${count}`);
+
+/** What the requests of a plane have not given back; empty when it is idle. */
+export function planeLeftovers(plane: Plane): string[] {
+  const { socket, loadTable } = plane;
+  const found: [string, number][] = [
+    ['requests in flight', socket.requestsInFlight],
+    ['retained bytes', socket.retainedBytes],
+    ['parked asks', socket.parkedAsks],
+    ['reservations', socket.ledger.held()],
+  ];
+  for (let slot = 0; slot < plane.workers.length; slot++) {
+    const load = loadTable.snapshot(slot);
+    if (load === null) continue;
+    found.push([`requests of slot ${slot}`, load.requests]);
+    found.push([`prefill tokens of slot ${slot}`, load.activePrefillTokens]);
+    found.push([`decode blocks of slot ${slot}`, load.decodeBlocks]);
+  }
+  return nonZero(found);
+}
+
 export interface FixtureOptions {
   readonly server?: ServerKind;
   readonly mocks?: readonly MockEngineOptions[];
@@ -253,25 +275,12 @@ export class PlaneFixture {
   /** What is not given back; empty when the plane is idle. */
   leftovers(): string[] {
     const { plane, mocks } = this;
-    const { socket, loadTable } = plane;
-    const found: [string, number][] = [
-      ['requests in flight', socket.requestsInFlight],
-      ['retained bytes', socket.retainedBytes],
-      ['parked asks', socket.parkedAsks],
-      ['reservations', socket.ledger.held()],
-    ];
-    for (let slot = 0; slot < plane.workers.length; slot++) {
-      const load = loadTable.snapshot(slot);
-      if (load === null) continue;
-      found.push([`requests of slot ${slot}`, load.requests]);
-      found.push([`prefill tokens of slot ${slot}`, load.activePrefillTokens]);
-      found.push([`decode blocks of slot ${slot}`, load.decodeBlocks]);
-    }
+    const found: [string, number][] = [];
     mocks.forEach((mock, at) => {
       found.push([`running on mock ${at}`, mock.counters.running]);
       found.push([`sequences of mock ${at}`, mock.core.running + mock.core.waiting]);
     });
-    return found.filter(([, count]) => count !== 0).map(([what, count]) => `${what}: ${count}`);
+    return [...planeLeftovers(plane), ...nonZero(found)];
   }
 
   /** Passes when everything that requests held has been given back. */

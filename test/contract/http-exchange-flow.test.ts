@@ -1,9 +1,12 @@
 // Promise: pressure from a slow client is told and nothing is lost; a client that leaves is told exactly once, in every
 // phase; servers start, stop and close as asked, on both servers.
 import { createHash } from 'node:crypto';
-import { connect } from 'node:net';
+import { once } from 'node:events';
+import { createServer } from 'node:http';
+import { type AddressInfo, connect } from 'node:net';
 import t from 'tap';
 import type { HttpExchange } from '#millrace/frontend/http/http-exchange.js';
+import { exchangeFromNode } from '#millrace/frontend/http/node.js';
 import { createHttpServer } from '#millrace/frontend/http/server.js';
 import { parseResponses, RawClient, serve } from '../frontend/http/raw-client.js';
 
@@ -228,3 +231,28 @@ for (const kind of ['uws', 'node'] as const) {
     t.equal(gone.count, 1);
   });
 }
+
+t.test('node: a client that never takes the end of its response loses its connection', async t => {
+  const limits: (number | undefined)[] = [];
+  const server = createServer((req, res) => {
+    const exchange = exchangeFromNode(req, res);
+    const body = 'x'.repeat(32 << 20);
+    if (req.url === '/stream') {
+      exchange.start(200, []);
+      exchange.end(body);
+    } else exchange.respond(200, [], body);
+    limits.push(req.socket.timeout);
+  });
+  t.teardown(() => server.close());
+  server.listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  const { port } = server.address() as AddressInfo;
+  for (const path of ['/stream', '/whole']) {
+    const client = connect({ port, host: '127.0.0.1' });
+    client.pause();
+    client.write(`GET ${path} HTTP/1.1\r\nhost: x\r\n\r\n`);
+    await once(server, 'request');
+    client.destroy();
+  }
+  t.same(limits, [15_000, 15_000], 'in 15 s without progress');
+});

@@ -1,201 +1,126 @@
 // Promise: under random faults of workers, clients and planning threads nothing leaks, nothing hangs, every request is
-// counted once, and every answer that ends well is exactly the answer of an undisturbed engine.
+// counted once under its name, and every answer that ends well is exactly the answer of an undisturbed engine.
 
+import { execFileSync } from 'node:child_process';
+import { mkdirSync, writeFileSync } from 'node:fs';
+import { cpus, loadavg } from 'node:os';
 import t, { type Test } from 'tap';
-import { type Random, randomInteger, seededRandom } from '#millrace/runtime/random.js';
-import { startMockEngine } from '#millrace/simulate/mock-engine.js';
-import { RawClient } from '../frontend/http/raw-client.js';
+import { SERVERS } from '../plane-fixture.js';
+import { MANNERS } from './chaos-client.js';
+import { FLOOD_MODEL, MODELS } from './chaos-fleet.js';
 import {
-  CHAT,
-  COMPLETIONS,
-  jsonOf,
-  MOCK_MODEL,
-  type PlaneFixture,
-  type Reply,
-  type ServerKind,
-  startPlane,
-  streamedText,
-  TOKENIZER,
-} from '../plane-fixture.js';
+  type ChaosResult,
+  idleTimers,
+  type MemorySample,
+  runChaos,
+  slopeMibPerMinute,
+  surplusDescriptors,
+} from './chaos-run.js';
 
 const LONG = process.env.MILLRACE_TEST_LONG === '1';
-const REQUESTS = LONG ? 22_500 : 750;
-const CLIENTS = 24;
-const FAULTS = {
-  refuse: 0.03,
-  error500: 0.03,
-  halfFrame: 0.02,
-  stall: 0.005,
-  dieBefore: 0.03,
-  dieAfter: 0.02,
-  reset: 0.02,
-};
-const CAUSES = [
-  'completed',
-  'rejected',
-  'client_gone',
-  'slow_client',
-  'deadline',
-  'worker_failed',
-  'drained',
-  'internal',
-];
+/** Of both servers together. */
+const REQUESTS = Number(process.env.CHAOS_REQUESTS ?? (LONG ? 100_000 : 10_000));
+/** The memory is looked at between rounds. */
+const ROUNDS = LONG ? 20 : 1;
+/** Per round with deaths: 30 in the long run, 4 in the short one. */
+const THREAD_DEATHS = LONG ? 6 : 4;
+const RSS_SLOPE_MAX_MIB_PER_MINUTE = 1;
+const RESULT_FOLDER = 'test/results';
+const seed = Number(process.env.SEED ?? Date.now() % 1e6);
 
-interface Sent {
-  readonly path: string;
-  readonly stream: boolean;
-  readonly prompt: string;
-  readonly maxTokens: number;
-}
-
-interface Tally {
-  completed: number;
-  errors: number;
-  poolLost: number;
-  left: number;
-  wrong: string[];
-}
-
-const bodyOf = ({ path, stream, prompt, maxTokens }: Sent): object => ({
-  model: MOCK_MODEL,
-  stream,
-  max_tokens: maxTokens,
-  ...(path === CHAT ? { messages: [{ role: 'user', content: prompt }] } : { prompt }),
-});
-
-const textOf = (reply: Reply, sent: Sent): string => {
-  if (sent.stream) return streamedText(reply);
-  const choice = jsonOf(reply).choices[0];
-  return sent.path === CHAT ? choice.message.content : choice.text;
-};
-
-function draw(random: Random): Sent {
-  return {
-    path: random() < 0.5 ? CHAT : COMPLETIONS,
-    stream: random() < 0.6,
-    prompt: `chapter ${randomInteger(random, 12)} ${'of many words '.repeat(randomInteger(random, 3) * 20)}`,
-    maxTokens: [1, 5, 17, 40][randomInteger(random, 4)]!,
-  };
-}
-
-/** Texts of an engine that nothing happens to. */
-async function startReference(t: Test): Promise<(sent: Sent) => Promise<string>> {
-  const engine = await startMockEngine({ speed: 'unlimited', eosRate: 0.02 });
-  t.teardown(() => engine.close());
-  const texts = new Map<string, Promise<string>>();
-  const ask = async (sent: Sent): Promise<string> => {
-    const init = { method: 'POST', headers: { 'content-type': 'application/json' } };
-    const response = await fetch(engine.url + sent.path, { ...init, body: JSON.stringify(bodyOf(sent)) });
-    const { choices } = (await response.json()) as {
-      choices: { text?: string; message?: { content: string } }[];
-    };
-    return choices[0]!.message?.content ?? choices[0]!.text!;
-  };
-  return sent => {
-    const whole = { ...sent, stream: false };
-    const key = JSON.stringify(whole);
-    const known = texts.get(key) ?? ask(whole);
-    texts.set(key, known);
-    return known;
-  };
-}
-
-/** Sends one request the way a well-behaved, an impatient or a confused client does. */
-async function one(
-  fixture: PlaneFixture,
-  random: Random,
-  expected: (sent: Sent) => Promise<string>,
-  tally: Tally,
-): Promise<void> {
-  const sent = draw(random);
-  const manner = random();
-  if (manner < 0.06) {
-    const client = await RawClient.connect(fixture.port);
-    const body = JSON.stringify(bodyOf(sent));
-    await client.send(
-      `POST ${sent.path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: ${body.length}\r\n\r\n${body.slice(0, random() < 0.5 ? body.length : 20)}`,
-    );
-    client.destroy();
-    tally.left++;
-    return;
-  }
-  if (manner < 0.12) {
-    const reply = await fixture.post(sent.path, { ...bodyOf(sent), max_tokens: -1 });
-    if (reply.status === 400) tally.errors++;
-    else tally.wrong.push(`a wrong request got ${reply.status}`);
-    return;
-  }
-  const open = await fixture.open(sent.path, bodyOf(sent));
-  if (manner < 0.2) {
-    await open.readUntil(text => text.length > 100);
-    open.leave();
-    tally.left++;
-    return;
-  }
-  const reply = await open.rest();
-  const error =
-    reply.status === 200 && sent.stream
-      ? reply.frames.at(-1)?.error
-      : reply.status === 200
-        ? undefined
-        : jsonOf(reply).error;
-  if (reply.broken || (sent.stream && reply.status === 200 && !reply.done))
-    tally.wrong.push(`cut: ${reply.text.slice(-200)}`);
-  else if (error !== undefined) {
-    tally.errors++;
-    if (error.code === 'MILLRACE_POOL_LOST') tally.poolLost++;
-    if (typeof error.code !== 'string' || reply.status === 500)
-      tally.wrong.push(`${reply.status}: ${reply.text}`);
-  } else {
-    tally.completed++;
-    const [got, wanted] = [textOf(reply, sent), await expected(sent)];
-    if (got !== wanted)
-      tally.wrong.push(
-        `${JSON.stringify(sent)}: got ${JSON.stringify(got)}, wanted ${JSON.stringify(wanted)}`,
-      );
-  }
-}
-
-async function chaos(t: Test, server: ServerKind, tokenizer: string | null): Promise<void> {
-  const seed = Number(process.env.SEED ?? Date.now() % 1e6);
-  t.comment(`SEED=${seed}`);
-  const random = seededRandom(seed);
-  const limits = { firstTokenDeadlineMs: 700, betweenTokensDeadlineMs: 700, totalDeadlineMs: 3000 };
-  const mocks = [1, 2, 3].map(() => ({ eosRate: 0.02, faults: FAULTS }));
-  const fixture = await startPlane(t, { server, tokenizer, limits, mocks, poolThreads: 2, clock: 'real' });
-  const expected = await startReference(t);
-  const tally: Tally = { completed: 0, errors: 0, poolLost: 0, left: 0, wrong: [] };
-  let next = 0;
-  const client = async (): Promise<void> => {
-    while (next < REQUESTS) {
-      const at = next++;
-      if (at === REQUESTS >> 1) await fixture.plane.supervisor.threads[0]!.terminate();
-      await one(fixture, random, expected, tally);
-    }
-  };
-  await Promise.all(Array.from({ length: CLIENTS }, client));
-  await fixture.expectIdle(t);
+/** What the clients saw against what the plane counted. */
+function checkAccounts(t: Test, { tally, ended, accepted }: ChaosResult): void {
   t.same(tally.wrong.slice(0, 5), [], `${tally.wrong.length} wrong answers`);
-  t.equal(tally.completed + tally.errors + tally.left, REQUESTS, 'every client came to an end');
-
-  const ended: Record<string, number> = {};
-  for (const cause of CAUSES)
-    ended[cause] = await fixture.metric(`millrace_requests_ended_total{cause="${cause}"}`);
-  t.comment(JSON.stringify({ tally, ended }));
+  const { sent, completed, rejected, failed, left, leftUnseen } = tally;
+  t.equal(completed + rejected + failed + left, sent, 'every client came to an end');
+  t.ok(accepted <= sent && accepted >= sent - leftUnseen, 'every request was taken once');
   const total = Object.values(ended).reduce((sum, count) => sum + count, 0);
-  t.equal(total, REQUESTS, 'every request was counted once');
-  t.ok(ended.completed! >= tally.completed && ended.completed! <= tally.completed + tally.left);
-  const failed = ended.rejected! + ended.worker_failed! + ended.deadline! + ended.internal!;
-  t.ok(failed >= tally.errors && failed <= tally.errors + tally.left);
-  t.equal(ended.internal, tally.poolLost, 'nothing failed of itself');
-  t.equal(fixture.plane.supervisor.state.restarts, 1, 'the thread was killed');
-  for (const kind of ['refuse', 'error500', 'halfFrame', 'dieBefore', 'dieAfter', 'reset'] as const)
-    t.ok(
-      fixture.mocks.some(mock => mock.faults.fired[kind] > 0),
-      `${kind} took place`,
-    );
-  t.ok(tally.completed > REQUESTS / 2, 'most requests end well');
+  t.equal(total, accepted, 'every request was ended once');
+  for (const [cause, count] of Object.entries({ completed, ...tally.errors })) {
+    const counted = ended[cause] ?? 0;
+    // Who leaves does not see how the request ended: it may have been any of these.
+    t.ok(counted >= count && counted <= count + left, `${cause}: ${counted} for ${count}`);
+  }
+  t.ok(completed > sent / 2, 'most requests end well');
+  t.equal(ended.internal ?? 0, tally.errors.internal ?? 0, 'nothing failed of itself');
+  t.ok(ended.client_gone! > 0 && ended.slow_client! > 0, 'clients left, and were cut');
 }
 
-t.test('uws, token mode', t => chaos(t, 'uws', TOKENIZER));
-t.test('node, relay mode', t => chaos(t, 'node', null));
+function checkChaos(t: Test, { tally, faults, threadDeaths, after }: ChaosResult): void {
+  for (const [kind, count] of Object.entries(faults)) t.ok(count > 0, `engines: ${count} ${kind}`);
+  for (const manner of Object.keys(MANNERS))
+    t.ok(tally.manners[manner]! > 0, `clients: ${tally.manners[manner]} ${manner}`);
+  for (const model of [...MODELS, FLOOD_MODEL])
+    t.ok(tally.completedByModel[model]! > 0, `answers of ${model}`);
+  t.equal(threadDeaths, Math.ceil(ROUNDS / 4) * THREAD_DEATHS, 'threads were killed');
+  t.equal(after.restarts, threadDeaths, 'and replaced');
+}
+
+function checkRest(t: Test, { before, after, closed }: ChaosResult): void {
+  t.same(after.leftovers, [], 'nothing is left behind');
+  t.same(after.errors, [], 'no error was logged');
+  t.same(surplusDescriptors(after, before), [], 'no descriptor more than before');
+  t.ok(after.threads <= before.threads, `threads: ${after.threads}, before ${before.threads}`);
+  t.ok(after.timers <= idleTimers(after), `timers: ${after.timers}`);
+  t.same(closed, { timers: 0, exitCode: 0 }, 'once closed, the plane keeps neither a timer nor its process');
+}
+
+const rounded = (value: number): number => Math.round(value * 100) / 100;
+
+/** The slopes are those of the second half of the samples. */
+function memoryReport(samples: readonly MemorySample[]): object {
+  const rssOf = ({ rss }: MemorySample): number => rounded(rss / 2 ** 20);
+  return {
+    rssSlopeMiBPerMinute: rounded(slopeMibPerMinute(samples, 'rss')),
+    heapSlopeMiBPerMinute: rounded(slopeMibPerMinute(samples, 'heapUsed')),
+    rssMiB: Object.fromEntries(samples.map(sample => [`${Math.round(sample.seconds)} s`, rssOf(sample)])),
+  };
+}
+
+function report(server: string, result: ChaosResult): object {
+  const { tally, ended, accepted, faults, threadDeaths, samples, seconds, before, after } = result;
+  const { sent, completed, rejected, failed, left, leftUnseen, errors, manners, completedByModel } = tally;
+  return {
+    server,
+    ...{ sent, completed, rejected, failed, left, leftUnseen, accepted, ended, errors },
+    ...{ manners, completedByModel, faults, threadDeaths },
+    ...(LONG ? memoryReport(samples) : {}),
+    fds: { before: before.fds, after: after.fds },
+    threads: { before: before.threads, after: after.threads },
+    timers: { before: before.timers, after: after.timers },
+    durationSeconds: rounded(seconds),
+  };
+}
+
+const runs: object[] = [];
+
+for (const server of SERVERS) {
+  t.test(server, async t => {
+    t.comment(`SEED=${seed}`);
+    const requests = Math.ceil(REQUESTS / SERVERS.length / ROUNDS);
+    const result = await runChaos(t, { server, seed, requests, rounds: ROUNDS, threadDeaths: THREAD_DEATHS });
+    const run = report(server, result);
+    t.comment(JSON.stringify(run));
+    runs.push(run);
+    checkAccounts(t, result);
+    checkChaos(t, result);
+    checkRest(t, result);
+    if (!LONG) return;
+    const slope = slopeMibPerMinute(result.samples, 'rss');
+    t.ok(slope <= RSS_SLOPE_MAX_MIB_PER_MINUTE, `RSS grows by ${slope.toFixed(2)} MiB per minute`);
+  });
+}
+
+t.teardown(() => {
+  if (!LONG) return;
+  const commit = execFileSync('git', ['rev-parse', 'HEAD'], { encoding: 'utf8' }).trim();
+  const machine = {
+    cpu: cpus()[0]!.model,
+    cores: cpus().length,
+    node: process.version,
+    loadAverage: loadavg()[0]!,
+  };
+  const result = { commit, date: new Date().toISOString(), machine, seed, runs };
+  mkdirSync(RESULT_FOLDER, { recursive: true });
+  writeFileSync(`${RESULT_FOLDER}/chaos-long.json`, `${JSON.stringify(result, null, 2)}\n`);
+});

@@ -90,7 +90,7 @@ class NodeExchange implements HttpExchange {
     head.push('content-length', String(Buffer.byteLength(body)));
     if (close) head.push('connection', 'close');
     this.#res.writeHead(status, reasonPhrase(status), head);
-    this.#res.end(body);
+    this.#endResponse(body);
   }
 
   start(status: number, headers: HeaderList): void {
@@ -130,9 +130,7 @@ class NodeExchange implements HttpExchange {
     if (this.#phase === 'done') return;
     assert(this.#phase === 'streaming', 'end before start');
     this.#finish();
-    this.#res.end(data);
-    // Node gives a client that never takes the last bytes for ever; with the next request it sets its own limit again.
-    if (this.#res.writableLength > 0) this.#res.socket?.setTimeout(LAST_BYTES_MS);
+    this.#endResponse(data);
   }
 
   abort(): void {
@@ -143,6 +141,12 @@ class NodeExchange implements HttpExchange {
 
   onAborted(fn: () => void): void {
     this.#aborted = fn;
+  }
+
+  #endResponse(data?: string | Uint8Array): void {
+    this.#res.end(data);
+    // Node gives a client that never takes the last bytes for ever; with the next request it sets its own limit again.
+    if (this.#res.writableLength > 0) this.#res.socket?.setTimeout(LAST_BYTES_MS);
   }
 
   #finish(): void {
