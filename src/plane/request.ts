@@ -66,9 +66,6 @@ export class PlaneRequest {
       return;
     }
     const { bodyBytesMax, bodyDeadlineMs } = this.#context.limits;
-    // What is announced counts from now on, so that bodies on their way cannot pass the bound together.
-    const announced = Math.trunc(Number(this.#port.header('content-length') ?? 0));
-    if (announced > 0 && announced <= bodyBytesMax && !this.#retain(announced)) return;
     this.#port.readBody(
       bodyBytesMax,
       bodyDeadlineMs,
@@ -165,21 +162,14 @@ export class PlaneRequest {
   }
 
   #onBody(chunks: Uint8Array[], bytes: number): void {
-    if (this.#phase !== 'body' || !this.#retain(bytes)) return;
-    this.#body = chunks;
-    this.#ask('first');
-  }
-
-  /** Accounts `bytes` instead of what was accounted before. False: there is no room, and the request has ended. */
-  #retain(bytes: number): boolean {
-    this.#context.unretain(this.#retainedBytes);
-    this.#retainedBytes = 0;
+    if (this.#phase !== 'body') return;
     if (!this.#context.retain(bytes)) {
       this.fail('MILLRACE_OVERLOADED', 'too many bytes of requests are in flight', { retryAfterMs: 1000 });
-      return false;
+      return;
     }
     this.#retainedBytes = bytes;
-    return true;
+    this.#body = chunks;
+    this.#ask('first');
   }
 
   #ask(reason: AskReason): void {
