@@ -1,8 +1,6 @@
 // The exports of the addon, and its functions for hashing, frames and load: see addon.h.
 #include "addon.h"
 
-#include <utility>
-
 #include "block_hash.h"
 #include "frame_scan.h"
 #include "millrace/addon_abi.h"
@@ -13,7 +11,7 @@ namespace millrace {
 
 MillraceAddon::MillraceAddon(Napi::Env env, Napi::Object exports) {
   DefineAddon(exports,
-              {InstanceValue("abi", Napi::Number::New(env, kAddonAbi), napi_enumerable),
+              {InstanceValue("abi", Napi::Number::New(env, kAddonAbi)),
                function<&MillraceAddon::hash_blocks>("hashBlocks"),
                function<&MillraceAddon::attach_frames>("attachFrames"),
                function<&MillraceAddon::scan_frames>("scanFrames"),
@@ -88,10 +86,10 @@ Napi::Value MillraceAddon::attach_load(Call& call) {
   const auto ledger = call.shared_array<uint32_t>(1, "ledger");
   const size_t lines = table.size() / kLoadLineWords;
   call.require(lines > 0 && lines <= kLinesMax && table.size() % kLoadLineWords == 0, "table",
-                    "must hold 1 to 2^20 whole lines of LOAD_LINE_WORDS");
+               "must hold 1 to 2^20 whole lines of LOAD_LINE_WORDS");
   const size_t entries = ledger.size() / kLedgerEntryWords;
   call.require(entries > 0 && entries <= kEntriesMax && ledger.size() % kLedgerEntryWords == 0, "ledger",
-                    "must hold 1 to 2^20 whole entries of LEDGER_ENTRY_WORDS");
+               "must hold 1 to 2^20 whole entries of LEDGER_ENTRY_WORDS");
   require_place(call);
   if (call.failed()) return {};
   const LoadSegments load{table.data(), ledger.data(), static_cast<uint32_t>(lines), static_cast<uint32_t>(entries)};
@@ -114,8 +112,8 @@ Napi::Value MillraceAddon::reserve(Call& call) {
   call.require(load != nullptr, "handle", "is not one that attachLoad gave to this thread");
   if (call.failed()) return {};
   call.require(request.entry_count > 0 && request.first_entry < load->entries &&
-                        request.entry_count <= load->entries - request.first_entry,
-                    "firstEntry and entryCount", "must name at least 1 entry inside the ledger");
+                   request.entry_count <= load->entries - request.first_entry,
+               "firstEntry and entryCount", "must name at least 1 entry inside the ledger");
   call.require(request.slot < load->lines, "slot", "must be less than the lines of the load table");
   if (call.failed()) return {};
   return call.result(millrace::reserve(*load, request));

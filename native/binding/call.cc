@@ -66,8 +66,7 @@ std::span<Word> Call::array(size_t index, const char* name) {
   napi_typedarray_type type;
   size_t length = 0;
   void* data = nullptr;
-  const napi_status status =
-      napi_get_typedarray_info(env_, values_[index], &type, &length, &data, nullptr, nullptr);
+  const napi_status status = napi_get_typedarray_info(env_, values_[index], &type, &length, &data, nullptr, nullptr);
   if (status != napi_ok || type != ArrayOf<Word>::kType) {
     fail<Napi::TypeError>(name, ArrayOf<Word>::kRule);
     return {};
