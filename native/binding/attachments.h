@@ -1,11 +1,13 @@
-// The arrays that one JS thread has bound to the addon, named by integer handles. One Attachments per environment
-// (its instance data), so it is touched by one thread only and dies with that thread.
+// The arrays that one JS thread has bound to the addon, named by integer handles. Part of that thread's MillraceAddon,
+// so it is touched by one thread only and dies with it.
 #pragma once
 
-#include <node_api.h>
+#include <napi.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <variant>
 #include <vector>
 
 #include "prefix_index.h"
@@ -18,41 +20,42 @@ struct FrameArrays {
   uint32_t* ids;
 };
 
-enum class AttachmentKind : uint8_t { kNone, kFrames, kLoad, kIndexWriter, kIndexReader };
-
-struct Attachment {
-  AttachmentKind kind = AttachmentKind::kNone;
-  // Raised at every detach, so that an old handle does not name the next tenant of the place.
-  uint32_t generation = 0;
-  // Keep the two arrays, and so the shared memory under them, alive.
-  napi_ref references[2] = {nullptr, nullptr};
-  FrameArrays frames{};
-  LoadSegments load{};
-  std::unique_ptr<IndexWriter> index_writer;
-  std::unique_ptr<IndexReader> index_reader;
-};
+// What a handle stands for; std::monostate where a place is free.
+using Attached = std::variant<std::monostate, FrameArrays, LoadSegments, std::unique_ptr<IndexWriter>,
+                              std::unique_ptr<IndexReader>>;
 
 class Attachments {
  public:
   // Handles carry the place in their low 8 bits, from 1 on.
   static constexpr uint32_t kPlacesMax = 255;
 
-  // The attachments of this thread.
-  static Attachments& of(napi_env env);
-
-  // A free place with references to both arrays, or nullptr when all are taken. `*handle` names it.
-  Attachment* add(napi_env env, AttachmentKind kind, napi_value first, napi_value second, uint32_t* handle);
-  // The living attachment of that handle and kind, or nullptr.
-  Attachment* find(uint32_t handle, AttachmentKind kind);
+  bool full() const { return free_place() == kPlacesMax; }
+  // The handle of a free place that now holds `attached` and references to its arrays. Not to be called when full.
+  uint32_t add(Attached attached, Napi::Value first, Napi::Value second);
+  // What is attached under that handle, or nullptr when the handle names no living attachment of that kind.
+  template <class Kind>
+  Kind* find(uint32_t handle) {
+    Place* place = at(handle);
+    return place == nullptr ? nullptr : std::get_if<Kind>(&place->attached);
+  }
   // False when the handle names no living attachment.
-  bool remove(napi_env env, uint32_t handle);
-  void remove_all(napi_env env);
+  bool remove(uint32_t handle);
 
  private:
-  Attachment* at(uint32_t handle);
-  static void release(napi_env env, Attachment* attachment);
+  struct Place {
+    Attached attached;
+    // Raised at every detach, so that an old handle does not name the next tenant of the place.
+    uint32_t generation = 0;
+    // Keep the two arrays, and so the shared memory under them, alive.
+    Napi::ObjectReference arrays[2];
 
-  std::vector<Attachment> places_;
+    bool is_free() const { return std::holds_alternative<std::monostate>(attached); }
+  };
+
+  size_t free_place() const;
+  Place* at(uint32_t handle);
+
+  std::vector<Place> places_;
 };
 
 }  // namespace millrace

@@ -1,266 +1,152 @@
-// The prefix index's functions: check every argument, call the core, return. See index_functions.h.
-#include "index_functions.h"
-
+// The prefix index's functions of the addon: see addon.h.
 #include <sys/mman.h>
 
-#include "arguments.h"
-#include "attachments.h"
+#include <algorithm>
+#include <memory>
+#include <type_traits>
+
+#include "addon.h"
 #include "prefix_index.h"
 
 namespace millrace {
 namespace {
 
-napi_value to_number(napi_env env, int64_t number) {
-  napi_value value = nullptr;
-  napi_create_int64(env, number, &value);
-  return value;
+uint32_t read_holder(Call& call) {
+  const uint32_t holder = call.u32(1, "holder");
+  call.require(holder < kIndexHolders, "holder", "must be below 4096");
+  return holder;
 }
 
-// The attachment of argument 0, or nullptr with a pending exception.
-Attachment* attached(Arguments* arguments, AttachmentKind kind) {
-  uint32_t handle = 0;
-  if (!arguments->u32(0, "handle", &handle)) return nullptr;
-  Attachment* attachment = Attachments::of(arguments->env()).find(handle, kind);
-  if (attachment == nullptr) arguments->range_error("handle", "is not one of an index attached on this thread");
-  return attachment;
-}
-
-IndexWriter* writer_of(Arguments* arguments) {
-  Attachment* attachment = attached(arguments, AttachmentKind::kIndexWriter);
-  return attachment == nullptr ? nullptr : attachment->index_writer.get();
-}
-
-bool read_holder(Arguments* arguments, uint32_t* holder) {
-  if (!arguments->u32(1, "holder", holder)) return false;
-  return *holder < kIndexHolders || arguments->range_error("holder", "must be below 4096");
-}
-
-bool read_tier(Arguments* arguments, size_t index, uint32_t* tier) {
-  if (!arguments->u32(index, "tier", tier)) return false;
-  return *tier < kIndexTiers || arguments->range_error("tier", "must be 0, 1 or 2");
-}
-
-// `count` entries of `words` words each in the array of an argument.
-bool read_list(Arguments* arguments, size_t index, const char* name, uint32_t count, uint32_t words,
-               WordArray<uint32_t>* list) {
-  if (!arguments->uint32_array(index, name, list)) return false;
-  return list->length / words >= count || arguments->range_error(name, "must hold as many entries as are counted");
-}
-
-bool is_null(Arguments* arguments, size_t index) {
-  napi_valuetype type = napi_undefined;
-  napi_typeof(arguments->env(), arguments->value(index), &type);
-  return type == napi_null;
-}
-
-napi_value attach_index(napi_env env, napi_callback_info info, AttachmentKind kind) {
-  Arguments arguments(env, info);
-  WordArray<uint32_t> words;
-  if (!arguments.uint32_array(0, "words", &words)) return nullptr;
-  if (!words.shared) {
-    arguments.range_error("words", "must be over a SharedArrayBuffer");
-    return nullptr;
-  }
-  IndexView view;
-  if (reinterpret_cast<uintptr_t>(words.words) % 64 != 0 || !view_index(words.words, words.length, &view)) {
-    arguments.range_error("words", "must be a whole index segment from its first word on");
-    return nullptr;
-  }
-  uint32_t handle = 0;
-  Attachment* attachment =
-      Attachments::of(env).add(env, kind, arguments.value(0), arguments.value(0), &handle);
-  if (attachment == nullptr) {
-    arguments.range_error("handles", "of this thread are all in use (255)");
-    return nullptr;
-  }
-  if (kind == AttachmentKind::kIndexWriter) {
-    // Probes go everywhere: with small pages most of them would miss the TLB as well. Only advice: may be refused.
-#ifdef MADV_HUGEPAGE
-    madvise(words.words, words.length * sizeof(uint32_t), MADV_HUGEPAGE);
-#endif
-    attachment->index_writer = std::make_unique<IndexWriter>(view);
-  } else {
-    attachment->index_reader = std::make_unique<IndexReader>(view);
-  }
-  return to_number(env, handle);
-}
-
-napi_value js_attach_index_writer(napi_env env, napi_callback_info info) {
-  return attach_index(env, info, AttachmentKind::kIndexWriter);
-}
-
-napi_value js_attach_index_reader(napi_env env, napi_callback_info info) {
-  return attach_index(env, info, AttachmentKind::kIndexReader);
-}
-
-napi_value js_index_holder(napi_env env, napi_callback_info info) {
-  Arguments arguments(env, info);
-  uint32_t holder = 0;
-  uint32_t change = 0;
-  IndexWriter* writer = writer_of(&arguments);
-  if (writer == nullptr || !read_holder(&arguments, &holder) || !arguments.u32(2, "change", &change)) return nullptr;
-  if (change > 2) {
-    arguments.range_error("change", "must be 0, 1 or 2");
-    return nullptr;
-  }
-  const bool done = change == 0   ? writer->add_holder(holder)
-                    : change == 1 ? writer->remove_holder(holder)
-                                  : writer->clear_holder(holder);
-  return to_number(env, done ? 1 : 0);
-}
-
-napi_value js_index_store(napi_env env, napi_callback_info info) {
-  Arguments arguments(env, info);
-  uint32_t holder = 0;
-  uint32_t has_parent = 0;
-  uint32_t low = 0;
-  uint32_t high = 0;
-  uint32_t count = 0;
-  uint32_t tier = 0;
-  WordArray<uint32_t> hashes;
-  WordArray<uint32_t> engine_hashes;
-  IndexWriter* writer = writer_of(&arguments);
-  if (writer == nullptr || !read_holder(&arguments, &holder) || !arguments.u32(2, "hasParent", &has_parent) ||
-      !arguments.u32(3, "parentLow", &low) || !arguments.u32(4, "parentHigh", &high) ||
-      !arguments.u32(6, "count", &count) || !read_list(&arguments, 5, "hashes", count, 2, &hashes) ||
-      !read_tier(&arguments, 7, &tier) ||
-      (!is_null(&arguments, 8) &&
-       !read_list(&arguments, 8, "engineHashes", count, kIndexEngineHashWords, &engine_hashes))) {
-    return nullptr;
-  }
-  return to_number(env, writer->store(holder, has_parent != 0, join_hash(low, high), hashes.words, count, tier,
-                                      engine_hashes.words));
-}
-
-napi_value js_index_remove(napi_env env, napi_callback_info info) {
-  Arguments arguments(env, info);
-  uint32_t holder = 0;
-  uint32_t count = 0;
-  uint32_t tier = 0;
-  uint32_t by_engine_hash = 0;
-  WordArray<uint32_t> hashes;
-  IndexWriter* writer = writer_of(&arguments);
-  if (writer == nullptr || !read_holder(&arguments, &holder) || !arguments.u32(3, "count", &count) ||
-      !read_tier(&arguments, 4, &tier) || !arguments.u32(5, "byEngineHash", &by_engine_hash) ||
-      !read_list(&arguments, 2, "hashes", count, by_engine_hash != 0 ? kIndexEngineHashWords : 2, &hashes)) {
-    return nullptr;
-  }
-  return to_number(env, by_engine_hash != 0 ? writer->remove_engine(holder, hashes.words, count, tier)
-                                            : writer->remove(holder, hashes.words, count, tier));
-}
-
-napi_value js_index_translate(napi_env env, napi_callback_info info) {
-  Arguments arguments(env, info);
-  uint32_t holder = 0;
-  uint32_t count = 0;
-  WordArray<uint32_t> engine_hashes;
-  WordArray<uint32_t> hashes;
-  IndexWriter* writer = writer_of(&arguments);
-  if (writer == nullptr || !read_holder(&arguments, &holder) || !arguments.u32(3, "count", &count) ||
-      !read_list(&arguments, 2, "engineHashes", count, kIndexEngineHashWords, &engine_hashes) ||
-      !read_list(&arguments, 4, "hashesOut", count, 2, &hashes)) {
-    return nullptr;
-  }
-  return to_number(env, writer->translate(holder, engine_hashes.words, count, hashes.words));
-}
-
-napi_value js_index_predict(napi_env env, napi_callback_info info) {
-  Arguments arguments(env, info);
-  uint32_t holder = 0;
-  uint32_t from = 0;
-  uint32_t to = 0;
-  uint32_t low = 0;
-  uint32_t high = 0;
-  WordArray<uint32_t> hashes;
-  IndexWriter* writer = writer_of(&arguments);
-  if (writer == nullptr || !read_holder(&arguments, &holder) || !arguments.u32(3, "from", &from) ||
-      !arguments.u32(4, "to", &to) || !read_list(&arguments, 2, "sequenceHashes", to, 2, &hashes) ||
-      !arguments.u32(5, "expiresLow", &low) || !arguments.u32(6, "expiresHigh", &high)) {
-    return nullptr;
-  }
-  if (from > to) {
-    arguments.range_error("from", "must be at most to");
-    return nullptr;
-  }
-  return to_number(env, writer->predict(holder, hashes.words, from, to, join_hash(low, high)));
-}
-
-napi_value js_index_expire(napi_env env, napi_callback_info info) {
-  Arguments arguments(env, info);
-  uint32_t low = 0;
-  uint32_t high = 0;
-  IndexWriter* writer = writer_of(&arguments);
-  if (writer == nullptr || !arguments.u32(1, "nowLow", &low) || !arguments.u32(2, "nowHigh", &high)) return nullptr;
-  writer->expire(join_hash(low, high));
-  return nullptr;
-}
-
-napi_value js_index_sweep(napi_env env, napi_callback_info info) {
-  Arguments arguments(env, info);
-  uint32_t steps = 0;
-  IndexWriter* writer = writer_of(&arguments);
-  if (writer == nullptr || !arguments.u32(1, "stepsMax", &steps)) return nullptr;
-  return to_number(env, writer->sweep(steps) ? 1 : 0);
-}
-
-napi_value js_index_stats(napi_env env, napi_callback_info info) {
-  Arguments arguments(env, info);
-  WordArray<uint32_t> out;
-  IndexWriter* writer = writer_of(&arguments);
-  if (writer == nullptr || !read_list(&arguments, 1, "out", kIndexStatsCount, 2, &out)) return nullptr;
-  writer->stats(out.words);
-  return nullptr;
-}
-
-napi_value js_index_lookup(napi_env env, napi_callback_info info) {
-  Arguments arguments(env, info);
-  uint32_t blocks = 0;
-  uint32_t holder_count = 0;
-  WordArray<uint32_t> hashes;
-  WordArray<uint32_t> holders;
-  WordArray<uint32_t> depths;
-  Attachment* attachment = attached(&arguments, AttachmentKind::kIndexReader);
-  if (attachment == nullptr || !arguments.u32(2, "blocks", &blocks) ||
-      !read_list(&arguments, 1, "sequenceHashes", blocks, 2, &hashes) ||
-      !arguments.u32(4, "holderCount", &holder_count) ||
-      !read_list(&arguments, 3, "holders", holder_count, 1, &holders) ||
-      !read_list(&arguments, 5, "depthsOut", holder_count, 2, &depths)) {
-    return nullptr;
-  }
-  bool known = holder_count <= kIndexHolders;
-  for (uint32_t i = 0; known && i < holder_count; i++) known = holders.words[i] < kIndexHolders;
-  if (!known) {
-    arguments.range_error("holders", "must be at most 4096 integers below 4096");
-    return nullptr;
-  }
-  IndexReader& reader = *attachment->index_reader;
-  const uint32_t given_up = reader.given_up();
-  const uint32_t retries = reader.lookup(hashes.words, blocks, holders.words, holder_count, depths.words);
-  return to_number(env, int64_t{reader.given_up() - given_up} << 32 | retries);
+uint32_t read_tier(Call& call, size_t index) {
+  const uint32_t tier = call.u32(index, "tier");
+  call.require(tier < kIndexTiers, "tier", "must be 0, 1 or 2");
+  return tier;
 }
 
 }  // namespace
 
-bool export_index_functions(napi_env env, napi_value exports) {
-  const struct {
-    const char* name;
-    napi_callback callback;
-  } functions[] = {
-      {"attachIndexWriter", js_attach_index_writer}, {"attachIndexReader", js_attach_index_reader},
-      {"indexHolder", js_index_holder},              {"indexStore", js_index_store},
-      {"indexRemove", js_index_remove},              {"indexTranslate", js_index_translate},
-      {"indexPredict", js_index_predict},            {"indexExpire", js_index_expire},
-      {"indexSweep", js_index_sweep},                {"indexStats", js_index_stats},
-      {"indexLookup", js_index_lookup},
-  };
-  for (const auto& [name, callback] : functions) {
-    napi_value function = nullptr;
-    if (napi_create_function(env, name, NAPI_AUTO_LENGTH, callback, nullptr, &function) != napi_ok ||
-        napi_set_named_property(env, exports, name, function) != napi_ok) {
-      return false;
-    }
-  }
-  return true;
+template <class Kind>
+Napi::Value MillraceAddon::attach_index(Call& call) {
+  const auto words = call.shared_array<uint32_t>(0, "words");
+  IndexView view;
+  const bool whole = !call.failed() && reinterpret_cast<uintptr_t>(words.data()) % 64 == 0 &&
+                     view_index(words.data(), words.size(), &view);
+  call.require(whole, "words", "must be a whole index segment from its first word on");
+  require_place(call);
+  if (call.failed()) return {};
+#ifdef MADV_HUGEPAGE
+  // Probes go everywhere: with small pages most of them would miss the TLB as well. Only advice: may be refused.
+  if constexpr (std::is_same_v<Kind, IndexWriter>) madvise(words.data(), words.size_bytes(), MADV_HUGEPAGE);
+#endif
+  return call.result(attachments_.add(std::make_unique<Kind>(view), call.argument(0), call.argument(0)));
+}
+
+template Napi::Value MillraceAddon::attach_index<IndexWriter>(Call&);
+template Napi::Value MillraceAddon::attach_index<IndexReader>(Call&);
+
+template <class Kind>
+Kind* MillraceAddon::index_of(Call& call) {
+  const auto* found = attachments_.find<std::unique_ptr<Kind>>(call.u32(0, "handle"));
+  call.require(found != nullptr, "handle", "is not one of an index attached on this thread");
+  return found == nullptr ? nullptr : found->get();
+}
+
+Napi::Value MillraceAddon::index_holder(Call& call) {
+  auto* writer = index_of<IndexWriter>(call);
+  const uint32_t holder = read_holder(call);
+  const uint32_t change = call.u32(2, "change");
+  call.require(change <= 2, "change", "must be 0, 1 or 2");
+  if (call.failed()) return {};
+  const bool done = change == 0   ? writer->add_holder(holder)
+                    : change == 1 ? writer->remove_holder(holder)
+                                  : writer->clear_holder(holder);
+  return call.result(done ? 1 : 0);
+}
+
+Napi::Value MillraceAddon::index_store(Call& call) {
+  auto* writer = index_of<IndexWriter>(call);
+  const uint32_t holder = read_holder(call);
+  const bool has_parent = call.u32(2, "hasParent") != 0;
+  const uint64_t parent = call.u64(3, "parentLow", "parentHigh");
+  const uint32_t count = call.u32(6, "count");
+  const uint32_t* hashes = call.list(5, "hashes", count, 2);
+  const uint32_t tier = read_tier(call, 7);
+  const uint32_t* engine_hashes =
+      call.argument(8).IsNull() ? nullptr : call.list(8, "engineHashes", count, kIndexEngineHashWords);
+  if (call.failed()) return {};
+  return call.result(writer->store(holder, has_parent, parent, hashes, count, tier, engine_hashes));
+}
+
+Napi::Value MillraceAddon::index_remove(Call& call) {
+  auto* writer = index_of<IndexWriter>(call);
+  const uint32_t holder = read_holder(call);
+  const uint32_t count = call.u32(3, "count");
+  const uint32_t tier = read_tier(call, 4);
+  const bool by_engine_hash = call.u32(5, "byEngineHash") != 0;
+  const uint32_t* hashes = call.list(2, "hashes", count, by_engine_hash ? kIndexEngineHashWords : 2);
+  if (call.failed()) return {};
+  return call.result(by_engine_hash ? writer->remove_engine(holder, hashes, count, tier)
+                                     : writer->remove(holder, hashes, count, tier));
+}
+
+Napi::Value MillraceAddon::index_translate(Call& call) {
+  auto* writer = index_of<IndexWriter>(call);
+  const uint32_t holder = read_holder(call);
+  const uint32_t count = call.u32(3, "count");
+  const uint32_t* engine_hashes = call.list(2, "engineHashes", count, kIndexEngineHashWords);
+  uint32_t* hashes = call.list(4, "hashesOut", count, 2);
+  if (call.failed()) return {};
+  return call.result(writer->translate(holder, engine_hashes, count, hashes));
+}
+
+Napi::Value MillraceAddon::index_predict(Call& call) {
+  auto* writer = index_of<IndexWriter>(call);
+  const uint32_t holder = read_holder(call);
+  const uint32_t from = call.u32(3, "from");
+  const uint32_t to = call.u32(4, "to");
+  const uint32_t* hashes = call.list(2, "sequenceHashes", to, 2);
+  const uint64_t expires_ms = call.u64(5, "expiresLow", "expiresHigh");
+  call.require(from <= to, "from", "must be at most to");
+  if (call.failed()) return {};
+  return call.result(writer->predict(holder, hashes, from, to, expires_ms));
+}
+
+Napi::Value MillraceAddon::index_expire(Call& call) {
+  auto* writer = index_of<IndexWriter>(call);
+  const uint64_t now_ms = call.u64(1, "nowLow", "nowHigh");
+  if (!call.failed()) writer->expire(now_ms);
+  return {};
+}
+
+Napi::Value MillraceAddon::index_sweep(Call& call) {
+  auto* writer = index_of<IndexWriter>(call);
+  const uint32_t steps = call.u32(1, "stepsMax");
+  if (call.failed()) return {};
+  return call.result(writer->sweep(steps) ? 1 : 0);
+}
+
+Napi::Value MillraceAddon::index_stats(Call& call) {
+  auto* writer = index_of<IndexWriter>(call);
+  uint32_t* out = call.list(1, "out", kIndexStatsCount, 2);
+  if (!call.failed()) writer->stats(out);
+  return {};
+}
+
+Napi::Value MillraceAddon::index_lookup(Call& call) {
+  auto* reader = index_of<IndexReader>(call);
+  const uint32_t blocks = call.u32(2, "blocks");
+  const uint32_t* hashes = call.list(1, "sequenceHashes", blocks, 2);
+  const uint32_t holder_count = call.u32(4, "holderCount");
+  const uint32_t* holders = call.list(3, "holders", holder_count, 1);
+  uint32_t* depths = call.list(5, "depthsOut", holder_count, 2);
+  if (call.failed()) return {};
+  const bool known = holder_count <= kIndexHolders &&
+                     std::all_of(holders, holders + holder_count, [](uint32_t id) { return id < kIndexHolders; });
+  call.require(known, "holders", "must be at most 4096 integers below 4096");
+  if (call.failed()) return {};
+  const uint32_t given_up = reader->given_up();
+  const uint32_t retries = reader->lookup(hashes, blocks, holders, holder_count, depths);
+  return call.result(int64_t{reader->given_up() - given_up} << 32 | retries);
 }
 
 }  // namespace millrace

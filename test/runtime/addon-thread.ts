@@ -6,14 +6,17 @@ import { workerData } from 'node:worker_threads';
 import { createFrameScanner } from '#millrace/engines/frame-scanner.js';
 import { loadAddon } from '#millrace/runtime/addon.js';
 
-export interface ThreadInput {
+export interface EndingThreadInput {
   readonly index: number;
+  readonly progress: Int32Array;
+}
+
+export interface ThreadInput extends EndingThreadInput {
   readonly threads: number;
   readonly table: Uint32Array;
   readonly ledger: Uint32Array;
   readonly entries: number;
   readonly slots: number;
-  readonly progress: Int32Array;
 }
 
 const { index, threads, table, ledger, entries, slots, progress } = workerData as ThreadInput;

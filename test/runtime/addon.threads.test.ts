@@ -1,5 +1,6 @@
 // Promise: the addon works in 20 threads at once, survives their termination at any moment, and a terminated thread
-// leaves whole reservations behind: no entry half-written, and each load line the sum of its entries.
+// leaves whole reservations behind: no entry half-written, and each load line the sum of its entries. No moment of its
+// end is a crash of the process.
 import { Worker } from 'node:worker_threads';
 import t from 'tap';
 import {
@@ -12,7 +13,7 @@ import {
 } from '#millrace/router/load-descriptor.js';
 import { addonStatus, loadAddon } from '#millrace/runtime/addon.js';
 import { randomInteger, seededRandom } from '#millrace/runtime/random.js';
-import type { ThreadInput } from './addon-thread.js';
+import type { EndingThreadInput, ThreadInput } from './addon-thread.js';
 
 const seed = Number(process.env.SEED ?? Date.now() % 2 ** 32);
 const THREADS = 20;
@@ -70,6 +71,20 @@ t.test('threads that are terminated at any moment', needsAddon, async t => {
       `line ${slot}`,
     );
   }
+});
+
+t.test('threads that are terminated while they load the addon or while it throws', needsAddon, async t => {
+  t.comment(`SEED=${seed}`);
+  const random = seededRandom(seed);
+  const progress = new Int32Array(new SharedArrayBuffer(THREADS * 4));
+  const exits = Array.from({ length: THREADS }, (_, index) => {
+    const workerData: EndingThreadInput = { index, progress };
+    const thread = new Worker(new URL('./addon-ending-thread.js', import.meta.url), { workerData });
+    const failed = new Promise<never>((_, reject) => thread.once('error', reject));
+    return Promise.race([failed, endAfter(thread, progress, index, 1 + randomInteger(random, 20))]);
+  });
+  await Promise.all(exits);
+  t.notOk(progress.includes(0), 'every thread was at work, and the process lives');
 });
 
 /** Terminates the thread as soon as it has done `rounds`. */
