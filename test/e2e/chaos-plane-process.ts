@@ -110,24 +110,17 @@ function state(): PlaneState {
   };
 }
 
-/** Fewest files that were open at one time. */
-let filesMin = Number.POSITIVE_INFINITY;
-
-/** Every thread runs, has taken all that was sent to it, and reads no file: none is still loading what it needs. */
+/** Every thread runs and has taken all that was sent to it. */
 function poolIsUp(): boolean {
-  const { file = 0 } = process.platform === 'linux' ? openDescriptors() : {};
-  filesMin = Math.min(filesMin, file);
   const { socket, supervisor, status } = plane!;
   const { threads, state } = supervisor;
   return (
-    file === filesMin &&
     state.running === status.poolThreads &&
     threads.every(thread => !killed.has(thread)) &&
     socket.link.depths().every(({ messages }) => messages === 0)
   );
 }
 
-/** Not while one starts: Node keeps the files open that a thread was reading when it was terminated. */
 async function kill(at: number): Promise<void> {
   await until(poolIsUp, 'the pool threads are up');
   const { threads } = plane!.supervisor;

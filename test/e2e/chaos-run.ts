@@ -77,7 +77,9 @@ export const idleSockets = ({ readyWorkers }: PlaneState): number => 2 + readyWo
 
 /** Kinds of descriptors of which there are more than before; sockets have their own bound. */
 export function surplusDescriptors(state: PlaneState, before: PlaneState): string[] {
-  const bounds: Record<string, number> = { ...before.fds, socket: idleSockets(state) };
+  // Node keeps a file open that a thread was reading when it was terminated; of every other kind all come back.
+  const file = (before.fds.file ?? 0) + state.restarts;
+  const bounds: Record<string, number> = { ...before.fds, file, socket: idleSockets(state) };
   return Object.entries(state.fds)
     .filter(([kind, count]) => count > (bounds[kind] ?? 0))
     .map(([kind, count]) => `${count} ${kind}`);
