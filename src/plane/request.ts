@@ -21,7 +21,7 @@ type Phase = 'body' | 'asked' | 'dispatched' | 'streaming' | 'flushing' | 'ended
 
 const JSON_TYPE = /^application\/(?:[\w.+-]+\+)?json\b/i;
 /** Request headers that planning may look at. */
-const ASK_HEADERS = ['x-request-id', 'authorization', 'traceparent'] as const;
+const ASK_HEADERS = ['x-request-id'] as const;
 
 /** One request and its state; see the top of this file. */
 export class PlaneRequest {
