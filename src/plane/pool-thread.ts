@@ -81,6 +81,7 @@ class PoolThread {
         random: seededRandom(task.seed),
         nowMs: () => systemClock.nowMs(),
         prefixes: null,
+        routed: null,
       }),
       adapters: new Map([['vllm', createVllmAdapter()]]),
       discard,

@@ -6,6 +6,7 @@ import type { WorkerView } from '../messages/records.js';
 import type { Random } from '../runtime/random.js';
 import { CandidateColumns } from './candidate-columns.js';
 import type { RequestView, Selector } from './contract.js';
+import type { RoutedPrompt } from './events/contract.js';
 import type { PrefixIndexReader } from './index/contract.js';
 import { type Ledger, RESERVATION_AMOUNT_MAX, RESERVE_FULL, RESERVE_STALE } from './ledger.js';
 import { LOAD, LOAD_LINE_WORDS, SLOT_STATE } from './load-descriptor.js';
@@ -17,7 +18,7 @@ import { expectedDecodeMs, expectedPrefillMs } from './prefill-model.js';
 import { pickBySession } from './session-affinity.js';
 
 /** Tokens per KV block of a worker that does not say. */
-const BLOCK_SIZE_UNKNOWN = 16;
+export const BLOCK_SIZE_UNKNOWN = 16;
 /** A prediction lives twice the time in which it should come true, and at least this long. */
 const PREDICTION_FACTOR = 2;
 const PREDICTION_MS_MIN = 1000;
@@ -51,8 +52,11 @@ export interface PromptBlocks {
 export interface DecideRequest extends RequestView {
   /** Tokens that the answer is expected to have, all choices together; null: not known, counted as none. */
   readonly outputTokens: number | null;
-  /** Null or absent: the prompt's tokens are not known, so nothing of it counts as cached. */
-  readonly blocks?: PromptBlocks | null;
+  /**
+   * The prompt's blocks, once for each block size among the workers that may serve it. Empty or absent: its tokens are not
+   * known, so nothing of it counts as cached.
+   */
+  readonly blocks?: readonly PromptBlocks[];
 }
 
 /** What a decider needs of its pool thread. */
@@ -66,6 +70,8 @@ export interface DeciderOptions {
   readonly ownerEpoch: number;
   /** Its holders are the worker slots. Null: nothing counts as cached. */
   readonly prefixes: PrefixIndexReader | null;
+  /** Told of every prompt with known blocks that was placed; null: nobody wants to know. Its hashes are not to be kept. */
+  readonly routed: ((prompt: RoutedPrompt) => void) | null;
 }
 
 /** Chooses workers for one pool thread. */
@@ -174,17 +180,27 @@ class PolicyDecider implements Decider {
 
   /** Tokens of the prompt in each candidate's cache. The last one is always computed: the answer needs its logits. */
   #readDepths(request: DecideRequest, selector: Selector, nowMs: number): void {
-    const { count, slots, generations, cachedTokens } = this.#columns;
+    const { count, slots, cachedTokens } = this.#columns;
     const { prefixes } = this.#options;
-    const blocks = request.blocks ?? null;
-    if (!selector.usesPrefix || prefixes === null || blocks === null || blocks.count === 0) {
-      cachedTokens.fill(0, 0, count);
-      return;
-    }
+    cachedTokens.fill(0, 0, count);
+    if (!selector.usesPrefix || prefixes === null) return;
     if (this.#depths.length < 2 * count) this.#depths = new Uint32Array(2 * slots.length);
+    for (const blocks of request.blocks ?? []) this.#readDepthsOf(request, blocks, prefixes, nowMs);
+  }
+
+  /** Fills the rows of the workers with this block size. */
+  #readDepthsOf(
+    request: DecideRequest,
+    blocks: PromptBlocks,
+    prefixes: PrefixIndexReader,
+    nowMs: number,
+  ): void {
+    const { count, slots, generations, blockSizes, cachedTokens } = this.#columns;
+    if (blocks.count === 0) return;
     prefixes.lookup(blocks.hashes, blocks.count, slots, count, this.#depths);
     const most = Math.max(request.promptTokens - 1, 0);
     for (let row = 0; row < count; row += 1) {
+      if (blockSizes[row] !== blocks.blockSize) continue;
       const held = this.#depths[count + row]!;
       const depth = this.#predictions.extend(blocks, held, slots[row]!, generations[row]!, nowMs);
       cachedTokens[row] = Math.min(depth * blocks.blockSize, most);
@@ -204,15 +220,19 @@ class PolicyDecider implements Decider {
   }
 
   /** The chosen worker will have the whole prompt, some time after it has begun with what waits before it. */
-  #predict({ blocks, promptTokens }: DecideRequest, row: number, nowMs: number): void {
-    if (blocks === undefined || blocks === null) return;
-    const { slots, generations, cachedTokens, activePrefillTokens } = this.#columns;
-    const tokens = activePrefillTokens[row]! + promptTokens - cachedTokens[row]!;
-    const forMs =
-      PREDICTION_FACTOR * this.#drain.slowness(slots[row]!) * expectedPrefillMs(tokens, DECODE_MS_MOST);
-    const from = Math.floor(cachedTokens[row]! / blocks.blockSize);
-    const expiresMs = nowMs + Math.max(forMs, PREDICTION_MS_MIN);
-    this.#predictions.add(blocks, from, slots[row]!, generations[row]!, nowMs, expiresMs);
+  #predict(request: DecideRequest, row: number, nowMs: number): void {
+    const { slots, generations, cachedTokens, activePrefillTokens, blockSizes } = this.#columns;
+    const blocks = request.blocks?.find(({ blockSize }) => blockSize === blockSizes[row]);
+    if (blocks === undefined || blocks.count === 0) return;
+    const slot = slots[row]!;
+    const generation = generations[row]!;
+    const tokens = activePrefillTokens[row]! + request.promptTokens - cachedTokens[row]!;
+    const forMs = PREDICTION_FACTOR * this.#drain.slowness(slot) * expectedPrefillMs(tokens, DECODE_MS_MOST);
+    const cachedBlocks = Math.floor(cachedTokens[row]! / blocks.blockSize);
+    const expiresMs = Math.ceil(nowMs + Math.max(forMs, PREDICTION_MS_MIN));
+    this.#predictions.add(blocks, cachedBlocks, slot, generation, nowMs, expiresMs);
+    const { hashes, count } = blocks;
+    this.#options.routed?.({ slot, generation, hashes, blocks: count, cachedBlocks, expiresMs });
   }
 }
 

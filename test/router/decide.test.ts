@@ -57,6 +57,7 @@ const makeRouter = (entries = 256, slots = 6) => {
     ownerEpoch: EPOCH,
     nowMs: () => 0,
     prefixes: null,
+    routed: null,
   });
   return { loadTable, ledger, decider };
 };
@@ -126,6 +127,7 @@ t.test('a worker that is replaced between the filter and the reservation is pass
     ownerEpoch: EPOCH,
     nowMs: () => 0,
     prefixes: null,
+    routed: null,
   });
   const fleet = [worker(0, 1, 'm'), worker(1, 1, 'm')];
   t.match(decider.decide(ask('m'), 'random', fleet), { slot: 1, generation: 1 });

@@ -129,6 +129,7 @@ const fleet = (slots: number) => {
     nowMs: () => nowMs,
     ownerEpoch: 1,
     prefixes: index,
+    routed: null,
   });
   const decide = (more: Partial<DecideRequest>, policy = 'ttft') =>
     decider.decide(
@@ -142,16 +143,16 @@ const fleet = (slots: number) => {
 t.test('siblings of an unseen prompt follow the first one; what is cached is not reserved again', async t => {
   const { decide, loadTable, ledger, advance } = fleet(8);
   const context = Array.from({ length: 100 }, (_, at) => at);
-  const first = decide({ promptTokens: 6450, blocks: blocksOf(context) }) as Placement;
+  const first = decide({ promptTokens: 6450, blocks: [blocksOf(context)] }) as Placement;
   t.equal(first.cachedTokens, 0);
-  const second = decide({ promptTokens: 6450, blocks: blocksOf(context) }, 'two-tier') as Placement;
+  const second = decide({ promptTokens: 6450, blocks: [blocksOf(context)] }, 'two-tier') as Placement;
   t.match(second, { slot: first.slot, cachedTokens: 6400 });
   t.equal(loadTable.readActivePrefillTokens(first.slot, 1), 6450 + 50);
   t.match(second.reason, /6400 tokens cached/);
   for (const { reservation } of [first, second]) ledger.release(reservation);
   advance(60_000);
   t.equal(
-    (decide({ promptTokens: 6450, blocks: blocksOf(context) }) as Placement).cachedTokens,
+    (decide({ promptTokens: 6450, blocks: [blocksOf(context)] }) as Placement).cachedTokens,
     0,
     'never came true',
   );
@@ -161,11 +162,11 @@ t.test('the index decides, and the last token of a prompt is always computed', a
   const { decide, index, ledger } = fleet(4);
   const blocks = blocksOf(Array.from({ length: 100 }, (_, at) => at));
   index.store(2, null, blocks.hashes, 100, 0, null);
-  const placed = decide({ blocks }) as Placement;
+  const placed = decide({ blocks: [blocks] }) as Placement;
   t.match(placed, { slot: 2, cachedTokens: 6399 });
   ledger.release(placed.reservation);
-  t.match(decide({ blocks }, 'kv'), { slot: 2 });
-  t.match(decide({ blocks }, 'least-loaded'), { cachedTokens: 0 }, 'a policy that does not ask');
+  t.match(decide({ blocks: [blocks] }, 'kv'), { slot: 2 });
+  t.match(decide({ blocks: [blocks] }, 'least-loaded'), { cachedTokens: 0 }, 'a policy that does not ask');
 });
 
 t.test('a pin is kept or refused', async t => {

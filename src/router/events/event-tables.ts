@@ -53,10 +53,13 @@ export const EVENT_ROW_WORDS = 18;
 /** Words of one entry of `media`: block within the row, hash low, hash high. */
 export const EVENT_MEDIA_WORDS = 3;
 
-/** Most rows, blocks, ids and media entries of one batch. */
+/** Most rows of one batch. */
 export const EVENT_ROWS_MAX = 16_384;
+/** Most blocks of one batch. */
 export const EVENT_BLOCKS_MAX = 131_072;
+/** Most token ids of one batch. */
 export const EVENT_TOKENS_MAX = 1_048_576;
+/** Most media entries of one batch. */
 export const EVENT_MEDIA_MAX = 65_536;
 
 /** Why a batch has no rows: cut off, not of the known shape, or over one of the bounds above. */

@@ -147,6 +147,7 @@ class Fleet {
       nowMs: () => this.#nowMs,
       ownerEpoch: EPOCH,
       prefixes: index?.reader ?? null,
+      routed: null,
     });
     this.#cores = slots.map(slot => new EngineCore<Running>(engine, VOCABULARY, this.#feeds[slot] ?? null));
     this.#passes = slots.map(() => null);
@@ -232,7 +233,7 @@ class Fleet {
         promptTokens: request.prompt.length,
         excludedSlots: [],
         outputTokens: null,
-        blocks: request.blocks,
+        blocks: [request.blocks],
       },
       policy,
       this.#views,
