@@ -109,10 +109,8 @@ t.test('long lists and texts, and a batch without events', async t => {
     const [[tag, hashes, parent, ids, blockSize, , , , extraKeys]] = events;
     t.same([ts, rank, tag, parent, blockSize], [1.5, 0, 'BlockStored', null, 1024]);
     t.equal(new Set(hashes).size, 100);
-    t.same(
-      ids,
-      Array.from({ length: 102_400 }, (_, at) => at * 40_000),
-    );
+    // Too long a list for the comparison of `same`.
+    t.equal(ids.join(), Array.from({ length: 102_400 }, (_, at) => at * 40_000).join());
     t.same(extraKeys, [[cacheSalt], ...Array(99).fill(null)]);
   }
   t.equal(encoder.takeBatch(0), null, 'a batch is taken once');
@@ -193,8 +191,9 @@ t.test('whoever applies all events knows what the pool holds after every pass', 
     }
     if (random() < 0.03 && live.length > 0)
       core.abort(live.splice(randomInteger(random, live.length), 1)[0]!);
-    if (random() < 0.02) while (core.running + core.waiting > 0) core.executePass(pass);
-    if (random() < 0.05) {
+    const isIdle = random() < 0.02;
+    while (isIdle && core.running + core.waiting > 0) core.executePass(pass);
+    if (isIdle || random() < 0.05) {
       if (core.pool.reset()) resets++;
       else refusedResets++;
     }
@@ -207,5 +206,5 @@ t.test('whoever applies all events knows what the pool holds after every pass', 
   t.same(reader.wrong, []);
   t.ok(reader.evictingBatches > 50, `${reader.evictingBatches} batches remove before they store`);
   t.ok(core.totals.preemptions > 20, `${core.totals.preemptions} preemptions`);
-  t.ok(resets > 5 && refusedResets > 5, `${resets} resets, ${refusedResets} refused`);
+  t.ok(resets > 10 && refusedResets > 10, `${resets} resets, ${refusedResets} refused`);
 });
