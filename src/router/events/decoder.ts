@@ -100,7 +100,7 @@ class CursorDecoder implements EventDecoder {
   };
   readonly #cursor = new MsgpackCursor();
   readonly #extraKeys: ExtraKeys;
-  #payload = new Uint8Array(0);
+  #payload: Uint8Array = new Uint8Array(0);
   /** Offset of each field of the event in hand; 0 when absent, since no field is at the start of a batch. */
   readonly #fields = new Uint32Array(FIELDS.length);
   /** What is in the tables. */

@@ -16,7 +16,7 @@ export class ExtraKeys {
   readonly #cursor: MsgpackCursor;
   readonly #xxh3: IHasher;
   readonly #media: Uint32Array;
-  #payload = new Uint8Array(0);
+  #payload: Uint8Array = new Uint8Array(0);
   #adapterAt = 0;
   #adapterBytes = 0;
   /** Entries in the media table: of this batch, so far. */

@@ -67,8 +67,8 @@ define(0xe0, 0xff, KIND.integer);
 
 /** A place in a payload. Every method that reads throws a DecodeError when the bytes end inside the value. */
 export class MsgpackCursor {
-  #bytes = new Uint8Array(0);
-  #view = new DataView(this.#bytes.buffer);
+  #bytes: Uint8Array = new Uint8Array(0);
+  #view: DataView = new DataView(this.#bytes.buffer);
   /** Offset of the next value. */
   at = 0;
   /** The words of the integer that was read last, as unsigned numbers; a negative one is sign-extended. */
