@@ -172,7 +172,7 @@ export class IndexApplier implements IndexSink {
       this.#remove(holder, row, tier);
       return null;
     }
-    return this.#storeAnomaly(holder, memory, row) ?? this.#store(holder, memory, row, tier, payload);
+    return this.#storeAnomaly(holder, memory, row, tier) ?? this.#store(holder, memory, row, tier, payload);
   }
 
   #remove(holder: number, row: number, tier: Tier): void {
@@ -182,12 +182,14 @@ export class IndexApplier implements IndexSink {
   }
 
   /** Why a store cannot be applied, as far as its own words and the holder tell; learns the block size. */
-  #storeAnomaly(holder: number, memory: HolderMemory, row: number): Anomaly | null {
+  #storeAnomaly(holder: number, memory: HolderMemory, row: number, tier: Tier): Anomaly | null {
     const blocks = this.#word(row, EVENT_ROW.blocks);
     const blockSize = this.#word(row, EVENT_ROW.blockSize);
     const ids = blocks * blockSize + this.#word(row, EVENT_ROW.isBigram);
-    if (blockSize < 1 || this.#word(row, EVENT_ROW.tokens) !== ids) return 'tokenCountMismatch';
-    if (memory.blockSize !== null && memory.blockSize !== blockSize) return 'blockSizeMismatch';
+    if (this.#word(row, EVENT_ROW.tokens) !== ids) return 'tokenCountMismatch';
+    // Connectors may store larger blocks than the engine: only what lies on the device tells its block size.
+    const isTold = memory.blockSize === null && tier === TIER.device;
+    if (!isTold && memory.blockSize !== blockSize) return 'blockSizeMismatch';
     if (this.#word(row, EVENT_ROW.hasAdapterId) === 1) return 'unnamedAdapter';
     const hashes = this.#engineHashes(row);
     const { parents } = this.#options.decoder.tables;
@@ -195,7 +197,7 @@ export class IndexApplier implements IndexSink {
     for (let i = 0; hasParent && i < blocks; i += 1)
       if (sameHash(parents, row, hashes, i)) return 'selfParent';
     if (this.#repeated.find(hashes, blocks)) return 'selfParent';
-    if (memory.blockSize === null && blocks > 0) {
+    if (isTold && blocks > 0) {
       memory.blockSize = blockSize;
       this.#options.onBlockSize(holder, blockSize);
     }

@@ -25,11 +25,8 @@ import {
 import { ExtraKeys } from './extra-keys.js';
 import { DecodeError, KIND, MsgpackCursor, sameBytes, WordTable } from './msgpack-cursor.js';
 
-const INT32_MAX = 0x7fff_ffff;
-const UINT32_MAX = 0xffff_ffff;
-
-const FIELDS = [
-  'type',
+/** In the order of their positions behind the tag. */
+const STORE_FIELDS = [
   'block_hashes',
   'parent_block_hash',
   'token_ids',
@@ -41,19 +38,28 @@ const FIELDS = [
   'group_idx',
   'kv_cache_spec_kind',
 ] as const;
-type Field = (typeof FIELDS)[number];
-const FIELD = Object.fromEntries(FIELDS.map((name, i) => [name, i])) as Readonly<Record<Field, number>>;
-const FIELD_NAMES = new WordTable(FIELDS);
-const BATCH_FIELDS = new WordTable(['events']);
+type Field = (typeof STORE_FIELDS)[number];
+const REMOVE_FIELDS: readonly Field[] = ['block_hashes', 'medium', 'group_idx'];
 
+interface EventForm {
+  readonly kind: number;
+  readonly fields: readonly Field[];
+  readonly names: WordTable;
+}
+const form = (kind: number, fields: readonly Field[]): EventForm => ({
+  kind,
+  fields,
+  names: new WordTable(fields),
+});
 const TAGS = new WordTable(['BlockStored', 'BlockRemoved', 'AllBlocksCleared']);
-const TAG_KINDS = [EVENT_KIND.store, EVENT_KIND.remove, EVENT_KIND.clear];
-/** Field of each position behind the tag, by tag. */
-const POSITIONS = [
-  FIELDS.slice(1).map(name => FIELD[name]),
-  [FIELD.block_hashes, FIELD.medium, FIELD.group_idx],
-  [],
+const FORMS = [
+  form(EVENT_KIND.store, STORE_FIELDS),
+  form(EVENT_KIND.remove, REMOVE_FIELDS),
+  form(EVENT_KIND.clear, []),
 ];
+const UNKNOWN_FORM = form(EVENT_KIND.unknown, []);
+const TYPE = new WordTable(['type']);
+const EVENTS = new WordTable(['events']);
 
 /** Tiers by `medium`; other names are unknown. CPU_TIER2 is what an SGLang of 2026 called its shared pool. */
 const MEDIA = {
@@ -69,7 +75,7 @@ const MEDIA = {
   SHARED: EVENT_TIER.external,
 } as const;
 const MEDIUM_NAMES = new WordTable(Object.keys(MEDIA));
-const MEDIUM_TIERS = Object.values(MEDIA);
+const MEDIUM_TIERS: readonly number[] = Object.values(MEDIA);
 const FULL_GROUPS = new WordTable(['full_attention', 'mla_attention', 'sink_full_attention']);
 
 /** Columns in which stores that continue each other are equal. */
@@ -101,8 +107,12 @@ class CursorDecoder implements EventDecoder {
   readonly #cursor = new MsgpackCursor();
   readonly #extraKeys: ExtraKeys;
   #payload: Uint8Array = new Uint8Array(0);
-  /** Offset of each field of the event in hand; 0 when absent, since no field is at the start of a batch. */
-  readonly #fields = new Uint32Array(FIELDS.length);
+  /** The event in hand, before it becomes a row; where its extra keys are, and whether it has what it must have. */
+  readonly #row = new Int32Array(EVENT_ROW_WORDS);
+  readonly #parent = new Uint32Array(ENGINE_HASH_WORDS);
+  #extraKeysAt = 0;
+  #hasHashes = false;
+  #hasTokens = false;
   /** What is in the tables. */
   #rows = 0;
   #blocks = 0;
@@ -115,10 +125,6 @@ class CursorDecoder implements EventDecoder {
   decode(payload: Uint8Array): number {
     this.#payload = payload;
     this.#cursor.open(payload);
-    this.#extraKeys.open(payload);
-    this.#rows = 0;
-    this.#blocks = 0;
-    this.#tokens = 0;
     try {
       this.#batch();
       return this.#rows;
@@ -128,226 +134,244 @@ class CursorDecoder implements EventDecoder {
     }
   }
 
-  /** `[ts, events, …]` or `{events: …}`. What follows the batch is not looked at. */
+  /** `[ts, events, …]` or `{events: …}`. */
   #batch(): void {
     const cursor = this.#cursor;
-    if (cursor.kind() !== KIND.map) {
-      const elements = cursor.enter(KIND.array);
-      if (elements < 2) throw new DecodeError(DECODE_FAULT.malformed);
+    let found = false;
+    cursor.next();
+    const { kind, size } = cursor;
+    if (kind === KIND.array && size >= 2) {
       cursor.skip();
       this.#events();
-      cursor.skip(elements - 2);
-      return;
-    }
-    let found = false;
-    for (let entries = cursor.enter(KIND.map); entries > 0; entries -= 1) {
-      if (this.#key(BATCH_FIELDS) < 0) {
-        cursor.skip();
-        continue;
-      }
-      if (found) throw new DecodeError(DECODE_FAULT.malformed);
+      cursor.skip(size - 2);
       found = true;
-      this.#events();
+    } else if (kind === KIND.map) {
+      for (let entries = size; entries > 0; entries -= 1) {
+        if (cursor.key(EVENTS) < 0) cursor.skip();
+        else {
+          this.#events();
+          found = true;
+        }
+      }
     }
-    if (!found) throw new DecodeError(DECODE_FAULT.malformed);
+    if (!found || !cursor.isAtEnd) throw new DecodeError(DECODE_FAULT.malformed);
   }
 
+  /** Reads the list of events into the tables, from their beginning. */
   #events(): void {
-    for (let events = this.#cursor.enter(KIND.array); events > 0; events -= 1) this.#event();
+    this.#rows = 0;
+    this.#blocks = 0;
+    this.#tokens = 0;
+    this.#extraKeys.open(this.#payload);
+    for (let events = this.#cursor.expect(KIND.array); events > 0; events -= 1) this.#event();
   }
 
   #event(): void {
     const cursor = this.#cursor;
-    const tag = cursor.kind() === KIND.map ? this.#mapEvent() : this.#arrayEvent();
-    const end = cursor.at;
-    if (this.#rows >= EVENT_ROWS_MAX) throw new DecodeError(DECODE_FAULT.oversized);
-    const row = this.#rows * EVENT_ROW_WORDS;
-    const kind = TAG_KINDS[tag] ?? EVENT_KIND.unknown;
-    this.tables.rows.fill(0, row, row + EVENT_ROW_WORDS);
-    this.tables.rows[row + EVENT_ROW.kind] = kind;
-    this.tables.rows[row + EVENT_ROW.group] = -1;
-    if (kind === EVENT_KIND.store || kind === EVENT_KIND.remove) this.#residence(row);
-    if (kind !== EVENT_KIND.store) this.#rows += 1;
-    else {
-      this.#store(row);
-      if (!this.#merge(row)) this.#rows += 1;
-    }
-    cursor.at = end;
+    cursor.next();
+    const { kind, size } = cursor;
+    if (kind !== KIND.map && kind !== KIND.array) throw new DecodeError(DECODE_FAULT.malformed);
+    const { kind: rowKind, fields, names } = kind === KIND.map ? this.#typeOf(size) : this.#tagOf(size);
+    this.#row.fill(0);
+    this.#parent.fill(0);
+    this.#row[EVENT_ROW.kind] = rowKind;
+    this.#row[EVENT_ROW.group] = -1;
+    this.#row[EVENT_ROW.firstBlock] = this.#blocks;
+    this.#row[EVENT_ROW.firstToken] = this.#tokens;
+    this.#row[EVENT_ROW.firstMedia] = this.#extraKeys.mediaCount;
+    this.#extraKeysAt = 0;
+    this.#hasHashes = false;
+    this.#hasTokens = false;
+    if (kind === KIND.map) for (let i = 0; i < size; i += 1) this.#field(fields[cursor.key(names)]);
+    else for (let i = 1; i < size; i += 1) this.#field(fields[i - 1]);
+    this.#finish();
   }
 
-  /** Notes where the fields of an event are that is a map; returns the index of its tag, −1 when that is unknown. */
-  #mapEvent(): number {
-    const cursor = this.#cursor;
-    this.#fields.fill(0);
-    for (let entries = cursor.enter(KIND.map); entries > 0; entries -= 1) {
-      const field = this.#key(FIELD_NAMES);
-      if (field >= 0) this.#fields[field] = cursor.at;
-      cursor.skip();
-    }
-    const end = cursor.at;
-    cursor.at = this.#at(FIELD.type);
-    const tag = this.#word(TAGS);
-    cursor.at = end;
-    return tag;
-  }
-
-  /** The same for an event that is an array. */
-  #arrayEvent(): number {
-    const cursor = this.#cursor;
-    this.#fields.fill(0);
-    const elements = cursor.enter(KIND.array);
+  /** Form of an event that is an array, by its first element, which is read. */
+  #tagOf(elements: number): EventForm {
     if (elements === 0) throw new DecodeError(DECODE_FAULT.malformed);
-    const tag = this.#word(TAGS);
-    const positions = POSITIONS[tag] ?? [];
-    for (let i = 0; i < elements - 1; i += 1) {
-      const field = positions[i];
-      if (field !== undefined) this.#fields[field] = cursor.at;
-      cursor.skip();
-    }
-    return tag;
+    this.#cursor.expect(KIND.text);
+    return FORMS[this.#cursor.find(TAGS)] ?? UNKNOWN_FORM;
   }
 
-  /** What stores and removals have in common: blocks, tier and group. */
-  #residence(row: number): void {
-    const { rows, hashes } = this.tables;
+  /** Form of an event that is a map, by its `type`, which may be anywhere; nothing is read. */
+  #typeOf(entries: number): EventForm {
     const cursor = this.#cursor;
-    cursor.at = this.#at(FIELD.block_hashes);
-    const blocks = cursor.enter(KIND.array);
+    const start = cursor.at;
+    for (let i = 0; i < entries; i += 1) {
+      if (cursor.key(TYPE) < 0) {
+        cursor.skip();
+        continue;
+      }
+      cursor.expect(KIND.text);
+      cursor.at = start;
+      return FORMS[cursor.find(TAGS)] ?? UNKNOWN_FORM;
+    }
+    throw new DecodeError(DECODE_FAULT.malformed);
+  }
+
+  #field(field: Field | undefined): void {
+    const cursor = this.#cursor;
+    const row = this.#row;
+    switch (field) {
+      case 'block_hashes':
+        this.#blockHashes();
+        return;
+      case 'parent_block_hash':
+        row[EVENT_ROW.hasParent] = cursor.skipNil() ? 0 : 1;
+        if (row[EVENT_ROW.hasParent] === 1) this.#hash(this.#parent, 0);
+        return;
+      case 'token_ids':
+        this.#tokenIds();
+        return;
+      case 'block_size':
+        row[EVENT_ROW.blockSize] = cursor.number(1);
+        return;
+      case 'lora_id':
+        row[EVENT_ROW.hasAdapterId] = cursor.skipNil() ? 0 : 1;
+        if (row[EVENT_ROW.hasAdapterId] === 1) cursor.expect(KIND.integer);
+        return;
+      case 'medium':
+        row[EVENT_ROW.tier] = EVENT_TIER.device;
+        if (cursor.text())
+          row[EVENT_ROW.tier] = MEDIUM_TIERS[cursor.find(MEDIUM_NAMES)] ?? EVENT_TIER.unknown;
+        return;
+      case 'lora_name': {
+        const bytes = cursor.text() ? cursor.size : 0;
+        row[EVENT_ROW.adapterAt] = bytes === 0 ? 0 : cursor.start;
+        row[EVENT_ROW.adapterBytes] = bytes;
+        return;
+      }
+      case 'extra_keys':
+        // Read at the end, when the adapter is known, whose name is among them.
+        this.#extraKeysAt = cursor.at;
+        cursor.skip();
+        return;
+      case 'group_idx':
+        row[EVENT_ROW.group] = cursor.skipNil() ? -1 : cursor.number(0);
+        return;
+      case 'kv_cache_spec_kind':
+        row[EVENT_ROW.groupKind] = EVENT_GROUP.unsaid;
+        if (cursor.text())
+          row[EVENT_ROW.groupKind] = cursor.find(FULL_GROUPS) < 0 ? EVENT_GROUP.other : EVENT_GROUP.full;
+        return;
+      default:
+        cursor.skip();
+    }
+  }
+
+  #blockHashes(): void {
+    const blocks = this.#cursor.expect(KIND.array);
     if (blocks > EVENT_BLOCKS_MAX - this.#blocks) throw new DecodeError(DECODE_FAULT.oversized);
-    rows[row + EVENT_ROW.firstBlock] = this.#blocks;
-    rows[row + EVENT_ROW.blocks] = blocks;
-    for (let i = 0; i < blocks; i += 1) this.#hash(hashes, (this.#blocks + i) * ENGINE_HASH_WORDS);
-    this.#blocks += blocks;
-    if (this.#goTo(FIELD.medium))
-      rows[row + EVENT_ROW.tier] = MEDIUM_TIERS[this.#word(MEDIUM_NAMES)] ?? EVENT_TIER.unknown;
-    if (this.#goTo(FIELD.group_idx)) rows[row + EVENT_ROW.group] = cursor.unsigned(INT32_MAX);
-    if (this.#goTo(FIELD.kv_cache_spec_kind))
-      rows[row + EVENT_ROW.groupKind] = this.#word(FULL_GROUPS) < 0 ? EVENT_GROUP.other : EVENT_GROUP.full;
-  }
-
-  #store(row: number): void {
-    const { rows, parents } = this.tables;
-    const cursor = this.#cursor;
-    cursor.at = this.#at(FIELD.block_size);
-    rows[row + EVENT_ROW.blockSize] = cursor.unsigned(INT32_MAX);
-    if (this.#goTo(FIELD.parent_block_hash)) {
-      rows[row + EVENT_ROW.hasParent] = 1;
-      this.#hash(parents, this.#rows * ENGINE_HASH_WORDS);
-    }
-    cursor.at = this.#at(FIELD.token_ids);
-    this.#tokenIds(row);
-    if (this.#goTo(FIELD.lora_name)) {
-      const bytes = cursor.enter(KIND.text);
-      if (bytes > 0) rows[row + EVENT_ROW.adapterAt] = cursor.at;
-      rows[row + EVENT_ROW.adapterBytes] = bytes;
-    }
-    const adapterBytes = rows[row + EVENT_ROW.adapterBytes]!;
-    if (adapterBytes === 0 && this.#goTo(FIELD.lora_id)) rows[row + EVENT_ROW.hasAdapterId] = 1;
-    if (!this.#goTo(FIELD.extra_keys)) return;
-    const extraKeys = this.#extraKeys;
-    const firstMedia = extraKeys.mediaCount;
-    extraKeys.begin(rows[row + EVENT_ROW.adapterAt]!, adapterBytes);
-    extraKeys.read(rows[row + EVENT_ROW.blocks]!);
-    rows[row + EVENT_ROW.saltAt] = extraKeys.saltAt;
-    rows[row + EVENT_ROW.saltBytes] = extraKeys.saltBytes;
-    rows[row + EVENT_ROW.firstMedia] = firstMedia;
-    rows[row + EVENT_ROW.media] = extraKeys.mediaCount - firstMedia;
+    for (let i = 0; i < blocks; i += 1)
+      this.#hash(this.tables.hashes, (this.#blocks + i) * ENGINE_HASH_WORDS);
+    this.#row[EVENT_ROW.blocks] = blocks;
+    this.#hasHashes = true;
   }
 
   /** Reads flat ids, or the pairs `[t(i), t(i+1)]` of an EAGLE engine as the ids that they were made of. */
-  #tokenIds(row: number): void {
-    const { rows, tokens } = this.tables;
+  #tokenIds(): void {
+    const { tokens } = this.tables;
     const cursor = this.#cursor;
-    const count = cursor.enter(KIND.array);
-    const isBigram = count > 0 && cursor.kind() === KIND.array;
+    const count = cursor.expect(KIND.array);
+    const start = cursor.at;
+    if (count > 0) cursor.next();
+    const isBigram = count > 0 && cursor.kind === KIND.array;
+    cursor.at = start;
     const ids = isBigram ? count + 1 : count;
     if (ids > EVENT_TOKENS_MAX - this.#tokens) throw new DecodeError(DECODE_FAULT.oversized);
-    rows[row + EVENT_ROW.firstToken] = this.#tokens;
-    rows[row + EVENT_ROW.tokens] = ids;
-    rows[row + EVENT_ROW.isBigram] = isBigram ? 1 : 0;
-    const first = this.#tokens;
-    this.#tokens += ids;
-    for (let i = first; i < first + count; i += 1) {
-      if (isBigram && cursor.enter(KIND.array) !== 2) throw new DecodeError(DECODE_FAULT.malformed);
-      tokens[i] = cursor.unsigned(UINT32_MAX);
-      // The second id of a pair is the first of the next one; that of the last pair stays.
-      if (isBigram) tokens[i + 1] = cursor.unsigned(UINT32_MAX);
+    this.#row[EVENT_ROW.tokens] = ids;
+    this.#row[EVENT_ROW.isBigram] = isBigram ? 1 : 0;
+    this.#hasTokens = true;
+    const end = this.#tokens + count;
+    if (!isBigram) {
+      for (let i = this.#tokens; i < end; i += 1) tokens[i] = cursor.word();
+      return;
     }
-  }
-
-  /** Joins the store in `row` with the row before where it continues that one; false when it does not. */
-  #merge(row: number): boolean {
-    if (this.#rows === 0) return false;
-    const { rows, parents, hashes } = this.tables;
-    const before = row - EVENT_ROW_WORDS;
-    if (rows[row + EVENT_ROW.hasParent] !== 1) return false;
-    for (const column of MERGE_EQUAL) if (rows[row + column] !== rows[before + column]) return false;
-    for (const column of MERGE_ZERO)
-      if (rows[row + column] !== 0 || rows[before + column] !== 0) return false;
-    if (!this.#isWhole(row) || !this.#isWhole(before)) return false;
-    const last = (rows[row + EVENT_ROW.firstBlock]! - 1) * ENGINE_HASH_WORDS;
-    for (let i = 0; i < ENGINE_HASH_WORDS; i += 1)
-      if (parents[this.#rows * ENGINE_HASH_WORDS + i] !== hashes[last + i]) return false;
-    const adapterAt = rows[row + EVENT_ROW.adapterAt]!;
-    const adapterBefore = rows[before + EVENT_ROW.adapterAt]!;
-    const adapterBytes = rows[row + EVENT_ROW.adapterBytes]!;
-    if (!sameBytes(this.#payload, adapterAt, this.#payload, adapterBefore, adapterBytes)) return false;
-    rows[before + EVENT_ROW.blocks]! += rows[row + EVENT_ROW.blocks]!;
-    rows[before + EVENT_ROW.tokens]! += rows[row + EVENT_ROW.tokens]!;
-    return true;
-  }
-
-  /** Whether a store has blocks, all of them full: a short one and a long one must not make up for each other. */
-  #isWhole(row: number): boolean {
-    const { rows } = this.tables;
-    const blocks = rows[row + EVENT_ROW.blocks]!;
-    return blocks > 0 && rows[row + EVENT_ROW.tokens] === blocks * rows[row + EVENT_ROW.blockSize]!;
+    for (let i = this.#tokens; i < end; i += 1) {
+      if (cursor.expect(KIND.array) !== 2) throw new DecodeError(DECODE_FAULT.malformed);
+      tokens[i] = cursor.word();
+      // The second id of a pair is the first of the next one; that of the last pair stays.
+      tokens[i + 1] = cursor.word();
+    }
   }
 
   /** Reads an engine hash, an integer or bytes, into four words at `at`. */
   #hash(out: Uint32Array, at: number): void {
     const cursor = this.#cursor;
+    cursor.next();
     out.fill(0, at, at + ENGINE_HASH_WORDS);
-    if (cursor.kind() !== KIND.binary) {
-      cursor.integer();
+    if (cursor.kind === KIND.integer) {
       out[at] = cursor.low;
       out[at + 1] = cursor.high;
       return;
     }
-    const length = cursor.enter(KIND.binary);
-    cursor.at += length;
-    const bytes = Math.min(length, ENGINE_HASH_WORDS * 4);
-    for (let i = 0; i < bytes; i += 1)
-      out[at + (i >> 2)]! |= this.#payload[cursor.at - 1 - i]! << ((i & 3) * 8);
+    if (cursor.kind !== KIND.binary || cursor.size === 0) throw new DecodeError(DECODE_FAULT.malformed);
+    const last = cursor.start + cursor.size - 1;
+    const bytes = Math.min(cursor.size, ENGINE_HASH_WORDS * 4);
+    for (let i = 0; i < bytes; i += 1) out[at + (i >> 2)]! |= this.#payload[last - i]! << ((i & 3) * 8);
   }
 
-  /** Offset of a field that must be there. */
-  #at(field: number): number {
-    const at = this.#fields[field]!;
-    if (at === 0) throw new DecodeError(DECODE_FAULT.malformed);
-    return at;
+  /** Checks that the event is whole and puts it into the rows. */
+  #finish(): void {
+    const row = this.#row;
+    const isStore = row[EVENT_ROW.kind] === EVENT_KIND.store;
+    const mustHaveHashes = isStore || row[EVENT_ROW.kind] === EVENT_KIND.remove;
+    const isWhole =
+      (this.#hasHashes || !mustHaveHashes) &&
+      (!isStore || (this.#hasTokens && row[EVENT_ROW.blockSize] !== 0));
+    if (!isWhole) throw new DecodeError(DECODE_FAULT.malformed);
+    if (row[EVENT_ROW.adapterBytes] !== 0) row[EVENT_ROW.hasAdapterId] = 0;
+    if (this.#extraKeysAt !== 0) this.#readExtraKeys();
+    if (!this.#merge()) {
+      if (this.#rows === EVENT_ROWS_MAX) throw new DecodeError(DECODE_FAULT.oversized);
+      this.tables.rows.set(row, this.#rows * EVENT_ROW_WORDS);
+      this.tables.parents.set(this.#parent, this.#rows * ENGINE_HASH_WORDS);
+      this.#rows += 1;
+    }
+    this.#blocks += row[EVENT_ROW.blocks]!;
+    this.#tokens += row[EVENT_ROW.tokens]!;
   }
 
-  /** Goes to a field; false when it is absent or nil. */
-  #goTo(field: number): boolean {
-    const at = this.#fields[field]!;
-    if (at === 0) return false;
-    this.#cursor.at = at;
-    return this.#cursor.kind() !== KIND.nil;
+  #readExtraKeys(): void {
+    const row = this.#row;
+    const cursor = this.#cursor;
+    const extraKeys = this.#extraKeys;
+    const end = cursor.at;
+    cursor.at = this.#extraKeysAt;
+    if (!cursor.skipNil()) {
+      extraKeys.begin(row[EVENT_ROW.adapterAt]!, row[EVENT_ROW.adapterBytes]!);
+      extraKeys.read(row[EVENT_ROW.blocks]!);
+      row[EVENT_ROW.saltAt] = extraKeys.saltAt;
+      row[EVENT_ROW.saltBytes] = extraKeys.saltBytes;
+      row[EVENT_ROW.media] = extraKeys.mediaCount - row[EVENT_ROW.firstMedia]!;
+    }
+    cursor.at = end;
   }
 
-  /** Reads a text; its index in `words`, or −1. */
-  #word(words: WordTable): number {
-    const length = this.#cursor.enter(KIND.text);
-    const at = this.#cursor.at;
-    this.#cursor.at += length;
-    return words.find(this.#payload, at, length);
+  /** Joins the store in hand with the last row where it continues that one; false when it does not. */
+  #merge(): boolean {
+    const row = this.#row;
+    if (this.#rows === 0 || row[EVENT_ROW.hasParent] !== 1) return false;
+    const { rows, hashes } = this.tables;
+    const at = (this.#rows - 1) * EVENT_ROW_WORDS;
+    for (const column of MERGE_EQUAL) if (rows[at + column] !== row[column]) return false;
+    for (const column of MERGE_ZERO) if (rows[at + column] !== 0 || row[column] !== 0) return false;
+    if (!isFull(row, 0) || !isFull(rows, at)) return false;
+    const last = (this.#blocks - 1) * ENGINE_HASH_WORDS;
+    for (let i = 0; i < ENGINE_HASH_WORDS; i += 1) if (this.#parent[i] !== hashes[last + i]) return false;
+    const adapterAt = row[EVENT_ROW.adapterAt]!;
+    const lastAdapterAt = rows[at + EVENT_ROW.adapterAt]!;
+    if (!sameBytes(this.#payload, adapterAt, this.#payload, lastAdapterAt, row[EVENT_ROW.adapterBytes]!))
+      return false;
+    rows[at + EVENT_ROW.blocks]! += row[EVENT_ROW.blocks]!;
+    rows[at + EVENT_ROW.tokens]! += row[EVENT_ROW.tokens]!;
+    return true;
   }
+}
 
-  /** Reads the key of a map; −1 for one that is no text or not known. */
-  #key(words: WordTable): number {
-    if (this.#cursor.kind() === KIND.text) return this.#word(words);
-    this.#cursor.skip();
-    return -1;
-  }
+/** Whether a row has blocks, all of them full: of two stores, one must not make up for the other. */
+function isFull(rows: Int32Array, at: number): boolean {
+  const blocks = rows[at + EVENT_ROW.blocks]!;
+  return blocks > 0 && rows[at + EVENT_ROW.tokens] === blocks * rows[at + EVENT_ROW.blockSize]!;
 }

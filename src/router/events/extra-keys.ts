@@ -46,55 +46,43 @@ export class ExtraKeys {
     this.saltBytes = 0;
   }
 
-  /** Reads the list at the cursor; entries beyond the event's blocks are passed over. */
+  /** Reads the list at the cursor; media beyond the event's blocks are passed over. */
   read(blocks: number): void {
-    const entries = this.#cursor.enter(KIND.array);
+    const cursor = this.#cursor;
+    const entries = cursor.expect(KIND.array);
     for (let block = 0; block < entries; block += 1) {
-      if (block >= blocks || this.#cursor.kind() !== KIND.array) {
-        this.#cursor.skip();
-        continue;
+      if (cursor.skipNil()) continue;
+      for (let items = cursor.expect(KIND.array); items > 0; items -= 1) this.#item(block, blocks);
+    }
+  }
+
+  #item(block: number, blocks: number): void {
+    const cursor = this.#cursor;
+    const at = cursor.at;
+    cursor.next();
+    const { kind, size, start } = cursor;
+    if (kind === KIND.text) {
+      const isAdapter =
+        size === this.#adapterBytes && sameBytes(this.#payload, start, this.#payload, this.#adapterAt, size);
+      if (size === 0 || isAdapter) return;
+      if (this.#isDigest(start, size)) this.#addMedium(block, blocks, start, size);
+      else if (block === 0) {
+        this.saltAt = start;
+        this.saltBytes = size;
       }
-      for (let items = this.#cursor.enter(KIND.array); items > 0; items -= 1) this.#item(block);
-    }
-  }
-
-  #item(block: number): void {
-    const cursor = this.#cursor;
-    const kind = cursor.kind();
-    if (kind === KIND.array) {
-      this.#pair(block);
       return;
     }
-    if (kind !== KIND.text) {
-      cursor.skip();
-      return;
+    if (kind === KIND.array && size === 2) {
+      cursor.next();
+      const { size: nameBytes, start: nameAt } = cursor;
+      if (cursor.kind === KIND.text) {
+        cursor.skip();
+        this.#addMedium(block, blocks, nameAt, nameBytes);
+        return;
+      }
     }
-    const length = cursor.enter(KIND.text);
-    const at = cursor.at;
-    cursor.at += length;
-    if (length === this.#adapterBytes && sameBytes(this.#payload, at, this.#payload, this.#adapterAt, length))
-      return;
-    if (this.#isDigest(at, length)) this.#addDigest(block, at);
-    else if (block === 0 && this.saltBytes === 0) {
-      this.saltAt = at;
-      this.saltBytes = length;
-    }
-  }
-
-  /** `[hash, offset]`; any other list is passed over. */
-  #pair(block: number): void {
-    const cursor = this.#cursor;
-    const elements = cursor.enter(KIND.array);
-    if (elements !== 2 || cursor.kind() !== KIND.text) {
-      cursor.skip(elements);
-      return;
-    }
-    const length = cursor.enter(KIND.text);
-    const at = cursor.at;
-    cursor.at += length;
+    cursor.at = at;
     cursor.skip();
-    if (this.#isDigest(at, length)) this.#addDigest(block, at);
-    else if (length > 0) this.#addText(block, at, length);
   }
 
   #isDigest(at: number, length: number): boolean {
@@ -103,33 +91,32 @@ export class ExtraKeys {
     return true;
   }
 
-  /** A digest counts by its first 64 bits. */
-  #addDigest(block: number, at: number): void {
-    const word = (from: number): number => {
-      let value = 0;
-      for (let i = from; i < from + 8; i += 1) value = value * 16 + hexDigit(this.#payload[i]!);
-      return value;
-    };
-    this.#add(block, word(at + 8), word(at));
-  }
-
-  #addText(block: number, at: number, length: number): void {
+  /** A digest counts by its first 64 bits, another name by its hash. */
+  #addMedium(block: number, blocks: number, at: number, length: number): void {
+    if (length === 0 || block >= blocks) return;
+    if (this.mediaCount >= EVENT_MEDIA_MAX) throw new DecodeError(DECODE_FAULT.oversized);
+    const row = this.mediaCount * EVENT_MEDIA_WORDS;
+    this.mediaCount += 1;
+    this.#media[row] = block;
+    if (this.#isDigest(at, length)) {
+      this.#media[row + 1] = this.#hexWord(at + 8);
+      this.#media[row + 2] = this.#hexWord(at);
+      return;
+    }
     const digest = this.#xxh3
       .init()
       .update(this.#payload.subarray(at, at + length))
       .digest('binary');
     // hash-wasm gives the canonical form, which is big-endian.
     const words = new DataView(digest.buffer, digest.byteOffset, digest.byteLength);
-    this.#add(block, words.getUint32(4), words.getUint32(0));
+    this.#media[row + 1] = words.getUint32(4);
+    this.#media[row + 2] = words.getUint32(0);
   }
 
-  #add(block: number, low: number, high: number): void {
-    if (this.mediaCount >= EVENT_MEDIA_MAX) throw new DecodeError(DECODE_FAULT.oversized);
-    const at = this.mediaCount * EVENT_MEDIA_WORDS;
-    this.#media[at] = block;
-    this.#media[at + 1] = low;
-    this.#media[at + 2] = high;
-    this.mediaCount += 1;
+  #hexWord(at: number): number {
+    let value = 0;
+    for (let i = at; i < at + 8; i += 1) value = value * 16 + hexDigit(this.#payload[i]!);
+    return value;
   }
 }
 

@@ -16,6 +16,8 @@ export class DecodeError extends Error {
   }
 }
 
+const INT32_MAX = 0x7fff_ffff;
+
 /** What a value is, by its first byte. `invalid` is 0xc1; `other` are booleans, floats and extensions. */
 export const KIND = {
   invalid: 0,
@@ -65,13 +67,17 @@ define(0xde, 0xde, KIND.map, 2);
 define(0xdf, 0xdf, KIND.map, 4);
 define(0xe0, 0xff, KIND.integer);
 
-/** A place in a payload. Every method that reads throws a DecodeError when the bytes end inside the value. */
+/** A place in a payload. Methods that read throw a DecodeError: `truncated` when the bytes end inside the value. */
 export class MsgpackCursor {
   #bytes: Uint8Array = new Uint8Array(0);
   #view: DataView = new DataView(this.#bytes.buffer);
   /** Offset of the next value. */
   at = 0;
-  /** The words of the integer that was read last, as unsigned numbers; a negative one is sign-extended. */
+  /** Of the value read last: its kind, its bytes, elements or entries, and where its bytes begin. */
+  kind: Kind = KIND.nil;
+  size = 0;
+  start = 0;
+  /** Of the integer read last: its words as unsigned numbers; a negative one is sign-extended. */
   low = 0;
   high = 0;
 
@@ -82,68 +88,103 @@ export class MsgpackCursor {
     this.at = 0;
   }
 
-  /** Kind of the next value, which stays unread. */
-  kind(): Kind {
-    return KINDS[this.#first()] as Kind;
+  /** Whether all bytes were read. */
+  get isAtEnd(): boolean {
+    return this.at === this.#bytes.length;
   }
 
-  /** Enters the next value, which must be of `kind`: its number of elements, of entries, or of bytes from `at` on. */
-  enter(kind: typeof KIND.array | typeof KIND.map | typeof KIND.text | typeof KIND.binary): number {
-    const first = this.#first();
-    if (KINDS[first] !== kind) throw new DecodeError(DECODE_FAULT.malformed);
+  /** Reads a value; of an array or a map only its head, so that its elements are next. */
+  next(): void {
+    const first = this.#bytes[this.at];
+    if (first === undefined) throw new DecodeError(DECODE_FAULT.truncated);
     this.at += 1;
-    const length = this.#length(first);
+    this.kind = KINDS[first] as Kind;
+    if (this.kind === KIND.invalid) throw new DecodeError(DECODE_FAULT.malformed);
+    this.size = this.#length(first);
+    this.start = this.at;
     // Each element takes a byte at least, so a length beyond the end cannot be true.
-    if (length > this.#bytes.length - this.at) throw new DecodeError(DECODE_FAULT.truncated);
-    return length;
+    if (this.kind === KIND.array) this.#need(this.size);
+    else if (this.kind === KIND.map) this.#need(this.size * 2);
+    else this.#advance(this.size + FIXED_BYTES[first]!);
+    if (this.kind === KIND.integer) this.#integer(first);
   }
 
-  /** Reads an integer of any width into `low` and `high`. */
-  integer(): void {
-    const first = this.#first();
-    if (KINDS[first] !== KIND.integer) throw new DecodeError(DECODE_FAULT.malformed);
-    const at = this.at + 1;
-    const bytes = FIXED_BYTES[first]!;
-    this.#advance(1 + bytes);
-    if (bytes === 8) {
-      this.high = this.#view.getUint32(at);
-      this.low = this.#view.getUint32(at + 4);
-      return;
+  /** Reads a value that must be of `kind`; returns its size. */
+  expect(kind: Kind): number {
+    this.next();
+    if (this.kind !== kind) throw new DecodeError(DECODE_FAULT.malformed);
+    return this.size;
+  }
+
+  /** Reads an integer in [0, 2^32). */
+  word(): number {
+    // Most ids of a prompt: two bytes, or one.
+    const first = this.#bytes[this.at]!;
+    if (first < 0x80) {
+      this.at += 1;
+      return first;
     }
-    const value = this.#small(first, at);
-    this.low = value >>> 0;
-    this.high = value < 0 ? 0xffff_ffff : 0;
+    if (first === 0xcd && this.at + 3 <= this.#bytes.length) {
+      this.at += 3;
+      return (this.#bytes[this.at - 2]! << 8) | this.#bytes[this.at - 1]!;
+    }
+    this.expect(KIND.integer);
+    if (this.high !== 0) throw new DecodeError(DECODE_FAULT.malformed);
+    return this.low;
   }
 
-  /** Reads an integer in [0, max]; `max` is below 2^32. */
-  unsigned(max: number): number {
-    this.integer();
-    if (this.high !== 0 || this.low > max) throw new DecodeError(DECODE_FAULT.malformed);
-    return this.low;
+  /** Reads an integer in [min, 2^31). */
+  number(min: number): number {
+    const value = this.word();
+    if (value < min || value > INT32_MAX) throw new DecodeError(DECODE_FAULT.malformed);
+    return value;
+  }
+
+  /** Passes over a nil; false when something else is next. */
+  skipNil(): boolean {
+    if (this.#bytes[this.at] !== 0xc0) return false;
+    this.at += 1;
+    return true;
+  }
+
+  /** Reads a text, or nil; false for nil. */
+  text(): boolean {
+    if (this.skipNil()) return false;
+    this.expect(KIND.text);
+    return true;
   }
 
   /** Passes over values with all that is in them. */
   skip(count = 1): void {
     for (let left = count; left > 0; left -= 1) {
-      const first = this.#first();
-      const kind = KINDS[first];
-      if (kind === KIND.invalid) throw new DecodeError(DECODE_FAULT.malformed);
-      this.at += 1;
-      const length = this.#length(first);
-      if (kind === KIND.array || kind === KIND.map) left += kind === KIND.map ? length * 2 : length;
-      else this.#advance(FIXED_BYTES[first]! + length);
-      if (left - 1 > this.#bytes.length - this.at) throw new DecodeError(DECODE_FAULT.truncated);
+      this.next();
+      if (this.kind === KIND.array) left += this.size;
+      if (this.kind === KIND.map) left += this.size * 2;
+      this.#need(left - 1);
     }
   }
 
-  #first(): number {
-    const first = this.#bytes[this.at];
-    if (first === undefined) throw new DecodeError(DECODE_FAULT.truncated);
-    return first;
+  /** Reads the key of a map's entry: its index in `words`, or −1 when it is another one or no text. */
+  key(words: WordTable): number {
+    const at = this.at;
+    this.next();
+    if (this.kind === KIND.text) return this.find(words);
+    this.at = at;
+    this.skip();
+    return -1;
+  }
+
+  /** Index of the text read last, or −1. */
+  find(words: WordTable): number {
+    return words.find(this.#bytes, this.start, this.size);
+  }
+
+  #need(bytes: number): void {
+    if (bytes > this.#bytes.length - this.at) throw new DecodeError(DECODE_FAULT.truncated);
   }
 
   #advance(bytes: number): void {
-    if (bytes > this.#bytes.length - this.at) throw new DecodeError(DECODE_FAULT.truncated);
+    this.#need(bytes);
     this.at += bytes;
   }
 
@@ -160,7 +201,19 @@ export class MsgpackCursor {
     return bytes === 2 ? this.#view.getUint16(at) : this.#view.getUint32(at);
   }
 
-  /** The integer of at most 32 bits begun by `first`, whose bytes are at `at`. */
+  /** The integer begun by `first`, the rest of which is at `start`. */
+  #integer(first: number): void {
+    const at = this.start;
+    if (first === 0xcf || first === 0xd3) {
+      this.high = this.#view.getUint32(at);
+      this.low = this.#view.getUint32(at + 4);
+      return;
+    }
+    const value = this.#small(first, at);
+    this.low = value >>> 0;
+    this.high = value < 0 ? 0xffff_ffff : 0;
+  }
+
   #small(first: number, at: number): number {
     if (first < 0x80) return first;
     if (first >= 0xe0) return first - 0x100;
