@@ -208,6 +208,7 @@ export class IndexApplier implements IndexSink {
     const { writer, decoder, hashers } = this.#options;
     const { parents, tokens } = decoder.tables;
     const blocks = this.#word(row, EVENT_ROW.blocks);
+    if (blocks === 0) return null;
     let parent: Hash64 | null = null;
     let salt = this.#text(payload, row, EVENT_ROW.saltAt, EVENT_ROW.saltBytes);
     if (this.#word(row, EVENT_ROW.hasParent) === 1) {
