@@ -2,6 +2,7 @@
 import { IndexApplier, type Residency } from '#millrace/router/events/applier.js';
 import type { HolderFacts } from '#millrace/router/events/contract.js';
 import { createEventDecoder } from '#millrace/router/events/decoder.js';
+import { createHashers } from '#millrace/router/hashing/block-hasher.js';
 import { createSimpleIndex } from '#millrace/router/index/simple-index.js';
 import type { LogFields } from '#millrace/runtime/logger.js';
 import { ids, packBatch, referenceHashers, type StoredEvent, type WireEvent } from './event-batches.js';
@@ -23,7 +24,7 @@ export const FACTS: HolderFacts = {
 export const HOLDER = 7;
 
 /** An applier over a new index, with one holder. */
-export function setUp(facts: Partial<HolderFacts> = {}) {
+export async function setUp(facts: Partial<HolderFacts> = {}) {
   const index = createSimpleIndex({ blocksMax: 100_000, predictionsMax: 1000 });
   const logged: { message: string; fields: LogFields | undefined }[] = [];
   const told: number[][] = [];
@@ -37,7 +38,7 @@ export function setUp(facts: Partial<HolderFacts> = {}) {
   const sink = new IndexApplier({
     writer: index,
     decoder,
-    hashers,
+    hashers: await createHashers(null),
     residency,
     log: { warn: (message, fields) => logged.push({ message, fields }) },
     now: () => 1234,

@@ -9,7 +9,7 @@ const nonZero = (counts: SinkCounts): Partial<SinkCounts> =>
   Object.fromEntries(Object.entries(counts).filter(([, count]) => count !== 0));
 
 t.test('stores, continuations, removals and clears', async t => {
-  const { sink, depths, apply, logged } = setUp();
+  const { sink, depths, apply, logged } = await setUp();
   apply(store(0, 2), store(2, 3));
   t.same(depths(PROMPT), [3, 3]);
   apply(remove(1));
@@ -27,7 +27,7 @@ t.test('stores, continuations, removals and clears', async t => {
 });
 
 t.test('every tier counts, the device apart', async t => {
-  const { depths, apply, sink, logged } = setUp();
+  const { depths, apply, sink, logged } = await setUp();
   apply(store(0, 3), store(0, 3, { medium: 'CPU' }), store(0, 3, { medium: 'DISK' }));
   apply(remove(1), remove(2));
   t.same(depths(PROMPT), [3, 1]);
@@ -41,7 +41,7 @@ t.test('every tier counts, the device apart', async t => {
 });
 
 t.test('groups other than full attention are left out, in removals too', async t => {
-  const { depths, apply, sink } = setUp();
+  const { depths, apply, sink } = await setUp();
   apply(store(0, 2, { group_idx: 1, kv_cache_spec_kind: 'full_attention' }));
   apply(store(0, 3, { group_idx: 0, kv_cache_spec_kind: 'sliding_window' }));
   t.same(depths(PROMPT), [2, 2]);
@@ -50,18 +50,18 @@ t.test('groups other than full attention are left out, in removals too', async t
   t.equal(sink.counters.otherGroup, 3);
   apply(store(0, 3, { group_idx: 1 }), remove(0, { group_idx: 1 }));
   t.same(depths(PROMPT), [0, 0]);
-  const unsaid = setUp();
+  const unsaid = await setUp();
   unsaid.apply(store(0, 1, { group_idx: 0 }), store(0, 3, { group_idx: 1 }));
   t.same(unsaid.depths(PROMPT), [1, 1], 'without kinds only the first group counts');
 });
 
 t.test('the block size is that of the holder, or what the first store on the device says', async t => {
-  const known = setUp();
+  const known = await setUp();
   known.apply(store(0, 1, { block_size: 2, block_hashes: [1, 2] }), store(0, 1));
   t.same(known.depths(PROMPT), [1, 1]);
   t.equal(known.sink.counters.blockSizeMismatch, 1);
   t.same(known.told, []);
-  const unknown = setUp({ blockSize: null });
+  const unknown = await setUp({ blockSize: null });
   unknown.apply(store(0, 1, { block_size: 2, block_hashes: [1, 2], medium: 'CPU' }));
   unknown.apply(
     store(0, 1, { token_ids: [1] }),
@@ -77,7 +77,7 @@ t.test('the block size is that of the holder, or what the first store on the dev
 });
 
 t.test('ids that do not fill the blocks', async t => {
-  const { depths, apply, sink } = setUp();
+  const { depths, apply, sink } = await setUp();
   const pairs = (count: number): number[][] => PROMPT.slice(0, count).map((id, i) => [id, PROMPT[i + 1]!]);
   for (const token_ids of [[], ids(1, 7), ids(1, 9), pairs(7)]) apply(store(0, 2, { token_ids }));
   t.equal(sink.counters.tokenCountMismatch, 4);
@@ -87,7 +87,7 @@ t.test('ids that do not fill the blocks', async t => {
 });
 
 t.test('orphans and blocks that are named twice', async t => {
-  const { depths, apply, sink, logged } = setUp();
+  const { depths, apply, sink, logged } = await setUp();
   apply(store(1, 2), store(2, 3));
   t.equal(sink.counters.orphans, 1, 'the two are one row');
   apply(store(0, 1, { parent_block_hash: 100 }));
@@ -101,7 +101,7 @@ t.test('orphans and blocks that are named twice', async t => {
 });
 
 t.test('adapters and salts are other sequences; a continuation has the salt of its parent', async t => {
-  const { depths, apply, sink } = setUp();
+  const { depths, apply, sink } = await setUp();
   apply(store(0, 1, { lora_name: 'lora', extra_keys: [['lora', 'salt']] }));
   apply(store(1, 3, { lora_name: 'lora', extra_keys: [['lora'], ['lora']] }));
   t.same(depths(PROMPT, 'lora', 'salt'), [3, 3]);
@@ -122,14 +122,14 @@ t.test('adapters and salts are other sequences; a continuation has the salt of i
 });
 
 t.test('media change the block that they touch and all that follow', async t => {
-  const { depths, apply } = setUp();
+  const { depths, apply } = await setUp();
   apply(store(0, 3, { extra_keys: [null, [['ab'.repeat(32), 0]], null] }));
   t.same(depths(PROMPT), [1, 1]);
   t.same(depths(PROMPT, '', '', Uint32Array.of(1, 0xabab_abab, 0xabab_abab)), [3, 3]);
 });
 
 t.test('a batch that cannot be read empties the holder; the next one counts again', async t => {
-  const { depths, apply, sink, logged } = setUp();
+  const { depths, apply, sink, logged } = await setUp();
   const oversized = packBatch([{ type: 'BlockRemoved', block_hashes: Array(200_000).fill(1) }]);
   const bad = [Uint8Array.of(0xc1), packBatch([store(0, 1)]).subarray(0, -2), pack([1]), oversized];
   for (const payload of bad) {
@@ -149,7 +149,7 @@ t.test('a batch that cannot be read empties the holder; the next one counts agai
 });
 
 t.test('holders come, go and are known by their generation', async t => {
-  const { depths, apply, sink, index, calls } = setUp();
+  const { depths, apply, sink, index, calls } = await setUp();
   const route = (generation: number): void => {
     const hashes = new Uint32Array(6);
     hashers.of('', '').hashAfter(null, Uint32Array.from(PROMPT), 0, 3, 4, null, hashes);
@@ -179,7 +179,7 @@ t.test('holders come, go and are known by their generation', async t => {
 });
 
 t.test('a holder without events is guessed', async t => {
-  const { calls, sink, apply, depths } = setUp({ hasEvents: false, totalBlocks: 900 });
+  const { calls, sink, apply, depths } = await setUp({ hasEvents: false, totalBlocks: 900 });
   const hashes = new Uint32Array(6);
   sink.route({ slot: HOLDER, generation: 3, hashes, blocks: 3, cachedBlocks: 0, expiresMs: 50 });
   apply(store(0, 1));
@@ -201,7 +201,7 @@ t.test('a holder without events is guessed', async t => {
 t.test('one store per page gives the same index as one for all', async t => {
   const long = ids(1, 400);
   for (const form of FORMS) {
-    const single = setUp();
+    const single = await setUp();
     const pages: StoredEvent[] = Array.from({ length: 100 }, (_, i) => ({
       type: 'BlockStored',
       block_hashes: [hashAs(BigInt(i) - 50n, 'signed')],
@@ -210,7 +210,7 @@ t.test('one store per page gives the same index as one for all', async t => {
       block_size: 4,
     }));
     for (const page of pages) single.sink.apply(HOLDER, packBatch([page], form));
-    const merged = setUp();
+    const merged = await setUp();
     merged.sink.apply(HOLDER, packBatch(pages, form));
     t.same(merged.sink.counters.events, 1);
     for (const { apply, depths } of [single, merged]) {

@@ -159,7 +159,11 @@ export class EnginePool {
         { ...whole, token_ids: [1, 2, 3] },
         { ...whole, block_hashes, parent_block_hash: block_hashes[0] },
         { ...whole, block_hashes, parent_block_hash: this.#hash('nowhere') },
-        { ...whole, block_hashes: [...hashes, hashes[0]], token_ids: idsOf([...prompt.symbols, 0]) },
+        {
+          ...whole,
+          block_hashes: [...block_hashes, block_hashes[0]],
+          token_ids: idsOf([...prompt.symbols, 0]),
+        },
       ]),
     ];
   }

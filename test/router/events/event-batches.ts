@@ -4,8 +4,8 @@
  */
 import { createXXHash3, type IHasher } from 'hash-wasm';
 import { Packr } from 'msgpackr';
-import type { IdentityHashers } from '#millrace/router/events/applier.js';
 import { EVENT_MEDIA_WORDS } from '#millrace/router/events/event-tables.js';
+import type { BlockHasher } from '#millrace/router/hashing/block-hasher.js';
 
 const packr = new Packr({ useRecords: false, variableMapSize: true, encodeUndefinedAsNil: true });
 
@@ -85,10 +85,15 @@ export function hashAs(hash: bigint, form: HashForm): bigint | Buffer {
 const digestOf = (hasher: IHasher, bytes: Uint8Array): bigint =>
   Buffer.from(hasher.init().update(bytes).digest('binary')).readBigUInt64BE();
 
+/** Of hashers, what appliers use. */
+export interface ReferenceHashers {
+  of(adapter: string, salt: string): Pick<BlockHasher, 'hashAfter'>;
+}
+
 /** Hashers made of the formulas of kv-routing and nothing else, for the identities that a test names. */
 export async function referenceHashers(
   identities: readonly [adapter: string, salt: string][],
-): Promise<IdentityHashers> {
+): Promise<ReferenceHashers> {
   const chain = await createXXHash3(1337);
   const forAdapters = await createXXHash3(0);
   const forSalts = await createXXHash3(1);
