@@ -68,7 +68,7 @@ export class EnginePool {
     const events: WireEvent[] = [];
     for (let steps = 1 + randomInteger(this.#random, 5); steps > 0; steps -= 1) events.push(...this.#step());
     const payload = packBatch(events, form);
-    if (this.#random() > 0.01) return payload;
+    if (this.#random() > 0.02) return payload;
     this.seen.damaged += 1;
     this.#held.clear();
     return payload.subarray(0, randomInteger(this.#random, payload.length));
