@@ -8,11 +8,11 @@ const packr = new Packr({ useRecords: false });
 const END = Buffer.alloc(8, 0xff);
 
 /** The batch that publisher process `epoch` sends as its number `n`; its time rises with both. */
-export const batchOf = (epoch: number, n: number): Buffer => packr.pack([epoch * 1000 + n + 0.5, [], 0]);
+export const batchOf = (epoch: number, n: number): Buffer => packr.pack([epoch * 1_000_000 + n + 0.5, [], 0]);
 /** `epoch/n` of such a batch. */
 export function nameOf(payload: Uint8Array): string {
   const at = packr.unpack(payload)[0] - 0.5;
-  return `${Math.floor(at / 1000)}/${at % 1000}`;
+  return `${Math.floor(at / 1_000_000)}/${at % 1_000_000}`;
 }
 
 /** The eight bytes of a sequence number. */
@@ -43,6 +43,8 @@ export class LoopbackPublisher {
   readonly #ring: [number, Buffer][] = [];
   #serving: Promise<void> = Promise.resolve();
   #next = 0;
+  /** The ROUTER drops the terminator, as it does when its queue is full. */
+  losesEnd = false;
   /** Start numbers that were asked for. */
   readonly asked: number[] = [];
 
@@ -84,6 +86,11 @@ export class LoopbackPublisher {
     }
   }
 
+  /** Resolves when a subscriber has connected; it may still miss some messages. */
+  async connected(): Promise<void> {
+    while ((await this.#publisher.events.receive()).type !== 'handshake');
+  }
+
   sendFrames(frames: (string | Buffer)[]): Promise<void> {
     return this.#publisher.send(frames);
   }
@@ -102,7 +109,7 @@ export class LoopbackPublisher {
         this.asked.push(from);
         for (const [sequence, payload] of this.#ring)
           if (sequence >= from) await this.#router.send([client!, empty!, sequenceBytes(sequence), payload]);
-        await this.#router.send([client!, empty!, END, '']);
+        if (!this.losesEnd) await this.#router.send([client!, empty!, END, '']);
       }
     } catch (error) {
       if (!this.#router.closed) throw error;

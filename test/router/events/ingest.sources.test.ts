@@ -122,6 +122,7 @@ t.test('a ring that has moved on clears the rank; an engine that restarts does t
   await first.kill();
   const second = await LoopbackPublisher.start(2, 100_000, first);
   sink.log.length = 0;
+  await second.connected();
   await publishUntilHeard(second, () => ingest.counts().restarts > 0);
   await sink.saw(`7<2/${second.next - 1}`);
   t.same(
@@ -170,6 +171,27 @@ t.test('a replay socket that never answers holds nothing up beyond its deadline'
   await publisher.send(3, true);
   await publishUntilHeard(publisher, () => ingest.counts().replays > 1);
   t.equal(sink.log.filter(entry => entry === 'tend').length, 24);
+  await ingest.close();
+  t.equal(clock.nextInMs(), null, 'no timer is left');
+  await publisher.kill();
+});
+
+t.test('a replay whose terminator is lost ends when it falls silent', async t => {
+  const publisher = await LoopbackPublisher.start(1);
+  publisher.losesEnd = true;
+  await publisher.send(100, true);
+  const clock = new ManualClock();
+  const { sink, ingest } = await startIngest({ clock });
+  ingest.addWorker(7, facts(), endpointsOf(publisher));
+  clock.advance(50);
+  await sink.saw('7<1/99');
+  await publishUntilHeard(publisher, () => ingest.counts().messages > 0);
+  const first = publisher.next - 1;
+  t.notOk(sink.log.includes(`7<1/${first}`), 'live batches wait');
+  publisher.losesEnd = false;
+  for (let n = 0; n < 3; n += 1) clock.advance(500);
+  await sink.saw(`7<1/${first}`);
+  t.match(ingest.counts(), { replayFailures: 0, clearedRanks: 0, lostBatches: 0 });
   await ingest.close();
   t.equal(clock.nextInMs(), null, 'no timer is left');
   await publisher.kill();

@@ -70,7 +70,9 @@ t.test('endpoints are checked before a socket is made', async t => {
       { code: 'MILLRACE_CONFIG', message: /^publish: / },
       wrong,
     );
-  await t.rejects(startSource('tcp://127.0.0.1:99999'), { code: 'MILLRACE_CONFIG' });
+  for (const wrong of ['tcp://h:65536', 'tcp://a b:1', 'bind:', 'bind:tcp://*:0x1'])
+    await t.rejects(startSource(wrong), { code: 'MILLRACE_CONFIG' }, wrong);
+  await t.rejects(startSource('tcp://a!b:1'), { code: 'MILLRACE_CONFIG' }, 'what libzmq refuses');
 });
 
 t.test('an engine may connect to us, once the port is free', async t => {
@@ -97,23 +99,26 @@ t.test('an engine may connect to us, once the port is free', async t => {
   await source.close();
 });
 
-t.test('a message over the limit ends the connection, which is then made anew', async t => {
+t.test('a connection that ended over a message too long is made anew', async t => {
   const endpoint = await freeEndpoint();
   const engine = new Publisher({ linger: 0 });
   await engine.bind(endpoint);
-  const { source, batches } = await startSource(endpoint, 1000);
-  const heard = async (from: number): Promise<void> => {
-    for (let n = from; !batches.some(([sequence]) => sequence >= from); n += 1) {
+  const { source, batches, clock, lines } = await startSource(endpoint, 1000);
+  const hear = async (from: number): Promise<void> => {
+    for (let n = from; (batches.at(-1)?.[0] ?? -1) < from; n += 1) {
+      clock.advance(10);
       await engine.send(['', sequenceBytes(n), Buffer.alloc(300)]);
       await new Promise(setImmediate);
     }
   };
-  await heard(0);
+  await hear(0);
   await engine.send(['', sequenceBytes(7), Buffer.alloc(2000)]);
-  await heard(1_000_000);
+  await hear(1_000_000);
   t.notOk(batches.some(([, bytes]) => bytes > 1000));
+  t.match(lines.join(), /given up.*connected anew.*reason=disconnect/);
   engine.close();
   await source.close();
+  t.equal(clock.nextInMs(), null, 'no timer is left');
 });
 
 t.test(
