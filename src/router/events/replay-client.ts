@@ -110,23 +110,18 @@ export class ReplayClient {
       maxMessageSize: this.#options.messageBytesMax,
     });
     replay.socket = socket;
-    const loop = this.#run(replay, socket)
-      // The socket is closed under a waiting send or receive, or it broke: `#fail` is a no-op in the first case.
-      .catch(() => this.#fail(replay))
-      .finally(() => this.#loops.delete(loop));
+    const loop = this.#run(replay, socket).finally(() => this.#loops.delete(loop));
     this.#loops.add(loop);
   }
 
   async #run(replay: Replay, socket: InstanceType<ZeroMq['Dealer']>): Promise<void> {
-    const { counts, endpoint, batchesMax, bytesMax, replayed } = this.#options;
-    socket.connect(endpoint);
-    const start = Buffer.alloc(8);
-    start.writeBigUInt64BE(BigInt(replay.from));
-    await socket.send([EMPTY, start]);
+    const { counts, batchesMax, bytesMax, replayed } = this.#options;
+    const isSent = await this.#request(socket, replay.from);
     let bytes = 0;
-    while (replay.batches < batchesMax) {
-      const frames = await socket.receive();
+    while (isSent && replay.batches < batchesMax) {
+      const frames = await receive(socket);
       if (this.#replay !== replay) return;
+      if (frames === null) break;
       if (isTerminator(frames)) {
         this.#end(replay);
         return;
@@ -140,6 +135,19 @@ export class ReplayClient {
       if (replay.batches % BATCHES_PER_TURN === 0) await new Promise(setImmediate);
     }
     this.#fail(replay);
+  }
+
+  /** False when the socket refuses the endpoint, or is closed before the request could be sent. */
+  async #request(socket: InstanceType<ZeroMq['Dealer']>, from: number): Promise<boolean> {
+    const start = Buffer.alloc(8);
+    start.writeBigUInt64BE(BigInt(from));
+    try {
+      socket.connect(this.#options.endpoint);
+      await socket.send([EMPTY, start]);
+      return true;
+    } catch {
+      return false;
+    }
   }
 
   #endIfSilent(replay: Replay): void {
@@ -161,6 +169,15 @@ export class ReplayClient {
     this.#failures += 1;
     this.#refuseUntilMs = clock.nowMs() + pauseMs * (0.5 + random() / 2);
     failed(replay.id);
+  }
+}
+
+/** The next message, or null when the socket is closed or broken. */
+async function receive(socket: InstanceType<ZeroMq['Dealer']>): Promise<readonly Uint8Array[] | null> {
+  try {
+    return await socket.receive();
+  } catch {
+    return null;
   }
 }
 

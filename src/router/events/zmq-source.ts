@@ -106,13 +106,16 @@ export class ZmqSource {
     if (bindTo !== null) await this.#bind(bindTo);
     let left = MESSAGES_PER_TURN;
     while (!this.#isClosed) {
+      let frames: readonly Uint8Array[];
       try {
-        this.#take(await this.#socket.receive());
+        frames = await this.#socket.receive();
       } catch (error) {
         if (this.#isClosed) return;
         this.#warn('an event socket failed to receive; is retried', (error as Error).message);
         await this.#pause();
+        continue;
       }
+      this.#take(frames);
       left -= 1;
       if (left === 0) {
         left = MESSAGES_PER_TURN;

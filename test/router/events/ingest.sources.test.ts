@@ -176,6 +176,16 @@ t.test('a replay socket that never answers holds nothing up beyond its deadline'
   await publisher.kill();
 });
 
+t.test('a replay socket that libzmq refuses fails the replay, not the thread', async t => {
+  const publisher = await LoopbackPublisher.start(1);
+  const { sink, ingest } = await startIngest();
+  ingest.addWorker(7, facts(), { ...endpointsOf(publisher), replay: 'tcp://a!b:1' });
+  await publishUntilHeard(publisher, () => sink.has('7<'));
+  t.match(ingest.counts(), { replays: 1, replayFailures: 1 });
+  await ingest.close();
+  await publisher.kill();
+});
+
 t.test('a replay whose terminator is lost ends when it falls silent', async t => {
   const publisher = await LoopbackPublisher.start(1);
   publisher.losesEnd = true;
