@@ -1,7 +1,7 @@
 /**
  * ReplayClient (R4): asks the replay socket of one worker rank for batches that it published before, as vLLM and SGLang
  * serve them: a DEALER sends ["", start] and gets ["", sequence, payload] for each, then a terminator whose sequence is
- * eight bytes of 0xff. One replay runs at a time, on a socket of its own, so that no answer of an earlier one can be
+ * eight bytes of 0xff. Newer ones (seen on vLLM 0.32.0) put the topic before the sequence: ["", topic, sequence, payload]. One replay runs at a time, on a socket of its own, so that no answer of an earlier one can be
  * mistaken for its own. The ingest thread owns it.
  */
 import type { Clock, Timer } from '../../runtime/clock.js';
@@ -126,12 +126,12 @@ export class ReplayClient {
         this.#end(replay);
         return;
       }
-      const sequence = frames.length === 3 && frames[0]!.length === 0 ? readSequence(frames[1]!) : -1;
+      const sequence = isAnswer(frames) ? readSequence(frames.at(-2)!) : -1;
       bytes += frames.reduce((sum, frame) => sum + frame.length, 0);
       if (bytes > bytesMax) break;
       replay.batches += 1;
       if (sequence < 0) counts.badFrames += 1;
-      else replayed(replay.id, sequence, frames[2]!);
+      else replayed(replay.id, sequence, frames.at(-1)!);
       if (replay.batches % BATCHES_PER_TURN === 0) await new Promise(setImmediate);
     }
     this.#fail(replay);
@@ -181,8 +181,11 @@ async function receive(socket: InstanceType<ZeroMq['Dealer']>): Promise<readonly
   }
 }
 
+const isAnswer = (frames: readonly Uint8Array[]): boolean =>
+  (frames.length === 3 || frames.length === 4) && frames[0]!.length === 0;
+
 const isTerminator = (frames: readonly Uint8Array[]): boolean =>
-  frames.length === 3 &&
-  frames[2]!.length === 0 &&
-  frames[1]!.length === 8 &&
-  frames[1]!.every(byte => byte === 0xff);
+  isAnswer(frames) &&
+  frames.at(-1)!.length === 0 &&
+  frames.at(-2)!.length === 8 &&
+  frames.at(-2)!.every(byte => byte === 0xff);

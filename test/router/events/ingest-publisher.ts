@@ -45,6 +45,8 @@ export class LoopbackPublisher {
   #next = 0;
   /** The ROUTER drops the terminator, as it does when its queue is full. */
   losesEnd = false;
+  /** Replays have a topic frame, as those of newer engines. */
+  replaysTopic = false;
   /** Start numbers that were asked for. */
   readonly asked: number[] = [];
 
@@ -107,9 +109,10 @@ export class LoopbackPublisher {
         const [client, empty, start] = await this.#router.receive();
         const from = Number(start!.readBigUInt64BE());
         this.asked.push(from);
+        const head = this.replaysTopic ? [client!, empty!, ''] : [client!, empty!];
         for (const [sequence, payload] of this.#ring)
-          if (sequence >= from) await this.#router.send([client!, empty!, sequenceBytes(sequence), payload]);
-        if (!this.losesEnd) await this.#router.send([client!, empty!, END, '']);
+          if (sequence >= from) await this.#router.send([...head, sequenceBytes(sequence), payload]);
+        if (!this.losesEnd) await this.#router.send([...head, END, '']);
       }
     } catch (error) {
       if (!this.#router.closed) throw error;

@@ -1,6 +1,6 @@
 // Promise: over real sockets an Ingest brings each rank's batches to the sink in order, once, fills gaps by replay, clears
 // a rank whose gap stays, survives engines that restart, keep silent or send rubbish, and closes under load.
-import t from 'tap';
+import t, { type Test } from 'tap';
 import type { EventEndpoints, HolderFacts, IndexSink } from '#millrace/router/events/contract.js';
 import { Ingest, type IngestOptions } from '#millrace/router/events/ingest.js';
 import { loadZeroMq } from '#millrace/router/events/zmq-source.js';
@@ -88,8 +88,9 @@ async function publishUntilHeard(publisher: LoopbackPublisher, hasHeard: () => b
 const names = (epoch: number, from: number, to: number): string[] =>
   Array.from({ length: to - from + 1 }, (_, n) => `7<${epoch}/${from + n}`);
 
-t.test('a warm engine is replayed from 0, a lost batch is replayed, and nothing is cleared', async t => {
+async function replays(t: Test, replaysTopic: boolean): Promise<void> {
   const publisher = await LoopbackPublisher.start(1);
+  publisher.replaysTopic = replaysTopic;
   await publisher.send(50, true);
   const { sink, ingest } = await startIngest();
   ingest.addWorker(7, facts(), endpointsOf(publisher));
@@ -107,6 +108,11 @@ t.test('a warm engine is replayed from 0, a lost batch is replayed, and nothing 
   t.ok(ingest.lag()!.max >= ingest.lag()!.p50);
   await ingest.close();
   await publisher.kill();
+}
+
+t.test('a warm engine is replayed from 0, a lost batch is replayed, and nothing is cleared', async t => {
+  await replays(t, false);
+  await replays(t, true);
 });
 
 t.test('a ring that has moved on clears the rank; an engine that restarts does too', async t => {
