@@ -27,7 +27,7 @@ import { resolveMaxTokens } from '../preprocess/max-tokens.js';
 import { parseRequest } from '../preprocess/parse-request.js';
 import type { TextModel } from '../preprocess/text-model.js';
 import type { Decider, Placement, PromptBlocks } from '../router/decide.js';
-import { PoolFleet, servesTokens } from './pool-fleet.js';
+import { PoolFleet, type Serving } from './pool-fleet.js';
 import { type HasherSource, PromptHasher } from './prompt-blocks.js';
 import { type KnownIds, PromptSource } from './prompt-source.js';
 import type { RemoteIds } from './remote-ids.js';
@@ -122,29 +122,27 @@ export class Planning {
    * was read in the ring's memory.
    */
   #finish(ask: AskHead, request: TokenRequest, model: ModelView, known: KnownIds, bodyBytes: number): Plan {
-    const serving = this.#fleet.eligible(model, ask.hints.worker);
-    const contextLength = this.#fleet.contextLength(model, serving);
+    const { hints } = ask;
+    const serving = this.#fleet.serving(model, hints.worker);
     const ready = this.#ready(request, model, known, bodyBytes);
     const maxTokens =
       ready.mode === 'token' || request.prompt.kind === 'ids'
-        ? resolveMaxTokens(request, ready.promptTokens, contextLength)
+        ? resolveMaxTokens(request, ready.promptTokens, serving.contextLength)
         : request.stop.maxTokens;
-    const able = ready.mode === 'token' ? serving.filter(worker => servesTokens(worker, model)) : serving;
     const decided = this.#options.decider.decide(
       {
         model: model.name,
         promptTokens: ready.promptTokens,
         excludedSlots: ask.excludedSlots,
-        pinnedSlot: ask.hints.worker === '' ? null : serving[0]!.slot,
-        session: ask.hints.session === '' ? null : ask.hints.session,
-        explains: ask.hints.explains,
+        session: hints.session === '' ? null : hints.session,
+        explains: hints.explains,
         outputTokens: this.#expectedOutput(model.name, request.sampling.n, maxTokens),
-        blocks: this.#blocks(request, model, known, able),
+        blocks: this.#blocks(request, known, serving),
       },
       model.policy,
-      able,
+      ready.mode === 'token' ? serving.tokenWorkers : serving.workers,
     );
-    if (decided === 'noWorker' || decided === 'full') throw notPlaced(decided, model, ask.hints);
+    if (decided === 'noWorker' || decided === 'full') throw notPlaced(decided, model, hints);
     try {
       return this.#build(ask, request, model, ready, maxTokens, decided, known.source);
     } catch (error) {
@@ -173,16 +171,15 @@ export class Planning {
   }
 
   /** The prompt's blocks, where the policy asks for them: hashed once, with all that makes equal ids mean other KV. */
-  #blocks(
-    request: TokenRequest,
-    { name }: ModelView,
-    { ids, source }: KnownIds,
-    able: readonly WorkerView[],
-  ): PromptBlocks[] {
+  #blocks(request: TokenRequest, { ids, source }: KnownIds, serving: Serving): readonly PromptBlocks[] {
     if (ids === null || source === 'unused') return [];
-    const isAdapter = able.some(({ models }) => models.some(({ id, adapter }) => adapter && id === name));
     const salt = request.raw.cache_salt;
-    return this.#hasher.blocksOf(ids, able, isAdapter ? name : '', typeof salt === 'string' ? salt : '');
+    return this.#hasher.blocksOf(
+      ids,
+      serving.blockSizes,
+      serving.adapter,
+      typeof salt === 'string' ? salt : '',
+    );
   }
 
   #build(

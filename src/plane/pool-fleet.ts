@@ -6,17 +6,35 @@ import { strict as assert } from 'node:assert';
 import { InvalidRequestError, RejectedError } from '../errors.js';
 import type { ModelView, WorkerView, World } from '../messages/records.js';
 import type { TextModel } from '../preprocess/text-model.js';
+import { BLOCK_SIZE_UNKNOWN } from '../router/decide.js';
 import { WORKER_HEADER } from './routing-hints.js';
+
+/** The workers that may serve a request, and what follows from them. Not pinned: the same object until the next WORLD. */
+export interface Serving {
+  readonly workers: readonly WorkerView[];
+  /** Those that take our ids of the model and answer in ids. */
+  readonly tokenWorkers: readonly WorkerView[];
+  /** Prompt and answer together, in tokens: what is set, else what the workers say, else what the model's files say. */
+  readonly contextLength: number | null;
+  /** The different ones of the workers, in tokens. */
+  readonly blockSizes: readonly number[];
+  /** Name of the LoRA adapter that the model is; '' for none. */
+  readonly adapter: string;
+}
 
 /** See the head of the file. */
 export class PoolFleet {
   readonly #textModels = new Map<string, TextModel>();
   readonly #models = new Map<string, ModelView>();
-  #workers: readonly WorkerView[] = [];
+  readonly #workers = new Map<number, WorkerView>();
+  /** By model, made when it is first asked for. */
+  readonly #serving = new Map<string, Serving>();
 
   /** Replaces what is known. `textModels` holds at least those that the models name. */
   setWorld(world: World, textModels: ReadonlyMap<string, TextModel>): void {
-    this.#workers = world.workers;
+    this.#workers.clear();
+    for (const worker of world.workers) this.#workers.set(worker.slot, worker);
+    this.#serving.clear();
     this.#models.clear();
     for (const model of world.models) this.#models.set(model.name, model);
     for (const [key, textModel] of textModels) this.#textModels.set(key, textModel);
@@ -37,38 +55,43 @@ export class PoolFleet {
     );
   }
 
-  #serving(model: ModelView): WorkerView[] {
-    return this.#workers.filter(worker => worker.models.some(entry => entry.id === model.name));
-  }
-
   /** The worker in a slot; there is one. */
   workerIn(slot: number): WorkerView {
-    const worker = this.#workers.find(entry => entry.slot === slot);
+    const worker = this.#workers.get(slot);
     assert(worker !== undefined, 'the decider chooses among the workers of this world');
     return worker;
   }
 
-  /** The workers of the model, or the one of them that the request is pinned to (''; to none). Throws as `model`. */
-  eligible(model: ModelView, pinned: string): WorkerView[] {
-    const serving = this.#serving(model);
+  /** Who may serve the model, or of those the workers that the request is pinned to (''; it is not). Throws as `model`. */
+  serving(model: ModelView, pinned: string): Serving {
+    let serving = this.#serving.get(model.name);
+    if (serving === undefined) {
+      const workers = [...this.#workers.values()];
+      serving = this.#servingOf(
+        model,
+        workers.filter(({ models }) => models.some(({ id }) => id === model.name)),
+      );
+      this.#serving.set(model.name, serving);
+    }
     if (pinned === '') return serving;
-    const worker = serving.find(({ url }) => url === pinned);
-    if (worker !== undefined) return [worker];
-    throw new RejectedError(
-      'MILLRACE_NO_WORKER',
-      `${WORKER_HEADER} names no worker that serves the model "${model.name}"`,
-      { retryAfterMs: 1000 },
-    );
+    const named = serving.workers.filter(({ url }) => url === pinned);
+    if (named.length > 0) return this.#servingOf(model, named);
+    const message = `${WORKER_HEADER} names no worker that serves the model "${model.name}"`;
+    throw new RejectedError('MILLRACE_NO_WORKER', message, { retryAfterMs: 1000 });
   }
 
-  /** Prompt and answer together, in tokens: what is set, else what the workers say, else what the model's files say. */
-  contextLength(model: ModelView, serving: readonly WorkerView[]): number | null {
-    return (
-      model.contextLength ??
-      narrowestContext(serving, model.name) ??
-      this.textModel(model)?.contextLength ??
-      null
-    );
+  #servingOf(model: ModelView, workers: readonly WorkerView[]): Serving {
+    const { name } = model;
+    const listed = workers.flatMap(({ models }) => models.filter(({ id }) => id === name));
+    const lengths = listed.flatMap(({ contextLength }) => contextLength ?? []);
+    const narrowest = lengths.length === 0 ? null : lengths.reduce((a, b) => Math.min(a, b));
+    return {
+      workers,
+      tokenWorkers: workers.filter(worker => worker.returnsTokenIds && !worker.foreignIds.includes(name)),
+      contextLength: model.contextLength ?? narrowest ?? this.textModel(model)?.contextLength ?? null,
+      blockSizes: [...new Set(workers.map(({ blockSize }) => blockSize ?? BLOCK_SIZE_UNKNOWN))],
+      adapter: listed.some(({ adapter }) => adapter) ? name : '',
+    };
   }
 
   /** What makes our ids of the model; null: nothing does. */
@@ -78,18 +101,4 @@ export class PoolFleet {
     assert(textModel !== undefined, `the text model ${model.tokenizer} is loaded with its world`);
     return textModel;
   }
-}
-
-/** True where this worker takes our ids of the model and answers in ids. */
-export function servesTokens(worker: WorkerView, model: ModelView): boolean {
-  return worker.returnsTokenIds && !worker.foreignIds.includes(model.name);
-}
-
-function narrowestContext(workers: readonly WorkerView[], model: string): number | null {
-  let narrowest: number | null = null;
-  for (const worker of workers) {
-    const length = worker.models.find(entry => entry.id === model)?.contextLength ?? null;
-    if (length !== null && (narrowest === null || length < narrowest)) narrowest = length;
-  }
-  return narrowest;
 }

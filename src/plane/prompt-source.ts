@@ -6,10 +6,10 @@
 import type { EngineAdapter } from '../engines/contract.js';
 import { InvalidRequestError } from '../errors.js';
 import type { Limits } from '../limits.js';
-import type { IdsSource, ModelView, RoutingHints, WorkerView } from '../messages/records.js';
+import type { IdsSource, ModelView, RoutingHints } from '../messages/records.js';
 import type { TokenRequest } from '../messages/token-request.js';
 import type { PromptIds } from '../preprocess/text-model.js';
-import { type PoolFleet, servesTokens } from './pool-fleet.js';
+import type { PoolFleet, Serving } from './pool-fleet.js';
 import type { RemoteIds } from './remote-ids.js';
 
 /** Fields with which the engine computes other ids than those that it is given. */
@@ -52,7 +52,7 @@ export class PromptSource {
     hints: RoutingHints,
     routes: boolean,
   ): KnownIds | Promise<KnownIds> {
-    const serving = this.#options.fleet.eligible(model, hints.worker);
+    const serving = this.#options.fleet.serving(model, hints.worker);
     const own = this.#promptIds(request, model, serving);
     if (own !== null) {
       let source: IdsSource = request.prompt.kind === 'ids' ? 'client' : 'tokenizer';
@@ -63,7 +63,7 @@ export class PromptSource {
     if (!routes || request.engineOnly.some(name => SHORTENING.has(name))) return NO_KNOWN_IDS;
     if (request.prompt.kind === 'ids') return { mode: 'relay', ids: request.prompt.ids, source: 'client' };
     // A worker is asked only where its answer can change which worker is chosen.
-    const isFree = hints.session === '' && serving.length > 1;
+    const isFree = hints.session === '' && serving.workers.length > 1;
     if (!isFree || bodyBytes > this.#options.limits.tokenizeBytesMax) return NO_KNOWN_IDS;
     return this.#idsOfWorker(request, model, serving);
   }
@@ -71,12 +71,12 @@ export class PromptSource {
   #idsOfWorker(
     request: TokenRequest,
     model: ModelView,
-    serving: readonly WorkerView[],
+    { workers }: Serving,
   ): KnownIds | Promise<KnownIds> {
     const { adapters, remoteIds } = this.#options;
-    const sample = adapters.get(serving[0]!.engine)!.sampleOf(request);
+    const sample = adapters.get(workers[0]!.engine)!.sampleOf(request);
     if (sample === null) return NO_KNOWN_IDS;
-    const ids = remoteIds.idsOf(model.name, sample, serving);
+    const ids = remoteIds.idsOf(model.name, sample, workers);
     const known = (made: Uint32Array | null): KnownIds => ({
       mode: 'relay',
       ids: made,
@@ -86,7 +86,7 @@ export class PromptSource {
   }
 
   /** Ids of the prompt for token mode; null: the request goes in relay mode. */
-  #promptIds(request: TokenRequest, model: ModelView, serving: readonly WorkerView[]): PromptIds | null {
+  #promptIds(request: TokenRequest, model: ModelView, serving: Serving): PromptIds | null {
     const { prompt } = request;
     const { fleet } = this.#options;
     const textModel = fleet.textModel(model);
@@ -95,8 +95,8 @@ export class PromptSource {
       // A chat without max_tokens fills the context; where nobody says how long that is, the engine has to decide.
       (request.api === 'completions' ||
         request.stop.maxTokens !== null ||
-        fleet.contextLength(model, serving) !== null) &&
-      serving.some(worker => servesTokens(worker, model));
+        serving.contextLength !== null) &&
+      serving.tokenWorkers.length > 0;
     if (textModel === null || !canToken) return null;
     if (prompt.kind === 'text') return textModel.encodePrompt(prompt.text);
     if (prompt.kind === 'messages') {

@@ -72,7 +72,7 @@ async function setUp(options: SetUp = {}) {
       decide(request, _policy, among) {
         asked.push(request);
         seen.push(among.map(({ slot }) => slot));
-        const slot = request.pinnedSlot ?? among[0]!.slot;
+        const slot = among[0]!.slot;
         const candidates =
           request.explains === true
             ? [{ slot: 1, generation: 7, cost: 2.5, cachedTokens: 16, queuedTokens: 3, requests: 1 }]
@@ -263,10 +263,10 @@ t.test('one list of blocks for each block size', async t => {
 t.test('pins and sessions', async t => {
   const { plan, asked, seen } = await setUp();
   t.match((await plan({ prompt: IDS }, { worker: worker(1).url })).calls, [{ steps: [{ slot: 1 }] }]);
-  t.match(asked[0], { pinnedSlot: 1, session: null });
+  t.match(asked[0], { session: null });
   t.same(seen[0], [1]);
   await plan({ prompt: IDS }, { session: 'abc' });
-  t.match(asked[1], { pinnedSlot: null, session: 'abc' });
+  t.match(asked[1], { session: 'abc' });
   t.match(await plan({ prompt: IDS }, { worker: 'http://127.0.0.1:1' }), {
     code: 'MILLRACE_NO_WORKER',
     message: 'x-millrace-worker names no worker that serves the model "base"',
