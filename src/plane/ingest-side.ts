@@ -11,6 +11,7 @@ import type { LogFields, LogLevel } from '../runtime/logger.js';
 /** What an ingest thread is made from; structured-cloned, shared buffers shared. */
 export interface IngestTask {
   readonly limits: Limits;
+  readonly seed: number;
   /** The index that it writes; null without the addon: the one pool thread has an index of its own. */
   readonly indexMemory: SharedArrayBuffer | null;
   /** Its doorbell, which pool threads ring. */
@@ -43,7 +44,7 @@ export type PrefixLink =
 export interface IngestCounts {
   /** Series of `millrace_kv_events_total{kind}`. */
   readonly events: Readonly<Record<string, number>>;
-  /** Seconds from an engine's time stamp to its blocks being in the index, over recent batches; null: none came. */
+  /** How late recent live batches were, in seconds; null: none came. */
   readonly lag: { readonly p50: number; readonly p99: number } | null;
   /** Null: the index is elsewhere and has not told yet. */
   readonly index: IndexCounts | null;

@@ -5,6 +5,7 @@
  */
 import { strict as assert } from 'node:assert';
 import { parentPort, workerData } from 'node:worker_threads';
+import { loadZeroMq } from '../router/events/zmq-source.js';
 import { systemClock } from '../runtime/clock.js';
 import { FaultGuard } from '../runtime/fault-guard.js';
 import { sharedWords } from '../runtime/shared-memory.js';
@@ -33,6 +34,7 @@ class ThreadUnit extends IngestUnit {
 const unit = new ThreadUnit(task, {
   clock,
   guard,
+  zeroMq: await loadZeroMq(),
   core: {
     learnBlockSize: (slot, generation, blockSize) =>
       core.tell('learnBlockSize', slot, generation, blockSize),

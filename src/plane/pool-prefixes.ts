@@ -14,6 +14,7 @@ import type { PrefixIndexReader } from '../router/index/contract.js';
 import { SharedIndexReader } from '../router/index/shared-index.js';
 import { loadAddon } from '../runtime/addon.js';
 import type { Clock } from '../runtime/clock.js';
+import type { Random } from '../runtime/random.js';
 import type { PrefixLink } from './ingest-side.js';
 import { openPostedIndex } from './posted-index.js';
 import type { ProcessBoard } from './process-board.js';
@@ -28,14 +29,17 @@ export interface PoolPrefixes {
   close(): void;
 }
 
+/** What the thread hands over. */
+export interface PrefixServices {
+  readonly limits: Limits;
+  readonly board: ProcessBoard;
+  readonly clock: Clock;
+  readonly random: Random;
+}
+
 /** Opens the link of this incarnation. */
-export function openPrefixes(
-  link: PrefixLink,
-  limits: Limits,
-  board: ProcessBoard,
-  clock: Clock,
-): PoolPrefixes {
-  return link.kind === 'shared' ? openShared(link, board) : openPosted(link.port, limits, board, clock);
+export function openPrefixes(link: PrefixLink, services: PrefixServices): PoolPrefixes {
+  return link.kind === 'shared' ? openShared(link, services.board) : openPosted(link.port, services);
 }
 
 function openShared(link: PrefixLink & { kind: 'shared' }, board: ProcessBoard): PoolPrefixes {
@@ -57,9 +61,9 @@ function openShared(link: PrefixLink & { kind: 'shared' }, board: ProcessBoard):
   };
 }
 
-function openPosted(port: MessagePort, limits: Limits, board: ProcessBoard, clock: Clock): PoolPrefixes {
-  const { reader, routed, close } = openPostedIndex(port, limits, clock);
-  return { reader: guarded(reader, board), routed, isPosted: true, close };
+function openPosted(port: MessagePort, services: PrefixServices): PoolPrefixes {
+  const { reader, routed, close } = openPostedIndex(port, services);
+  return { reader: guarded(reader, services.board), routed, isPosted: true, close };
 }
 
 /** Finds nothing once the index has failed: what nobody updates would send requests to caches that are gone. */
