@@ -40,7 +40,7 @@ t.test('several engines, announced as JSON, end when stdin closes', async t => {
   t.equal(new Set(announced.map(one => one.url)).size, 3);
   const texts: string[] = [];
   for (const { url, ...rest } of announced) {
-    t.same(rest, { event: 'listening', model: 'm' });
+    t.same(rest, { event: 'listening', model: 'm', kvEvents: null, kvEventsReplay: null });
     const body = JSON.stringify({ model: 'm', prompt: 'hi', max_tokens: 5 });
     const answer = await fetch(`${url}/v1/completions`, { method: 'POST', body });
     texts.push(((await answer.json()) as { choices: { text: string }[] }).choices[0]!.text);
