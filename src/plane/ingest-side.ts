@@ -6,6 +6,7 @@
 import type { MessagePort } from 'node:worker_threads';
 import type { Limits } from '../limits.js';
 import type { EventEndpoints, HolderFacts } from '../router/events/contract.js';
+import type { EventLag } from '../router/events/ingest.js';
 import type { LogFields, LogLevel } from '../runtime/logger.js';
 
 /** What an ingest thread is made from; structured-cloned, shared buffers shared. */
@@ -38,6 +39,8 @@ export type PrefixLink =
       readonly kind: 'posted';
       /** Brings the events; the index is made anew from them. */
       readonly port: MessagePort;
+      /** Takes what it tells of itself. */
+      readonly news: MessagePort;
     };
 
 /** Numbers for the metrics. */
@@ -45,7 +48,7 @@ export interface IngestCounts {
   /** Series of `millrace_kv_events_total{kind}`. */
   readonly events: Readonly<Record<string, number>>;
   /** How late recent live batches were, in seconds; null: none came. */
-  readonly lag: { readonly p50: number; readonly p99: number } | null;
+  readonly lag: EventLag | null;
   /** Null: the index is elsewhere and has not told yet. */
   readonly index: IndexCounts | null;
 }
@@ -66,8 +69,8 @@ export interface IngestSide {
   removeWorker(slot: number): void;
   /** Pool thread `index` has a new incarnation, whose predictions come by this ring. */
   attachRing(index: number, epoch: number, ringMemory: SharedArrayBuffer): void;
-  /** The same without the addon: all events go to this port. */
-  attachPort(port: MessagePort): void;
+  /** The same without the addon: all events go to `port`, what the index tells comes by `news`. */
+  attachPort(port: MessagePort, news: MessagePort): void;
   /** The incarnation is gone. */
   poolLost(index: number): void;
   counts(): Promise<IngestCounts>;

@@ -62,7 +62,7 @@ export class IngestUnit implements IngestSide {
       assert(indexMemory === null, 'an index is shared where there is an addon');
       this.#writer = null;
       this.#applier = null;
-      this.#posted = new PostedSink({ learn, warn: (message, fields) => logger.warn(message, fields) });
+      this.#posted = new PostedSink({ learn, log: logger, waitingBytesMax: limits.eventQueueBytesMax });
     } else {
       this.#writer = new SharedIndexWriter(addon, indexMemory);
       this.#posted = null;
@@ -107,9 +107,9 @@ export class IngestUnit implements IngestSide {
     this.#ownBell.ring();
   }
 
-  attachPort(port: MessagePort): void {
-    assert(this.#posted !== null, 'a port is for an index elsewhere');
-    this.#posted.attach(port);
+  attachPort(port: MessagePort, news: MessagePort): void {
+    assert(this.#posted !== null, 'ports are for an index elsewhere');
+    this.#posted.attach(port, news);
   }
 
   poolLost(index: number): void {
@@ -121,6 +121,7 @@ export class IngestUnit implements IngestSide {
 
   async counts(): Promise<IngestCounts> {
     const lag = this.#ingest.lag();
+    if (this.#closing !== null) return { events: this.#ingest.counts(), lag, index: null };
     const sink =
       this.#applier === null || this.#writer === null
         ? (this.#posted?.numbers ?? null)

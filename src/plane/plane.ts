@@ -153,7 +153,7 @@ export class Plane {
     });
     const sources = {
       readWorkerLoads: workerLoads(this.#fleet.registry, this.loadTable),
-      readIngest: readIngest(this.ingest, this.#board, clock),
+      readIngest: readIngest(this.ingest, this.#board),
     };
     const tasks = socketTasks(config, textModels, memory);
     const core = this.#coreSide();

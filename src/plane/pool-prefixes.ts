@@ -4,7 +4,6 @@
  * and is fed by a port. An index that nobody updates any more is not asked. Owned by one pool thread.
  */
 import { strict as assert } from 'node:assert';
-import type { MessagePort } from 'node:worker_threads';
 import type { Limits } from '../limits.js';
 import { BellRinger } from '../ring/bell.js';
 import { RingMemory } from '../ring/ring-memory.js';
@@ -39,7 +38,7 @@ export interface PrefixServices {
 
 /** Opens the link of this incarnation. */
 export function openPrefixes(link: PrefixLink, services: PrefixServices): PoolPrefixes {
-  return link.kind === 'shared' ? openShared(link, services.board) : openPosted(link.port, services);
+  return link.kind === 'shared' ? openShared(link, services.board) : openPosted(link, services);
 }
 
 function openShared(link: PrefixLink & { kind: 'shared' }, board: ProcessBoard): PoolPrefixes {
@@ -61,8 +60,8 @@ function openShared(link: PrefixLink & { kind: 'shared' }, board: ProcessBoard):
   };
 }
 
-function openPosted(port: MessagePort, services: PrefixServices): PoolPrefixes {
-  const { reader, routed, close } = openPostedIndex(port, services);
+function openPosted(link: PrefixLink & { kind: 'posted' }, services: PrefixServices): PoolPrefixes {
+  const { reader, routed, close } = openPostedIndex(link, services);
   return { reader: guarded(reader, services.board), routed, isPosted: true, close };
 }
 

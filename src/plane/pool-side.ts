@@ -73,9 +73,9 @@ function attachSockets(sides: readonly SocketSide[], index: number, links: reado
 
 function attachIngest(ingest: IngestSide, memory: PlaneMemory, index: number, epoch: number): PrefixLink {
   if (memory.index === null) {
-    const { port1, port2 } = new MessageChannel();
-    ingest.attachPort(port2);
-    return { kind: 'posted', port: port1 };
+    const [batches, news] = [new MessageChannel(), new MessageChannel()];
+    ingest.attachPort(batches.port1, news.port1);
+    return { kind: 'posted', port: batches.port2, news: news.port2 };
   }
   const ringMemory = createRing(ROUTED_RING_BYTES, epoch);
   ingest.attachRing(index, epoch, ringMemory);

@@ -3,7 +3,6 @@
  * and is fed through a port by the ingest thread, which is told the numbers of the index on the same way. Owned by the
  * pool thread.
  */
-import type { MessagePort } from 'node:worker_threads';
 import type { Limits } from '../limits.js';
 import type { HolderFacts, IndexSink, RoutedPrompt } from '../router/events/contract.js';
 import { receiveSink } from '../router/events/posting-sink.js';
@@ -13,7 +12,7 @@ import type { Clock } from '../runtime/clock.js';
 import type { LogFields } from '../runtime/logger.js';
 import type { Random } from '../runtime/random.js';
 import { createIndexSink, indexCounts } from './index-sink.js';
-import type { IndexCounts } from './ingest-side.js';
+import type { IndexCounts, PrefixLink } from './ingest-side.js';
 
 /** Heap of one block in Maps, its engine hash with it, rounded up. */
 const BLOCK_HEAP_BYTES = 1024;
@@ -42,9 +41,9 @@ export interface PostedIndexServices {
   readonly random: Random;
 }
 
-/** Opens the index behind `port`; `close` closes the port. */
+/** Opens the index that a link brings the events of; `close` closes its ports. */
 export function openPostedIndex(
-  port: MessagePort,
+  { port, news }: PrefixLink & { kind: 'posted' },
   { limits, clock, random }: PostedIndexServices,
 ): { reader: PrefixIndexReader; routed: (prompt: RoutedPrompt) => void; close: () => void } {
   const heapBytes = Math.min(limits.indexBytes, limits.poolHeapBytesMax * HEAP_SHARE);
@@ -52,7 +51,7 @@ export function openPostedIndex(
     blocksMax: Math.floor(heapBytes / BLOCK_HEAP_BYTES),
     predictionsMax: limits.indexPredictionsMax,
   });
-  const tell = (news: PostedNews): void => port.postMessage(news);
+  const tell = (told: PostedNews): void => news.postMessage(told);
   const generations = new Map<number, number>();
   const applier = createIndexSink({
     writer: index,
@@ -79,5 +78,9 @@ export function openPostedIndex(
     },
   };
   receiveSink(port, sink);
-  return { reader: index, routed: prompt => applier.route(prompt), close: () => port.close() };
+  const close = (): void => {
+    port.close();
+    news.close();
+  };
+  return { reader: index, routed: prompt => applier.route(prompt), close };
 }

@@ -5,26 +5,25 @@
  */
 import type { MessagePort } from 'node:worker_threads';
 import type { HolderFacts, IndexSink, RoutedPrompt } from '../router/events/contract.js';
-import { PostingSink } from '../router/events/posting-sink.js';
-import type { LogFields } from '../runtime/logger.js';
+import { PostingSink, type PostingSinkOptions } from '../router/events/posting-sink.js';
 import type { PostedNews } from './posted-index.js';
 
-/** What the index in the pool thread tells. */
-export interface PostedListener {
-  learn(slot: number, generation: number, blockSize: number): void;
-  warn(message: string, fields: LogFields): void;
+/** What it needs besides the port. */
+export interface PostedSinkOptions extends Omit<PostingSinkOptions, 'port'> {
+  /** The index has learned the block size of a worker. */
+  readonly learn: (slot: number, generation: number, blockSize: number) => void;
 }
 
 /** See the head of the file. */
 export class PostedSink implements IndexSink {
   readonly #holders = new Map<number, HolderFacts>();
-  readonly #listener: PostedListener;
-  #port: MessagePort | null = null;
+  readonly #options: PostedSinkOptions;
+  #ports: readonly MessagePort[] = [];
   #sink: PostingSink | null = null;
   #numbers: (PostedNews & { kind: 'counts' }) | null = null;
 
-  constructor(listener: PostedListener) {
-    this.#listener = listener;
+  constructor(options: PostedSinkOptions) {
+    this.#options = options;
   }
 
   /** What the index told last of itself; null: nothing yet. */
@@ -32,19 +31,19 @@ export class PostedSink implements IndexSink {
     return this.#numbers;
   }
 
-  /** A new incarnation of the pool thread listens at this port. */
-  attach(port: MessagePort): void {
+  /** A new incarnation of the pool thread listens at `port` and tells by `news`. */
+  attach(port: MessagePort, news: MessagePort): void {
     this.detach();
-    this.#port = port;
-    this.#sink = new PostingSink(port);
-    port.on('message', (news: PostedNews) => this.#take(news));
+    this.#ports = [port, news];
+    this.#sink = new PostingSink({ ...this.#options, port });
+    news.on('message', (told: PostedNews) => this.#take(told));
     for (const [holder, facts] of this.#holders) this.#sink.addHolder(holder, facts);
   }
 
   /** The incarnation is gone, or nothing more is to be told to it. */
   detach(): void {
-    this.#port?.close();
-    this.#port = null;
+    for (const port of this.#ports) port.close();
+    this.#ports = [];
     this.#sink = null;
   }
 
@@ -74,9 +73,10 @@ export class PostedSink implements IndexSink {
     this.#sink?.tend(nowMs);
   }
 
-  #take(news: PostedNews): void {
-    if (news.kind === 'counts') this.#numbers = news;
-    else if (news.kind === 'warn') this.#listener.warn(news.message, news.fields);
-    else this.#listener.learn(news.slot, news.generation, news.blockSize);
+  #take(told: PostedNews): void {
+    const { log, learn } = this.#options;
+    if (told.kind === 'counts') this.#numbers = told;
+    else if (told.kind === 'warn') log.warn(told.message, told.fields);
+    else learn(told.slot, told.generation, told.blockSize);
   }
 }

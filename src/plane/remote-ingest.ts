@@ -78,8 +78,8 @@ export class RemoteIngest implements IngestSide {
     this.#calls.tell('attachRing', index, epoch, ringMemory);
   }
 
-  attachPort(port: MessagePort): void {
-    this.#calls.tellWith([port], 'attachPort', port);
+  attachPort(port: MessagePort, news: MessagePort): void {
+    this.#calls.tellWith([port, news], 'attachPort', port, news);
   }
 
   poolLost(index: number): void {

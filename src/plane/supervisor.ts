@@ -122,7 +122,7 @@ export class Supervisor {
     this.#options.changed(this.state);
     const pool = createPool(limits);
     this.#pools.set(index, pool);
-    const transferList = prefixes?.kind === 'posted' ? [prefixes.port] : [];
+    const transferList = prefixes?.kind === 'posted' ? [prefixes.port, prefixes.news] : [];
     const running = pool.run(task, { transferList }).then(
       () => this.#ended(index, epoch, null),
       (error: Error) => this.#ended(index, epoch, error),
