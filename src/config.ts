@@ -264,5 +264,5 @@ export function loadConfig(names: ConfigNames, sources: ConfigSources): Config {
     poolThreads: merged.poolThreads ?? Math.min(8, Math.max(1, availableParallelism() - 1)),
     limits,
     models,
-  }) as Config;
+  }) as unknown as Config;
 }

@@ -70,13 +70,17 @@ export function replayEndpoint(raw: unknown, source: string): string {
 /** A prefix of the topic; '' takes all. Throws ConfigError. */
 export function eventTopic(raw: unknown, source: string): string {
   if (typeof raw === 'string' && raw.length <= TOPIC_CHARS_MAX) return raw;
-  throw new ConfigError(`${source} is ${shown(raw)}; allowed: a text of at most ${TOPIC_CHARS_MAX} characters`);
+  throw new ConfigError(
+    `${source} is ${shown(raw)}; allowed: a text of at most ${TOPIC_CHARS_MAX} characters`,
+  );
 }
 
 function workerUrl(raw: unknown, source: string): string {
   const url = typeof raw === 'string' && URL.canParse(raw) ? new URL(raw) : null;
   if (url === null || url.protocol !== 'http:' || url.pathname !== '/' || url.search !== '') {
-    throw new ConfigError(`${source} is ${shown(raw)}; allowed: http://host:port of a worker, without a path`);
+    throw new ConfigError(
+      `${source} is ${shown(raw)}; allowed: http://host:port of a worker, without a path`,
+    );
   }
   return url.origin;
 }

@@ -26,7 +26,9 @@ export interface IndexReadings {
 export type ReadIndex = () => Promise<IndexReadings>;
 
 type Values = ScrapedMetric['values'];
-type Shape = Pick<ScrapedMetric, 'name' | 'help' | 'type'> & { readonly values: (read: IndexReadings) => Values };
+type Shape = Pick<ScrapedMetric, 'name' | 'help' | 'type'> & {
+  readonly values: (read: IndexReadings) => Values;
+};
 
 const one = (value: number | undefined): Values => (value === undefined ? [] : [{ labels: {}, value }]);
 

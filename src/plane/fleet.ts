@@ -9,7 +9,6 @@ import { type RegisteredWorker, type RegistryChange, WorkerRegistry } from '../d
 import { EngineClient } from '../engines/client.js';
 import { WorkerMonitor } from '../engines/monitor.js';
 import { createVllmAdapter, VLLM } from '../engines/vllm.js';
-import { ConfigError } from '../errors.js';
 import type { ListedModel } from '../frontend/openai/models-response.js';
 import type { ModelView, World } from '../messages/records.js';
 import type { EventEndpoints } from '../router/events/contract.js';
@@ -91,7 +90,10 @@ export class Fleet {
   /** Worker slots in use and how many of them publish KV events. */
   get publishers(): { readonly publishing: number; readonly workers: number } {
     const workers = this.registry.list();
-    return { workers: workers.length, publishing: workers.filter(worker => this.#endpoints(worker) !== null).length };
+    return {
+      workers: workers.length,
+      publishing: workers.filter(worker => this.#endpoints(worker) !== null).length,
+    };
   }
 
   /** Resolves when every worker has answered its first probe, or after `deadlineMs`. */

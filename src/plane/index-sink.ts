@@ -1,5 +1,5 @@
 /**
- * The sink that writes a prefix index, put together: decoder, hashers and guesses for workers without events, native where
+ * The sink that writes a prefix index, put together: decoder, applier and guesses for workers without events, native where
  * there is an addon. Made on the thread that owns the index: the ingest thread, or without the addon the pool thread.
  */
 import type { Limits } from '../limits.js';
@@ -7,7 +7,7 @@ import { IndexApplier, type IndexApplierOptions } from '../router/events/applier
 import { ApproximateResidency } from '../router/events/approximate.js';
 import { createEventDecoder } from '../router/events/decoder.js';
 import { createNativeDecoder } from '../router/events/native-decoder.js';
-import { createHashers } from '../router/hashing/hashers.js';
+import type { Hashers } from '../router/hashing/block-hasher.js';
 import type { IndexStats, PrefixIndexWriter } from '../router/index/contract.js';
 import type { Addon } from '../runtime/addon.js';
 import type { Clock } from '../runtime/clock.js';
@@ -17,6 +17,8 @@ import type { IndexCounts } from './ingest-side.js';
 /** What the sink is made of. */
 export interface IndexSinkOptions extends Pick<IndexApplierOptions, 'writer' | 'log' | 'onBlockSize'> {
   readonly addon: Addon | null;
+  /** Made by `createHashers` of the same addon. */
+  readonly hashers: Hashers;
   readonly clock: Clock;
   readonly limits: Limits;
   readonly random: Random;
@@ -24,11 +26,11 @@ export interface IndexSinkOptions extends Pick<IndexApplierOptions, 'writer' | '
 
 /** Makes the sink. */
 export function createIndexSink(options: IndexSinkOptions): IndexApplier {
-  const { writer, addon, clock, limits, random, log, onBlockSize } = options;
+  const { writer, addon, hashers, clock, limits, random, log, onBlockSize } = options;
   return new IndexApplier({
     writer,
     decoder: addon === null ? createEventDecoder() : createNativeDecoder(addon),
-    hashers: createHashers(addon),
+    hashers,
     residency: new ApproximateResidency({ writer, random, ttlMs: limits.approximateTtlMs }),
     log,
     now: () => clock.nowMs(),

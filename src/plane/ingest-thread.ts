@@ -6,6 +6,8 @@
 import { strict as assert } from 'node:assert';
 import { parentPort, workerData } from 'node:worker_threads';
 import { loadZeroMq } from '../router/events/zmq-source.js';
+import { createHashers } from '../router/hashing/block-hasher.js';
+import { loadAddon } from '../runtime/addon.js';
 import { systemClock } from '../runtime/clock.js';
 import { FaultGuard } from '../runtime/fault-guard.js';
 import { sharedWords } from '../runtime/shared-memory.js';
@@ -35,9 +37,9 @@ const unit = new ThreadUnit(task, {
   clock,
   guard,
   zeroMq: await loadZeroMq(),
+  hashers: await createHashers(loadAddon()),
   core: {
-    learnBlockSize: (slot, generation, blockSize) =>
-      core.tell('learnBlockSize', slot, generation, blockSize),
+    learnBlockSize: (slot, generation, blockSize) => core.tell('learnBlockSize', slot, generation, blockSize),
     log: (level, message, fields) => core.tell('log', level, message, fields),
   },
 });

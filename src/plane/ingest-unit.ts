@@ -13,6 +13,7 @@ import type { IndexApplier } from '../router/events/applier.js';
 import type { EventEndpoints, HolderFacts } from '../router/events/contract.js';
 import { Ingest, type SourceLimits } from '../router/events/ingest.js';
 import type { ZeroMqStatus } from '../router/events/zmq-source.js';
+import type { Hashers } from '../router/hashing/block-hasher.js';
 import { SharedIndexWriter } from '../router/index/shared-index.js';
 import { loadAddon } from '../runtime/addon.js';
 import type { Clock } from '../runtime/clock.js';
@@ -32,12 +33,12 @@ export interface IngestServices {
   readonly clock: Clock;
   readonly guard: FaultGuard;
   readonly zeroMq: ZeroMqStatus;
+  readonly hashers: Hashers;
   readonly core: Omit<IngestCore, 'fault'>;
 }
 
 /** See the head of the file. */
 export class IngestUnit implements IngestSide {
-  readonly #services: IngestServices;
   readonly #ingest: Ingest;
   /** The index of this thread; null: it is in the pool thread, behind `#posted`. */
   readonly #writer: SharedIndexWriter | null;
@@ -51,8 +52,7 @@ export class IngestUnit implements IngestSide {
 
   constructor(task: IngestTask, services: IngestServices) {
     const { limits, indexMemory, bellMemory, seed } = task;
-    const { clock, guard, zeroMq, core } = services;
-    this.#services = services;
+    const { clock, guard, zeroMq, hashers, core } = services;
     const random = seededRandom(seed);
     const logger = loggerOf(core);
     const learn = (slot: number, generation: number, blockSize: number): void =>
@@ -69,6 +69,7 @@ export class IngestUnit implements IngestSide {
       this.#applier = createIndexSink({
         writer: this.#writer,
         addon,
+        hashers,
         clock,
         limits,
         random,

@@ -135,7 +135,12 @@ export class Plane {
     const hasIndex = needsIndex(config);
     const memory = createPlaneMemory(config, this.#poolThreads, hasIndex && hasAddon, seed);
     this.loadTable = new LoadTable(memory.load);
-    this.ledger = new Ledger({ memory: memory.ledger, loadTable: this.loadTable, partition: null, addon: null });
+    this.ledger = new Ledger({
+      memory: memory.ledger,
+      loadTable: this.loadTable,
+      partition: null,
+      addon: null,
+    });
     this.#board = new ProcessBoard(memory.board);
     this.ingest = hasIndex ? this.#startIngest(memory) : null;
     this.#fleet = new Fleet({

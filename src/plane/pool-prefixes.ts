@@ -9,6 +9,7 @@ import { BellRinger } from '../ring/bell.js';
 import { RingMemory } from '../ring/ring-memory.js';
 import { RingProducer } from '../ring/ring-producer.js';
 import type { RoutedPrompt } from '../router/events/contract.js';
+import type { Hashers } from '../router/hashing/block-hasher.js';
 import type { PrefixIndexReader } from '../router/index/contract.js';
 import { SharedIndexReader } from '../router/index/shared-index.js';
 import { loadAddon } from '../runtime/addon.js';
@@ -34,6 +35,7 @@ export interface PrefixServices {
   readonly board: ProcessBoard;
   readonly clock: Clock;
   readonly random: Random;
+  readonly hashers: Hashers;
 }
 
 /** Opens the link of this incarnation. */

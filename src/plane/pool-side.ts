@@ -83,7 +83,11 @@ function attachIngest(ingest: IngestSide, memory: PlaneMemory, index: number, ep
 }
 
 /** Once its last answers have been taken everywhere, what the dead incarnation still owns is freed. */
-function poolThreadLost({ sides, ingest, guard, ledger }: PoolSideOptions, index: number, epoch: number): void {
+function poolThreadLost(
+  { sides, ingest, guard, ledger }: PoolSideOptions,
+  index: number,
+  epoch: number,
+): void {
   ingest?.poolLost(index);
   const waits = sides.map(side => side.lost(index)).filter(wait => wait !== undefined);
   const reap = (): void => guard.run(() => void ledger.reap(epoch));

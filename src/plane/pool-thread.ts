@@ -14,6 +14,7 @@ import { loadTextModel, type TextModel } from '../preprocess/text-model.js';
 import { Bell, BellRinger } from '../ring/bell.js';
 import { RingMemory } from '../ring/ring-memory.js';
 import { createDecider } from '../router/decide.js';
+import { createHashers, type Hashers } from '../router/hashing/block-hasher.js';
 import { Ledger } from '../router/ledger.js';
 import { LoadTable } from '../router/load-table.js';
 import { loadAddon } from '../runtime/addon.js';
@@ -61,7 +62,7 @@ class PoolThread {
   #nextWorld: World | null = null;
   #closes = 0;
 
-  constructor(task: PoolTask) {
+  constructor(task: PoolTask, hashers: Hashers) {
     const { links, limits, loadMemory, ledgerMemory } = task;
     const { epoch, poolBell } = links[0]!;
     this.#folders = task.folders;
@@ -84,7 +85,7 @@ class PoolThread {
     this.#prefixes =
       task.prefixes === null
         ? null
-        : openPrefixes(task.prefixes, { limits, board, random, clock: systemClock });
+        : openPrefixes(task.prefixes, { limits, board, random, hashers, clock: systemClock });
     this.#planning = new Planning({
       limits,
       decider: createDecider({
@@ -171,5 +172,6 @@ class PoolThread {
 
 /** The task that piscina runs; resolves after the CLOSE records. */
 export default async function run(task: PoolTask): Promise<void> {
-  await new PoolThread(task).run();
+  const hashers = await createHashers(loadAddon());
+  await new PoolThread(task, hashers).run();
 }

@@ -6,6 +6,7 @@
 import type { Limits } from '../limits.js';
 import type { HolderFacts, IndexSink, RoutedPrompt } from '../router/events/contract.js';
 import { receiveSink } from '../router/events/posting-sink.js';
+import type { Hashers } from '../router/hashing/block-hasher.js';
 import type { PrefixIndexReader } from '../router/index/contract.js';
 import { createSimpleIndex } from '../router/index/simple-index.js';
 import type { Clock } from '../runtime/clock.js';
@@ -39,12 +40,13 @@ export interface PostedIndexServices {
   readonly limits: Limits;
   readonly clock: Clock;
   readonly random: Random;
+  readonly hashers: Hashers;
 }
 
 /** Opens the index that a link brings the events of; `close` closes its ports. */
 export function openPostedIndex(
   { port, news }: PrefixLink & { kind: 'posted' },
-  { limits, clock, random }: PostedIndexServices,
+  { limits, clock, random, hashers }: PostedIndexServices,
 ): { reader: PrefixIndexReader; routed: (prompt: RoutedPrompt) => void; close: () => void } {
   const heapBytes = Math.min(limits.indexBytes, limits.poolHeapBytesMax * HEAP_SHARE);
   const index = createSimpleIndex({
@@ -56,6 +58,7 @@ export function openPostedIndex(
   const applier = createIndexSink({
     writer: index,
     addon: null,
+    hashers,
     clock,
     limits,
     random,

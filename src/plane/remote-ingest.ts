@@ -6,8 +6,8 @@
 import { type MessagePort, Worker } from 'node:worker_threads';
 import { MillraceError } from '../errors.js';
 import type { EventEndpoints, HolderFacts } from '../router/events/contract.js';
-import { allocateShared, sharedWords } from '../runtime/shared-memory.js';
 import type { Clock } from '../runtime/clock.js';
+import { allocateShared, sharedWords } from '../runtime/shared-memory.js';
 import {
   INGEST_CONTROL,
   type IngestCore,

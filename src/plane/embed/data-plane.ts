@@ -186,7 +186,10 @@ export async function createDataPlane(options: DataPlaneOptions): Promise<DataPl
   const threads = await startAll(mocks, clock, logger);
   try {
     const plane = await Plane.start({
-      config: Object.freeze({ ...config, workers: [...config.workers, ...threads.map(({ url }) => mockConfig(url))] }),
+      config: Object.freeze({
+        ...config,
+        workers: [...config.workers, ...threads.map(({ url }) => mockConfig(url))],
+      }),
       clock,
       logger,
       seed: clock.wallMs() >>> 0,
