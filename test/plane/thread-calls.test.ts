@@ -135,6 +135,7 @@ t.test('the board: health of the process, and phases that only grow', async t =>
     status: 'degraded',
     workers: { ready: 1, total: 2 },
     poolThreads: { running: 2, off: 0 },
+    prefixIndex: 'none',
     requestsInFlight: 0,
   });
   board.setWorkers(2, 2);
