@@ -197,7 +197,8 @@ export class RankStream {
   }
 
   /** Delivers what waited; a gap that is left is asked for again if the last replay brought us further. */
-  #drain(mayAsk: boolean): void {
+  #drain(isWhole: boolean): void {
+    const isWorthAsking = isWhole && this.#next > this.#askedAt;
     const waiting = this.#waiting.sort((a, b) => a.sequence - b.sequence);
     this.#waiting = [];
     this.#waitingBytes = 0;
@@ -210,7 +211,7 @@ export class RankStream {
       }
       if (batch.sequence > this.#next) {
         this.#counts.gaps += 1;
-        if (mayAsk && this.#next > this.#askedAt && this.#ask()) {
+        if (isWorthAsking && this.#ask()) {
           this.#waiting = waiting.slice(i);
           this.#waitingBytes = this.#waiting.reduce((bytes, { payload }) => bytes + payload.length, 0);
           return;
@@ -224,6 +225,9 @@ export class RankStream {
   /** Delivers a batch to an empty rank: what lies before it is lost. */
   #goOnWithout(batch: Waiting): void {
     this.#lose(batch.sequence);
+    // Taken at its word, even with an earlier time than another: an engine's clock may have been set back.
+    this.#highest = batch.sequence;
+    this.#newestS = batch.timestampS;
     this.#deliver(batch.sequence, batch.timestampS, batch.payload, batch.isLive);
   }
 

@@ -156,7 +156,7 @@ export class VllmSurface {
     });
   }
 
-  /** vLLM answers 200 whether or not requests hold blocks, and keeps the cache when they do. */
+  /** vLLM answers 200 also when it keeps the cache because requests hold blocks; the event goes with the next pass. */
   #resetPrefixCache(exchange: HttpExchange): void {
     this.#options.engine.core.pool.reset();
     exchange.respond(200, [], '');
