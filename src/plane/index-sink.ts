@@ -6,19 +6,30 @@ import type { Limits } from '../limits.js';
 import { IndexApplier, type IndexApplierOptions } from '../router/events/applier.js';
 import { ApproximateResidency } from '../router/events/approximate.js';
 import { createEventDecoder } from '../router/events/decoder.js';
+import type { EventDecoder } from '../router/events/event-tables.js';
 import { createNativeDecoder } from '../router/events/native-decoder.js';
-import type { Hashers } from '../router/hashing/block-hasher.js';
+import { createHashers, type Hashers } from '../router/hashing/block-hasher.js';
 import type { IndexStats, PrefixIndexWriter } from '../router/index/contract.js';
 import type { Addon } from '../runtime/addon.js';
 import type { Clock } from '../runtime/clock.js';
 import type { Random } from '../runtime/random.js';
 import type { IndexCounts } from './ingest-side.js';
 
+/** What takes a moment to load. */
+export interface IndexTools {
+  readonly decoder: EventDecoder;
+  readonly hashers: Hashers;
+}
+
+/** Loads the tools of the calling thread: native ones where there is an addon. */
+export async function loadIndexTools(addon: Addon | null): Promise<IndexTools> {
+  const decoder = addon === null ? await createEventDecoder() : createNativeDecoder(addon);
+  return { decoder, hashers: await createHashers(addon) };
+}
+
 /** What the sink is made of. */
 export interface IndexSinkOptions extends Pick<IndexApplierOptions, 'writer' | 'log' | 'onBlockSize'> {
-  readonly addon: Addon | null;
-  /** Made by `createHashers` of the same addon. */
-  readonly hashers: Hashers;
+  readonly tools: IndexTools;
   readonly clock: Clock;
   readonly limits: Limits;
   readonly random: Random;
@@ -26,11 +37,10 @@ export interface IndexSinkOptions extends Pick<IndexApplierOptions, 'writer' | '
 
 /** Makes the sink. */
 export function createIndexSink(options: IndexSinkOptions): IndexApplier {
-  const { writer, addon, hashers, clock, limits, random, log, onBlockSize } = options;
+  const { writer, tools, clock, limits, random, log, onBlockSize } = options;
   return new IndexApplier({
     writer,
-    decoder: addon === null ? createEventDecoder() : createNativeDecoder(addon),
-    hashers,
+    ...tools,
     residency: new ApproximateResidency({ writer, random, ttlMs: limits.approximateTtlMs }),
     log,
     now: () => clock.nowMs(),

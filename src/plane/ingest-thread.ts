@@ -6,11 +6,11 @@
 import { strict as assert } from 'node:assert';
 import { parentPort, workerData } from 'node:worker_threads';
 import { loadZeroMq } from '../router/events/zmq-source.js';
-import { createHashers } from '../router/hashing/block-hasher.js';
 import { loadAddon } from '../runtime/addon.js';
 import { systemClock } from '../runtime/clock.js';
 import { FaultGuard } from '../runtime/fault-guard.js';
 import { sharedWords } from '../runtime/shared-memory.js';
+import { loadIndexTools } from './index-sink.js';
 import { INGEST_CONTROL, type IngestCore, type IngestSide, type IngestTask } from './ingest-side.js';
 import { IngestUnit } from './ingest-unit.js';
 import { ThreadCalls } from './thread-calls.js';
@@ -37,7 +37,7 @@ const unit = new ThreadUnit(task, {
   clock,
   guard,
   zeroMq: await loadZeroMq(),
-  hashers: await createHashers(loadAddon()),
+  tools: task.indexMemory === null ? null : await loadIndexTools(loadAddon()),
   core: {
     learnBlockSize: (slot, generation, blockSize) => core.tell('learnBlockSize', slot, generation, blockSize),
     log: (level, message, fields) => core.tell('log', level, message, fields),

@@ -13,14 +13,13 @@ import type { IndexApplier } from '../router/events/applier.js';
 import type { EventEndpoints, HolderFacts } from '../router/events/contract.js';
 import { Ingest, type SourceLimits } from '../router/events/ingest.js';
 import type { ZeroMqStatus } from '../router/events/zmq-source.js';
-import type { Hashers } from '../router/hashing/block-hasher.js';
 import { SharedIndexWriter } from '../router/index/shared-index.js';
 import { loadAddon } from '../runtime/addon.js';
 import type { Clock } from '../runtime/clock.js';
 import type { FaultGuard } from '../runtime/fault-guard.js';
 import type { Logger } from '../runtime/logger.js';
 import { seededRandom } from '../runtime/random.js';
-import { createIndexSink, indexCounts } from './index-sink.js';
+import { createIndexSink, type IndexTools, indexCounts } from './index-sink.js';
 import type { IngestCore, IngestCounts, IngestSide, IngestTask } from './ingest-side.js';
 import { PostedSink } from './posted-sink.js';
 import { decodeRouted } from './routed-record.js';
@@ -33,7 +32,8 @@ export interface IngestServices {
   readonly clock: Clock;
   readonly guard: FaultGuard;
   readonly zeroMq: ZeroMqStatus;
-  readonly hashers: Hashers;
+  /** For the index of this thread; null: it is elsewhere. */
+  readonly tools: IndexTools | null;
   readonly core: Omit<IngestCore, 'fault'>;
 }
 
@@ -52,13 +52,13 @@ export class IngestUnit implements IngestSide {
 
   constructor(task: IngestTask, services: IngestServices) {
     const { limits, indexMemory, bellMemory, seed } = task;
-    const { clock, guard, zeroMq, hashers, core } = services;
+    const { clock, guard, zeroMq, tools, core } = services;
     const random = seededRandom(seed);
     const logger = loggerOf(core);
     const learn = (slot: number, generation: number, blockSize: number): void =>
       core.learnBlockSize(slot, generation, blockSize);
     const addon = loadAddon();
-    if (indexMemory === null || addon === null) {
+    if (indexMemory === null || addon === null || tools === null) {
       assert(indexMemory === null, 'an index is shared where there is an addon');
       this.#writer = null;
       this.#applier = null;
@@ -68,8 +68,7 @@ export class IngestUnit implements IngestSide {
       this.#posted = null;
       this.#applier = createIndexSink({
         writer: this.#writer,
-        addon,
-        hashers,
+        tools,
         clock,
         limits,
         random,

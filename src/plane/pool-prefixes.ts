@@ -9,7 +9,6 @@ import { BellRinger } from '../ring/bell.js';
 import { RingMemory } from '../ring/ring-memory.js';
 import { RingProducer } from '../ring/ring-producer.js';
 import type { RoutedPrompt } from '../router/events/contract.js';
-import type { Hashers } from '../router/hashing/block-hasher.js';
 import type { PrefixIndexReader } from '../router/index/contract.js';
 import { SharedIndexReader } from '../router/index/shared-index.js';
 import { loadAddon } from '../runtime/addon.js';
@@ -35,11 +34,10 @@ export interface PrefixServices {
   readonly board: ProcessBoard;
   readonly clock: Clock;
   readonly random: Random;
-  readonly hashers: Hashers;
 }
 
 /** Opens the link of this incarnation. */
-export function openPrefixes(link: PrefixLink, services: PrefixServices): PoolPrefixes {
+export async function openPrefixes(link: PrefixLink, services: PrefixServices): Promise<PoolPrefixes> {
   return link.kind === 'shared' ? openShared(link, services.board) : openPosted(link, services);
 }
 
@@ -62,8 +60,11 @@ function openShared(link: PrefixLink & { kind: 'shared' }, board: ProcessBoard):
   };
 }
 
-function openPosted(link: PrefixLink & { kind: 'posted' }, services: PrefixServices): PoolPrefixes {
-  const { reader, routed, close } = openPostedIndex(link, services);
+async function openPosted(
+  link: PrefixLink & { kind: 'posted' },
+  services: PrefixServices,
+): Promise<PoolPrefixes> {
+  const { reader, routed, close } = await openPostedIndex(link, services);
   return { reader: guarded(reader, services.board), routed, isPosted: true, close };
 }
 

@@ -14,7 +14,6 @@ import { loadTextModel, type TextModel } from '../preprocess/text-model.js';
 import { Bell, BellRinger } from '../ring/bell.js';
 import { RingMemory } from '../ring/ring-memory.js';
 import { createDecider } from '../router/decide.js';
-import { createHashers, type Hashers } from '../router/hashing/block-hasher.js';
 import { Ledger } from '../router/ledger.js';
 import { LoadTable } from '../router/load-table.js';
 import { loadAddon } from '../runtime/addon.js';
@@ -62,7 +61,7 @@ class PoolThread {
   #nextWorld: World | null = null;
   #closes = 0;
 
-  constructor(task: PoolTask, hashers: Hashers) {
+  constructor(task: PoolTask, prefixes: PoolPrefixes | null) {
     const { links, limits, loadMemory, ledgerMemory } = task;
     const { epoch, poolBell } = links[0]!;
     this.#folders = task.folders;
@@ -80,22 +79,17 @@ class PoolThread {
     this.#lanes = links.map(
       memory => new PoolLane({ memory, name, queueBytesMax: limits.ringQueueBytesMax, discard }),
     );
-    const board = new ProcessBoard(task.boardMemory);
-    const random = seededRandom(task.seed);
-    this.#prefixes =
-      task.prefixes === null
-        ? null
-        : openPrefixes(task.prefixes, { limits, board, random, hashers, clock: systemClock });
+    this.#prefixes = prefixes;
     this.#planning = new Planning({
       limits,
       decider: createDecider({
         loadTable,
         ledger,
         ownerEpoch: epoch,
-        random,
+        random: seededRandom(task.seed),
         nowMs: () => systemClock.nowMs(),
-        prefixes: this.#prefixes?.reader ?? null,
-        routed: this.#prefixes?.routed ?? null,
+        prefixes: prefixes?.reader ?? null,
+        routed: prefixes?.routed ?? null,
       }),
       adapters: new Map([['vllm', createVllmAdapter()]]),
       discard,
@@ -172,6 +166,12 @@ class PoolThread {
 
 /** The task that piscina runs; resolves after the CLOSE records. */
 export default async function run(task: PoolTask): Promise<void> {
-  const hashers = await createHashers(loadAddon());
-  await new PoolThread(task, hashers).run();
+  const services = {
+    limits: task.limits,
+    board: new ProcessBoard(task.boardMemory),
+    clock: systemClock,
+    random: seededRandom(task.seed),
+  };
+  const prefixes = task.prefixes === null ? null : await openPrefixes(task.prefixes, services);
+  await new PoolThread(task, prefixes).run();
 }

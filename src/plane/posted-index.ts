@@ -6,13 +6,12 @@
 import type { Limits } from '../limits.js';
 import type { HolderFacts, IndexSink, RoutedPrompt } from '../router/events/contract.js';
 import { receiveSink } from '../router/events/posting-sink.js';
-import type { Hashers } from '../router/hashing/block-hasher.js';
 import type { PrefixIndexReader } from '../router/index/contract.js';
 import { createSimpleIndex } from '../router/index/simple-index.js';
 import type { Clock } from '../runtime/clock.js';
 import type { LogFields } from '../runtime/logger.js';
 import type { Random } from '../runtime/random.js';
-import { createIndexSink, indexCounts } from './index-sink.js';
+import { createIndexSink, indexCounts, loadIndexTools } from './index-sink.js';
 import type { IndexCounts, PrefixLink } from './ingest-side.js';
 
 /** Heap of one block in Maps, its engine hash with it, rounded up. */
@@ -40,14 +39,13 @@ export interface PostedIndexServices {
   readonly limits: Limits;
   readonly clock: Clock;
   readonly random: Random;
-  readonly hashers: Hashers;
 }
 
 /** Opens the index that a link brings the events of; `close` closes its ports. */
-export function openPostedIndex(
+export async function openPostedIndex(
   { port, news }: PrefixLink & { kind: 'posted' },
-  { limits, clock, random, hashers }: PostedIndexServices,
-): { reader: PrefixIndexReader; routed: (prompt: RoutedPrompt) => void; close: () => void } {
+  { limits, clock, random }: PostedIndexServices,
+): Promise<{ reader: PrefixIndexReader; routed: (prompt: RoutedPrompt) => void; close: () => void }> {
   const heapBytes = Math.min(limits.indexBytes, limits.poolHeapBytesMax * HEAP_SHARE);
   const index = createSimpleIndex({
     blocksMax: Math.floor(heapBytes / BLOCK_HEAP_BYTES),
@@ -57,8 +55,7 @@ export function openPostedIndex(
   const generations = new Map<number, number>();
   const applier = createIndexSink({
     writer: index,
-    addon: null,
-    hashers,
+    tools: await loadIndexTools(null),
     clock,
     limits,
     random,
