@@ -7,6 +7,7 @@ import { monitorEventLoopDelay } from 'node:perf_hooks';
 import { AggregatorRegistry, Gauge, type Metric, Registry } from 'prom-client';
 import { ERROR_CODES, type ErrorCode } from '../errors.js';
 import { ASK_REASONS, type AskReason, END_CAUSES, type EndCause } from '../messages/records.js';
+import { type ReadIndex, registerIndexMetrics } from './index-metrics.js';
 import { ModelCounter, ModelHistogram } from './model-histogram.js';
 import { SeriesCounter } from './series-counter.js';
 
@@ -22,6 +23,7 @@ const OUTPUT_TOKENS = [0, 100, 210, 430, 880, 1800, 3700, 7600, 16000, 32000];
 const FIRST_TOKEN_SECONDS = [
   0, 0.0022, 0.0047, 0.01, 0.022, 0.047, 0.1, 0.22, 0.47, 1, 2.2, 4.7, 10, 22, 48, 100, 220, 480,
 ];
+const HIT_RATES = Array.from({ length: 21 }, (_, step) => step / 20);
 const INTER_TOKEN_SECONDS = [0, 0.0019, 0.0035, 0.0067, 0.013, 0.024, 0.045, 0.084, 0.16, 0.3, 0.56, 1.1, 2];
 
 /** Values that live outside; each is called once per scrape on the socket thread. */
@@ -37,6 +39,8 @@ export interface MetricSources {
     readonly kind: 'prefill_tokens' | 'decode_blocks' | 'requests';
     readonly load: number;
   }>;
+  /** The prefix index; null: there is none, or another thread tells it. */
+  readonly readIngest: ReadIndex | null;
 }
 
 /** The metrics of one thread as plain values that can be sent to another. */
@@ -132,6 +136,17 @@ function createModelMetrics(registry: Registry, models: readonly string[]) {
       'Time per token after the first',
       INTER_TOKEN_SECONDS,
     ),
+    // The name that Dynamo's router gives it.
+    hitRate: register(
+      registry,
+      new ModelHistogram(
+        'dynamo_component_router_kv_hit_rate',
+        'Share of the prompt that the chosen worker was expected to have cached',
+        HIT_RATES,
+        models,
+        MODELS_MAX,
+      ),
+    ),
     tokens: register(registry, new ModelCounter(tokensName, 'Generated tokens', models, MODELS_MAX)),
   };
 }
@@ -159,6 +174,7 @@ function createRequestMetrics(registry: Registry) {
     causes: counter('millrace_requests_ended_total', 'Requests ended, by cause', 'cause'),
     slowClients: counter('millrace_slow_clients_total', 'Streams cut because the client did not read'),
     restarts: counter('millrace_pool_thread_restarts_total', 'Pool threads started again'),
+    promptTokens: counter('millrace_prompt_tokens_total', 'Prompt tokens of requests whose engine tells'),
   };
 }
 
@@ -224,6 +240,7 @@ export function createMetrics(models: readonly string[], sources: MetricSources,
   const perModel = createModelMetrics(registry, names);
   const counts = createRequestMetrics(registry);
   const stop = createScrapedGauges(registry, sources, thread);
+  if (sources.readIngest !== null) registerIndexMetrics(registry, sources.readIngest);
   // A series that exists from the start shows its first increase; one that appears with it does not.
   counts.accepted.add(0, thread);
   for (const reason of ASK_REASONS) counts.asks.add(0, reason);
@@ -267,6 +284,11 @@ export function createMetrics(models: readonly string[], sources: MetricSources,
         counts.cachedTokens.add(request.expectedCachedTokens ?? 0, 'expected');
       }
       if (completionTokens !== null) perModel.output.add(index, completionTokens);
+      if (promptTokens !== null && promptTokens > 0) {
+        const expected = request.expectedCachedTokens;
+        if (cachedTokens !== null) counts.promptTokens.add(promptTokens);
+        if (expected !== null) perModel.hitRate.add(index, Math.min(expected / promptTokens, 1));
+      }
     },
     firstToken: (name, seconds) => perModel.firstToken.add(modelIndex(name), seconds),
     tokens(index, count, gapSeconds) {

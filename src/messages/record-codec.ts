@@ -36,6 +36,8 @@ const MODES = ['token', 'relayIds', 'relay'] as const satisfies readonly AnswerM
 const CODES = Object.keys(ERROR_CODES) as ErrorCode[];
 /** `after` of a step that waits for none. */
 const AFTER_NONE = 0xffff_ffff;
+/** `rank` of a worker that has none. */
+const RANK_NONE = 0xffff_ffff;
 /** `logprobs` of a plan that has none. */
 const LOGPROBS_NONE = 0xff;
 /** Least bytes of a call and of a step: what a count of them is checked against. */
@@ -188,8 +190,12 @@ function readStop(reader: ByteReader): Stop {
 }
 
 function writePlacement(out: ByteWriter, placement: PlanPlacement): void {
-  const { policy, reason, ids, cachedTokens, candidates } = placement;
-  out.string(policy).string(reason).u8(IDS_SOURCES.indexOf(ids)).integer(cachedTokens);
+  const { policy, reason, rank, ids, cachedTokens, candidates } = placement;
+  out
+    .string(policy)
+    .string(reason)
+    .u32(rank ?? RANK_NONE);
+  out.u8(IDS_SOURCES.indexOf(ids)).integer(cachedTokens);
   out.bool(candidates !== null).u32(candidates?.length ?? 0);
   for (const candidate of candidates ?? []) {
     const { worker, cost, queuedTokens, requests } = candidate;
@@ -204,13 +210,21 @@ function writePlacement(out: ByteWriter, placement: PlanPlacement): void {
 function readPlacement(reader: ByteReader): PlanPlacement {
   const policy = reader.string('placement.policy');
   const reason = reader.string('placement.reason');
+  const rank = reader.u32('placement.rank');
   const ids = reader.oneOf('placement.ids', IDS_SOURCES);
   const cachedTokens = reader.integer('placement.cachedTokens');
   const hasCandidates = reader.bool('placement.candidates');
   const candidates: PlanCandidate[] = [];
   const count = reader.count('placement.candidates', CANDIDATE_BYTES_MIN);
   for (let index = 0; index < count; index += 1) candidates.push(readCandidate(reader));
-  return { policy, reason, ids, cachedTokens, candidates: hasCandidates ? candidates : null };
+  return {
+    policy,
+    reason,
+    rank: rank === RANK_NONE ? null : rank,
+    ids,
+    cachedTokens,
+    candidates: hasCandidates ? candidates : null,
+  };
 }
 
 function readCandidate(reader: ByteReader): PlanCandidate {

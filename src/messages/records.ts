@@ -21,7 +21,7 @@ export type AskReason = (typeof ASK_REASONS)[number];
 
 /** What a client says about where its request should go; '' for what it does not say. */
 export interface RoutingHints {
-  /** Origin of the only worker that may serve it. */
+  /** Name of the only worker that may serve it; see plane/routing-hints.ts. */
   readonly worker: string;
   /** Requests of one session go to one worker while it is there. */
   readonly session: string;
@@ -85,7 +85,7 @@ export interface PlanCall {
 
 /** A worker that a request could have gone to, as the policy saw it; see router/explain.ts. */
 export interface PlanCandidate {
-  /** Origin of the worker. */
+  /** Name of the worker; see plane/routing-hints.ts. */
   readonly worker: string;
   /** In the policy's own unit, lowest best; null: the policy has no cost. */
   readonly cost: number | null;
@@ -108,6 +108,8 @@ export interface PlanPlacement {
   readonly policy: string;
   /** In words: the policy and the figures that decided. */
   readonly reason: string;
+  /** Data-parallel rank of the worker; null: its server is one worker. */
+  readonly rank: number | null;
   readonly ids: IdsSource;
   /** Tokens of the prompt that the worker is expected to have in its cache. */
   readonly cachedTokens: number;
@@ -198,6 +200,8 @@ export interface WorkerView {
   readonly slot: number;
   readonly generation: number;
   readonly url: string;
+  /** Data-parallel rank behind the URL that requests name; null: the server is one worker. */
+  readonly rank: number | null;
   readonly engine: string;
   readonly models: readonly WorkerModel[];
   /** Tokens per KV block and blocks in all; null when the engine does not say. */

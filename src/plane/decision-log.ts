@@ -4,6 +4,7 @@
  * token ids and no addresses of clients. Owned by one socket thread.
  */
 import type { EndCause, Plan } from '../messages/records.js';
+import { workerName } from './routing-hints.js';
 
 /** Decisions that a socket thread keeps. */
 export const DECISIONS_KEPT = 256;
@@ -19,7 +20,7 @@ export interface Decision {
   readonly requestId: string | null;
   readonly attempt: number;
   readonly model: string;
-  /** Origin of the worker. */
+  /** Origin of the worker, and `#rank` where it is one of several. */
   readonly worker: string;
   readonly policy: string;
   readonly reason: string;
@@ -43,16 +44,16 @@ export class DecisionLog {
   readonly #ring: OpenDecision[] = [];
   #next = 0;
 
-  /** Enters the decision of a plan that is carried out now. */
+  /** Enters the decision of a plan that is carried out now, on the worker with the origin `worker`. */
   add(timeMs: number, plan: Plan, worker: string, requestId: string | undefined): OpenDecision {
-    const { policy, reason, ids, cachedTokens } = plan.placement;
+    const { policy, reason, rank, ids, cachedTokens } = plan.placement;
     const decision: OpenDecision = {
       timeMs,
       request: plan.request,
       requestId: requestId?.slice(0, REQUEST_ID_UNITS_MAX) ?? null,
       attempt: plan.attempt,
       model: plan.model,
-      worker,
+      worker: workerName(worker, rank),
       policy,
       reason,
       promptTokens: plan.promptTokens,

@@ -57,7 +57,7 @@ export function createObserver(metrics: Metrics): PlaneObserver {
 export function metricSources(
   socket: () => SocketThread,
   readWorkerLoads: MetricSources['readWorkerLoads'],
-): MetricSources {
+): Omit<MetricSources, 'readIngest'> {
   return {
     readRetainedBytes: () => socket().retainedBytes,
     readRingDepths: () =>

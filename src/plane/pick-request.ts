@@ -22,6 +22,8 @@ export interface Reservation {
 export interface PickedWorker {
   /** Origin of the worker: `http://host:port`. */
   readonly worker: string;
+  /** Data-parallel rank to name to it (vLLM: the header `X-data-parallel-rank`); null: it is one worker. */
+  readonly rank: number | null;
   readonly slot: number;
   readonly model: string;
   /** Tokens of the prompt; without a tokenizer an estimate (bytes ÷ 4). */
@@ -93,9 +95,18 @@ export class PickRequest {
     this.#end();
     const reservation = this.#context.hold(step.reservation, this.#expiresInMs);
     const { model, promptTokens } = plan;
-    const { cachedTokens, reason } = plan.placement;
-    const picked = { worker, slot: step.slot, model, promptTokens, cachedTokens, reason, reservation };
-    this.#settle.resolve(picked);
+    const { rank, cachedTokens, reason } = plan.placement;
+    const { slot } = step;
+    this.#settle.resolve({
+      worker,
+      rank,
+      slot,
+      model,
+      promptTokens,
+      cachedTokens,
+      reason,
+      reservation,
+    });
     return true;
   }
 

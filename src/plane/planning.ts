@@ -27,11 +27,12 @@ import { resolveMaxTokens } from '../preprocess/max-tokens.js';
 import { parseRequest } from '../preprocess/parse-request.js';
 import type { TextModel } from '../preprocess/text-model.js';
 import type { Decider, Placement, PromptBlocks } from '../router/decide.js';
+import type { Hashers } from '../router/hashing/block-hasher.js';
 import { PoolFleet, type Serving } from './pool-fleet.js';
-import { type HasherSource, PromptHasher } from './prompt-blocks.js';
+import { PromptHasher } from './prompt-blocks.js';
 import { type KnownIds, PromptSource } from './prompt-source.js';
 import type { RemoteIds } from './remote-ids.js';
-import { WORKER_HEADER } from './routing-hints.js';
+import { WORKER_HEADER, workerName } from './routing-hints.js';
 
 /** Bytes of text that count as one token where no tokenizer is held. */
 const BYTES_PER_TOKEN = 4;
@@ -59,7 +60,7 @@ export interface PlanningOptions {
   /** Gives back a reservation of a plan that could not be finished. */
   readonly discard: (reservation: number) => void;
   /** Hashers of this thread's requests. */
-  readonly hashers: HasherSource;
+  readonly hashers: Hashers;
   /** Ids from workers, for routing where we make none. */
   readonly remoteIds: Pick<RemoteIds, 'idsOf' | 'setWorld'>;
 }
@@ -203,6 +204,7 @@ export class Planning {
       maxTokens,
       eosIds: ready.eosIds,
       requestId: engineRequestId(ask),
+      rank: worker.rank,
     });
     return {
       request: ask.request,
@@ -223,7 +225,7 @@ export class Planning {
       stop: request.stop,
       eosIds: ready.eosIds,
       tokenizer: ready.tokenizer,
-      placement: this.#placement(model, decided, ids),
+      placement: this.#placement(model, worker, decided, ids),
       calls: [
         {
           choiceBase: 0,
@@ -247,19 +249,21 @@ export class Planning {
     };
   }
 
-  #placement({ policy }: ModelView, decided: Placement, ids: IdsSource): PlanPlacement {
+  #placement({ policy }: ModelView, { rank }: WorkerView, decided: Placement, ids: IdsSource): PlanPlacement {
     const { reason, cachedTokens } = decided;
     const candidates =
       decided.candidates?.map(({ slot, cost, cachedTokens, queuedTokens, requests }) => ({
-        worker: this.#fleet.workerIn(slot).url,
+        worker: nameOf(this.#fleet.workerIn(slot)),
         cost,
         cachedTokens,
         queuedTokens,
         requests,
       })) ?? null;
-    return { policy, reason, ids, cachedTokens, candidates };
+    return { policy, reason, rank, ids, cachedTokens, candidates };
   }
 }
+
+const nameOf = ({ url, rank }: WorkerView): string => workerName(url, rank);
 
 /** Without token mode the worker decides: one that returns ids is asked for them, unless that needs a stream it cannot give. */
 function answerMode(ready: Preprocessed, request: TokenRequest, worker: WorkerView): AnswerMode {

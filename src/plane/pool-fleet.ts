@@ -6,8 +6,8 @@ import { strict as assert } from 'node:assert';
 import { InvalidRequestError, RejectedError } from '../errors.js';
 import type { ModelView, WorkerView, World } from '../messages/records.js';
 import type { TextModel } from '../preprocess/text-model.js';
-import { BLOCK_SIZE_UNKNOWN } from '../router/decide.js';
-import { WORKER_HEADER } from './routing-hints.js';
+import { BLOCK_SIZE_UNKNOWN } from '../router/candidate-columns.js';
+import { WORKER_HEADER, workerName } from './routing-hints.js';
 
 /** The workers that may serve a request, and what follows from them. Not pinned: the same object until the next WORLD. */
 export interface Serving {
@@ -74,7 +74,9 @@ export class PoolFleet {
       this.#serving.set(model.name, serving);
     }
     if (pinned === '') return serving;
-    const named = serving.workers.filter(({ url }) => url === pinned);
+    const named = serving.workers.filter(
+      ({ url, rank }) => url === pinned || workerName(url, rank) === pinned,
+    );
     if (named.length > 0) return this.#servingOf(model, named);
     const message = `${WORKER_HEADER} names no worker that serves the model "${model.name}"`;
     throw new RejectedError('MILLRACE_NO_WORKER', message, { retryAfterMs: 1000 });

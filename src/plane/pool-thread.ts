@@ -16,17 +16,18 @@ import { loadTextModel, type TextModel } from '../preprocess/text-model.js';
 import { Bell, BellRinger } from '../ring/bell.js';
 import { RingMemory } from '../ring/ring-memory.js';
 import { createDecider } from '../router/decide.js';
-import { createHasher } from '../router/hashing/block-hasher.js';
-import { DEFAULT_SEEDS } from '../router/hashing/seeds.js';
+import { createHashers, type Hashers } from '../router/hashing/block-hasher.js';
 import { Ledger } from '../router/ledger.js';
 import { LoadTable } from '../router/load-table.js';
 import { loadAddon } from '../runtime/addon.js';
 import { systemClock } from '../runtime/clock.js';
 import { seededRandom } from '../runtime/random.js';
+import type { PrefixLink } from './ingest-side.js';
 import { Planning } from './planning.js';
 import { PoolLane } from './pool-lane.js';
 import type { LinkMemory } from './pool-link.js';
-import type { HasherSource } from './prompt-blocks.js';
+import { openPrefixes, type PoolPrefixes } from './pool-prefixes.js';
+import { ProcessBoard } from './process-board.js';
 import { RemoteIds } from './remote-ids.js';
 
 /** ASKs whose ids are being made on libuv's pool, at most: enough to keep its four threads busy. */
@@ -40,6 +41,9 @@ export interface PoolTask {
   readonly links: readonly LinkMemory[];
   readonly loadMemory: SharedArrayBuffer;
   readonly ledgerMemory: SharedArrayBuffer;
+  readonly boardMemory: SharedArrayBuffer;
+  /** Its way to the prefix index; null: there is none. */
+  readonly prefixes: PrefixLink | null;
   readonly limits: Limits;
   /** The model folders that models may name, as read at start. */
   readonly folders: readonly ModelFolder[];
@@ -50,6 +54,7 @@ class PoolThread {
   readonly #lanes: readonly PoolLane[];
   readonly #bell: Bell;
   readonly #planning: Planning;
+  readonly #prefixes: PoolPrefixes | null;
   readonly #folders: readonly ModelFolder[];
   readonly #textModels = new Map<string, TextModel>();
   /** Rings this thread's own bell: an answer that comes by promise finds it asleep. */
@@ -63,7 +68,7 @@ class PoolThread {
   #nextWorld: World | null = null;
   #closes = 0;
 
-  constructor(task: PoolTask, hashers: HasherSource) {
+  constructor(task: PoolTask, hashers: Hashers, prefixes: PoolPrefixes | null) {
     const { links, limits, loadMemory, ledgerMemory } = task;
     const { epoch, poolBell } = links[0]!;
     this.#folders = task.folders;
@@ -81,6 +86,7 @@ class PoolThread {
     this.#lanes = links.map(
       memory => new PoolLane({ memory, name, queueBytesMax: limits.ringQueueBytesMax, discard }),
     );
+    this.#prefixes = prefixes;
     const adapters = new Map([['vllm', createVllmAdapter()]]);
     this.#client = new EngineClient({ clock: systemClock, connectDeadlineMs: limits.connectDeadlineMs });
     this.#remoteIds = new RemoteIds({
@@ -99,8 +105,8 @@ class PoolThread {
         ownerEpoch: epoch,
         random: seededRandom(task.seed),
         nowMs: () => systemClock.nowMs(),
-        prefixes: null,
-        routed: null,
+        prefixes: prefixes?.reader ?? null,
+        routed: prefixes?.routed ?? null,
       }),
       adapters,
       discard,
@@ -115,6 +121,7 @@ class PoolThread {
     } finally {
       // A plan that is finished after its thread is reported gone would leave a reservation that nobody frees.
       await Promise.all(this.#pending);
+      this.#prefixes?.close();
       await this.#client.close();
     }
   }
@@ -130,6 +137,8 @@ class PoolThread {
         if (this.#nextWorld !== null) await this.#enterWorld(this.#nextWorld);
       }
       if (taken === 0) await this.#bell.wait(() => this.#lanes.some(lane => lane.hasWork(this.#takesAsks)));
+      // Events come as messages, which a busy loop would never see.
+      else if (this.#prefixes?.isPosted === true) await new Promise(setImmediate);
     }
   }
 
@@ -178,6 +187,12 @@ class PoolThread {
 
 /** The task that piscina runs; resolves after the CLOSE records. */
 export default async function run(task: PoolTask): Promise<void> {
-  const hasher = await createHasher(loadAddon(), DEFAULT_SEEDS);
-  await new PoolThread(task, { of: () => hasher }).run();
+  const services = {
+    limits: task.limits,
+    board: new ProcessBoard(task.boardMemory),
+    clock: systemClock,
+    random: seededRandom(task.seed),
+  };
+  const prefixes = task.prefixes === null ? null : await openPrefixes(task.prefixes, services);
+  await new PoolThread(task, await createHashers(loadAddon()), prefixes).run();
 }

@@ -68,11 +68,7 @@ export class PromptSource {
     return this.#idsOfWorker(request, model, serving);
   }
 
-  #idsOfWorker(
-    request: TokenRequest,
-    model: ModelView,
-    { workers }: Serving,
-  ): KnownIds | Promise<KnownIds> {
+  #idsOfWorker(request: TokenRequest, model: ModelView, { workers }: Serving): KnownIds | Promise<KnownIds> {
     const { adapters, remoteIds } = this.#options;
     const sample = adapters.get(workers[0]!.engine)!.sampleOf(request);
     if (sample === null) return NO_KNOWN_IDS;
@@ -93,9 +89,7 @@ export class PromptSource {
     const canToken =
       request.engineOnly.length === 0 &&
       // A chat without max_tokens fills the context; where nobody says how long that is, the engine has to decide.
-      (request.api === 'completions' ||
-        request.stop.maxTokens !== null ||
-        serving.contextLength !== null) &&
+      (request.api === 'completions' || request.stop.maxTokens !== null || serving.contextLength !== null) &&
       serving.tokenWorkers.length > 0;
     if (textModel === null || !canToken) return null;
     if (prompt.kind === 'text') return textModel.encodePrompt(prompt.text);

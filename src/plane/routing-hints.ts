@@ -6,7 +6,10 @@
 import type { HeaderList } from '../frontend/http/http-exchange.js';
 import type { PlanPlacement, RoutingHints } from '../messages/records.js';
 
-/** Header of a request that pins it to a worker, and of an answer that tells its worker: `http://host:port`. */
+/**
+ * Header of a request that pins it to a worker, and of an answer that tells its worker: `http://host:port`, and
+ * `http://host:port#rank` for a data-parallel rank. A pin without a rank leaves the choice among the ranks.
+ */
 export const WORKER_HEADER = 'x-millrace-worker';
 /** Request header; `routing`: the answer tells why its worker was chosen. */
 export const DEBUG_HEADER = 'x-millrace-debug';
@@ -48,14 +51,17 @@ export function hintsOfHeaders(
   });
 }
 
-/** Checks hints: a worker is an origin, a session a text of 1 to 256 characters. An empty one counts as not given. */
+/** The name of a worker in headers, decisions and pins. */
+export function workerName(url: string, rank: number | null): string {
+  return rank === null ? url : `${url}#${rank}`;
+}
+
+/** Checks hints: a worker is an origin, with or without a rank, a session a text of 1 to 256 characters. An empty one counts as not given. */
 export function checkedHints({ worker, session, explains, names }: GivenHints): RoutingHints | HintFault {
-  const origin = worker === undefined || worker === '' ? '' : originOf(worker);
-  if (origin === null) {
-    return {
-      param: names.worker,
-      message: `${names.worker} must be the address of a worker: http://host:port`,
-    };
+  const pinned = worker === undefined || worker === '' ? '' : nameOf(worker);
+  if (pinned === null) {
+    const form = 'http://host:port, or http://host:port#rank';
+    return { param: names.worker, message: `${names.worker} must be the address of a worker: ${form}` };
   }
   if (session !== undefined && session.length > SESSION_UNITS_MAX) {
     return {
@@ -63,14 +69,14 @@ export function checkedHints({ worker, session, explains, names }: GivenHints): 
       message: `${names.session} has ${session.length} characters; allowed: 1 to ${SESSION_UNITS_MAX}`,
     };
   }
-  return { worker: origin, session: session ?? '', explains };
+  return { worker: pinned, session: session ?? '', explains };
 }
 
-/** Headers of the answer of a request that was placed on `worker`. */
+/** Headers of the answer of a request that was placed on the worker with the origin `worker`. */
 export function placementHeaders(worker: string, placement: PlanPlacement): HeaderList {
-  const { cachedTokens, reason, candidates } = placement;
+  const { rank, cachedTokens, reason, candidates } = placement;
   const headers: [string, string][] = [
-    [WORKER_HEADER, worker],
+    [WORKER_HEADER, workerName(worker, rank)],
     [CACHED_HEADER, String(cachedTokens)],
   ];
   if (candidates === null) return headers;
@@ -81,9 +87,10 @@ export function placementHeaders(worker: string, placement: PlanPlacement): Head
 /** Two decimals are more than any cost means. */
 const rounded = (cost: number | null): number | null => (cost === null ? null : Math.round(cost * 100) / 100);
 
-function originOf(text: string): string | null {
+/** The name of a worker as `workerName` writes it; null: it is none. */
+function nameOf(text: string): string | null {
   if (!URL.canParse(text)) return null;
-  const { origin, protocol, pathname, search, username } = new URL(text);
+  const { origin, protocol, pathname, search, username, hash } = new URL(text);
   const isOrigin = (protocol === 'http:' || protocol === 'https:') && pathname === '/' && search === '';
-  return isOrigin && username === '' ? origin : null;
+  return isOrigin && username === '' && /^(?:#\d{1,5})?$/.test(hash) ? origin + hash : null;
 }

@@ -40,6 +40,7 @@ const unit: SocketSide = new ThreadUnit(task, {
     decisions: count => core.call('decisions', SCRAPE_DEADLINE_MS, count),
   },
   readWorkerLoads: () => [],
+  readIngest: null,
 });
 const core: ThreadCalls<CoreSide> = new ThreadCalls(port, unit, clock);
 process.on('uncaughtException', error => guard.report(error));

@@ -42,6 +42,7 @@ const finite = fc.double({ noNaN: true, noDefaultInfinity: true });
 const placement = fc.record({
   policy: text,
   reason: text,
+  rank: fc.option(fc.integer({ min: 0, max: 0xffff_fffe })),
   ids: fc.constantFrom(...IDS_SOURCES),
   cachedTokens: whole,
   candidates: fc.option(
@@ -136,6 +137,7 @@ const world = fc.record({
       slot: u32,
       generation: u32,
       url: text,
+      rank: fc.option(u32),
       engine: text,
       models: fc.array(modelOfWorker, { maxLength: 3 }),
       blockSize: amount,
@@ -273,6 +275,7 @@ t.test('a WORLD of the wrong shape names the field', async t => {
     slot: 0,
     generation: 1,
     url: 'u',
+    rank: null,
     engine: 'vllm',
     models: [{ id: 'm', contextLength: null }],
     blockSize: 16,
@@ -284,6 +287,7 @@ t.test('a WORLD of the wrong shape names the field', async t => {
     [null, 'world'],
     [{ version: 1, workers: {}, models: [] }, 'workers'],
     [{ version: 1, workers: [{ ...worker, slot: -1 }], models: [] }, 'workers[0].slot'],
+    [{ version: 1, workers: [{ ...worker, rank: -1 }], models: [] }, 'workers[0].rank'],
     [{ version: 1, workers: [{ ...worker, blockSize: 0 }], models: [] }, 'workers[0].blockSize'],
     [{ version: 1, workers: [worker, { ...worker, models: [{}] }], models: [] }, 'workers[1].models[0].id'],
     [

@@ -158,7 +158,8 @@ for (const server of SERVERS) {
 }
 
 t.test('the ring: newest first, the oldest go, several threads merged', async t => {
-  const placement = { policy: 'p', reason: 'r', ids: 'client', cachedTokens: 1, candidates: null } as const;
+  const told = { policy: 'p', reason: 'r', ids: 'client', cachedTokens: 1, candidates: null } as const;
+  const placement = { ...told, rank: null };
   const plan = (request: number): Plan =>
     ({ request, attempt: 1, model: 'm', promptTokens: 9, placement }) as Plan;
   const [odd, even] = [new DecisionLog(), new DecisionLog()];

@@ -26,6 +26,7 @@ const worker = (slot: number, more: Partial<WorkerView> = {}): WorkerView => ({
   slot,
   generation: 7,
   url: `http://127.0.0.1:${8000 + slot}`,
+  rank: null,
   engine: 'vllm',
   models: [
     { id: 'base', contextLength: 4096 },
@@ -96,6 +97,7 @@ async function setUp(options: SetUp = {}) {
           hashed.push({ ids: [...ids], blockSize, adapter, salt });
           return Math.floor(ids.length / blockSize);
         },
+        hashAfter: () => t.fail('a prompt is hashed from its beginning'),
       }),
     },
     remoteIds: {
@@ -276,6 +278,17 @@ t.test('pins and sessions', async t => {
     code: 'MILLRACE_NO_WORKER',
     message: 'the worker that x-millrace-worker names is not ready',
   });
+});
+
+t.test('ranks: a pin names one or all', async t => {
+  const url = 'http://127.0.0.1:8000';
+  const workers = [worker(0, { rank: 0 }), worker(1, { rank: 1, url }), worker(2)];
+  const { plan, seen } = await setUp({ workers });
+  const { placement } = await plan({ prompt: IDS }, { worker: `${url}#1`, explains: true });
+  t.match(placement, { rank: 1, candidates: [{ worker: `${url}#1` }] });
+  await plan({ prompt: IDS }, { worker: url });
+  t.same(seen, [[1], [0, 1]]);
+  t.match(await plan({ prompt: IDS }, { worker: `${url}#2` }), { code: 'MILLRACE_NO_WORKER' });
 });
 
 t.test('a pinned worker decides about token mode', async t => {

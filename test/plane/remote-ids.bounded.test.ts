@@ -17,6 +17,7 @@ const worker = (url: string, slot = 0): WorkerView => ({
   slot,
   generation: 1,
   url,
+  rank: null,
   engine: 'vllm',
   models: [{ id: MODEL, contextLength: null }],
   blockSize: 16,

@@ -51,6 +51,7 @@ const worker = (slot: number): WorkerView => ({
   slot,
   generation: 1,
   url: `http://w${slot}`,
+  rank: null,
   engine: 'vllm',
   models: [{ id: 'm', contextLength: null }],
   blockSize: 16,
