@@ -39,6 +39,11 @@ function flag(value: unknown, field: string): boolean {
   return value;
 }
 
+function onlyTrue(value: unknown, field: string): true {
+  if (value !== true) throw fault(field, 'true or absent');
+  return value;
+}
+
 /** A positive number of tokens or blocks, or null. */
 function amountOrNull(value: unknown, field: string): number | null {
   return value === null ? null : whole(value, field, Number.MAX_SAFE_INTEGER, 1);
@@ -50,12 +55,14 @@ function readWorker(value: unknown, field: string): WorkerView {
     slot: whole(worker.slot, `${field}.slot`, U32_MAX),
     generation: whole(worker.generation, `${field}.generation`, U32_MAX),
     url: text(worker.url, `${field}.url`),
+    rank: worker.rank === null ? null : whole(worker.rank, `${field}.rank`, U32_MAX),
     engine: text(worker.engine, `${field}.engine`),
     models: listOf(worker.models, `${field}.models`, (item, name) => {
       const model = fieldsOf(item, name);
       return {
         id: text(model.id, `${name}.id`),
         contextLength: amountOrNull(model.contextLength, `${name}.contextLength`),
+        ...(model.adapter === undefined ? {} : { adapter: onlyTrue(model.adapter, `${name}.adapter`) }),
       };
     }),
     blockSize: amountOrNull(worker.blockSize, `${field}.blockSize`),

@@ -5,6 +5,8 @@
  * one request ends it for the supervisor to replace.
  */
 import { strict as assert } from 'node:assert';
+import { parentPort } from 'node:worker_threads';
+import { EngineClient } from '../engines/client.js';
 import { createVllmAdapter } from '../engines/vllm.js';
 import type { Limits } from '../limits.js';
 import { decodeAsk, decodeDone, decodeWorld } from '../messages/record-codec.js';
@@ -14,14 +16,19 @@ import { loadTextModel, type TextModel } from '../preprocess/text-model.js';
 import { Bell, BellRinger } from '../ring/bell.js';
 import { RingMemory } from '../ring/ring-memory.js';
 import { createDecider } from '../router/decide.js';
+import { createHashers, type Hashers } from '../router/hashing/block-hasher.js';
 import { Ledger } from '../router/ledger.js';
 import { LoadTable } from '../router/load-table.js';
 import { loadAddon } from '../runtime/addon.js';
 import { systemClock } from '../runtime/clock.js';
 import { seededRandom } from '../runtime/random.js';
+import type { PrefixLink } from './ingest-side.js';
 import { Planning } from './planning.js';
 import { PoolLane } from './pool-lane.js';
 import type { LinkMemory } from './pool-link.js';
+import { openPrefixes, type PoolPrefixes } from './pool-prefixes.js';
+import { ProcessBoard } from './process-board.js';
+import { RemoteIds } from './remote-ids.js';
 
 /** ASKs whose ids are being made on libuv's pool, at most: enough to keep its four threads busy. */
 const PENDING_MAX = 8;
@@ -34,6 +41,9 @@ export interface PoolTask {
   readonly links: readonly LinkMemory[];
   readonly loadMemory: SharedArrayBuffer;
   readonly ledgerMemory: SharedArrayBuffer;
+  readonly boardMemory: SharedArrayBuffer;
+  /** Its way to the prefix index; null: there is none. */
+  readonly prefixes: PrefixLink | null;
   readonly limits: Limits;
   /** The model folders that models may name, as read at start. */
   readonly folders: readonly ModelFolder[];
@@ -44,17 +54,21 @@ class PoolThread {
   readonly #lanes: readonly PoolLane[];
   readonly #bell: Bell;
   readonly #planning: Planning;
+  readonly #prefixes: PoolPrefixes | null;
   readonly #folders: readonly ModelFolder[];
   readonly #textModels = new Map<string, TextModel>();
   /** Rings this thread's own bell: an answer that comes by promise finds it asleep. */
   readonly #ownBell: BellRinger;
+  /** Connections to workers, for prompt ids alone. */
+  readonly #client: EngineClient;
+  readonly #remoteIds: RemoteIds;
   /** ASKs whose ids are being made. */
   readonly #pending = new Set<Promise<void>>();
   #worldVersion = 0;
   #nextWorld: World | null = null;
   #closes = 0;
 
-  constructor(task: PoolTask) {
+  constructor(task: PoolTask, hashers: Hashers, prefixes: PoolPrefixes | null) {
     const { links, limits, loadMemory, ledgerMemory } = task;
     const { epoch, poolBell } = links[0]!;
     this.#folders = task.folders;
@@ -72,6 +86,17 @@ class PoolThread {
     this.#lanes = links.map(
       memory => new PoolLane({ memory, name, queueBytesMax: limits.ringQueueBytesMax, discard }),
     );
+    this.#prefixes = prefixes;
+    const adapters = new Map([['vllm', createVllmAdapter()]]);
+    this.#client = new EngineClient({ clock: systemClock, connectDeadlineMs: limits.connectDeadlineMs });
+    this.#remoteIds = new RemoteIds({
+      limits,
+      clock: systemClock,
+      adapters,
+      post: (origin, path, json, deadlineMs, bytesMax) =>
+        this.#client.post(origin, path, json, deadlineMs, bytesMax),
+      onMissing: missing => parentPort?.postMessage(missing),
+    });
     this.#planning = new Planning({
       limits,
       decider: createDecider({
@@ -80,11 +105,13 @@ class PoolThread {
         ownerEpoch: epoch,
         random: seededRandom(task.seed),
         nowMs: () => systemClock.nowMs(),
-        prefixes: null,
-        routed: null,
+        prefixes: prefixes?.reader ?? null,
+        routed: prefixes?.routed ?? null,
       }),
-      adapters: new Map([['vllm', createVllmAdapter()]]),
+      adapters,
       discard,
+      hashers,
+      remoteIds: this.#remoteIds,
     });
   }
 
@@ -94,6 +121,8 @@ class PoolThread {
     } finally {
       // A plan that is finished after its thread is reported gone would leave a reservation that nobody frees.
       await Promise.all(this.#pending);
+      this.#prefixes?.close();
+      await this.#client.close();
     }
   }
 
@@ -108,11 +137,14 @@ class PoolThread {
         if (this.#nextWorld !== null) await this.#enterWorld(this.#nextWorld);
       }
       if (taken === 0) await this.#bell.wait(() => this.#lanes.some(lane => lane.hasWork(this.#takesAsks)));
+      // Events come as messages, which a busy loop would never see.
+      else if (this.#prefixes?.isPosted === true) await new Promise(setImmediate);
     }
   }
 
   get #takesAsks(): boolean {
-    return this.#pending.size < PENDING_MAX;
+    // One that waits for a worker keeps no thread of libuv busy.
+    return this.#pending.size - this.#remoteIds.asking < PENDING_MAX;
   }
 
   #take(lane: PoolLane, kind: number, key: number, bytes: Uint8Array): void {
@@ -155,5 +187,12 @@ class PoolThread {
 
 /** The task that piscina runs; resolves after the CLOSE records. */
 export default async function run(task: PoolTask): Promise<void> {
-  await new PoolThread(task).run();
+  const services = {
+    limits: task.limits,
+    board: new ProcessBoard(task.boardMemory),
+    clock: systemClock,
+    random: seededRandom(task.seed),
+  };
+  const prefixes = task.prefixes === null ? null : await openPrefixes(task.prefixes, services);
+  await new PoolThread(task, await createHashers(loadAddon()), prefixes).run();
 }

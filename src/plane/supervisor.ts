@@ -8,8 +8,10 @@ import type { Limits } from '../limits.js';
 import type { ModelFolder } from '../preprocess/model-folder/model-folder.js';
 import type { Clock, Timer } from '../runtime/clock.js';
 import type { Logger } from '../runtime/logger.js';
+import type { PrefixLink } from './ingest-side.js';
 import type { LinkMemory } from './pool-link.js';
 import type { PoolTask } from './pool-thread.js';
+import type { MissingIds } from './remote-ids.js';
 
 /** Time in which poolRestartsMax deaths switch a slot off. */
 const RESTART_WINDOW_MS = 10_000;
@@ -24,11 +26,18 @@ export interface SupervisorOptions {
   readonly folders: readonly ModelFolder[];
   readonly loadMemory: SharedArrayBuffer;
   readonly ledgerMemory: SharedArrayBuffer;
+  readonly boardMemory: SharedArrayBuffer;
   readonly clock: Clock;
   readonly logger: Logger;
   readonly seed: number;
-  /** Makes the rings of a new incarnation, one pair per socket thread; it can be asked from then on. */
-  readonly attach: (index: number, epoch: number) => readonly LinkMemory[];
+  /**
+   * Makes the rings of a new incarnation, one pair per socket thread, and its way to the prefix index; it can be asked from
+   * then on.
+   */
+  readonly attach: (
+    index: number,
+    epoch: number,
+  ) => { readonly links: readonly LinkMemory[]; readonly prefixes: PrefixLink | null };
   /** The incarnation with this epoch is gone. */
   readonly lost: (index: number, epoch: number) => void;
   /** A dead incarnation will be replaced. */
@@ -60,6 +69,8 @@ export class Supervisor {
   readonly #deaths: number[][];
   readonly #tasks = new Set<Promise<void>>();
   readonly #timers = new Set<Timer>();
+  /** Models whose missing ids were said: each pool thread finds out by itself. */
+  readonly #saidMissing = new Set<string>();
   #nextEpoch = 1;
   #running = 0;
   #off = 0;
@@ -96,13 +107,16 @@ export class Supervisor {
 
   #start(index: number): void {
     const epoch = this.#nextEpoch++;
-    const { threads, limits, folders, loadMemory, ledgerMemory, seed } = this.#options;
+    const { threads, limits, folders, loadMemory, ledgerMemory, boardMemory, seed } = this.#options;
+    const { links, prefixes } = this.#options.attach(index, epoch);
     const task: PoolTask = {
       index,
       threads,
-      links: this.#options.attach(index, epoch),
+      links,
+      prefixes,
       loadMemory,
       ledgerMemory,
+      boardMemory,
       limits,
       folders,
       seed: seed + epoch,
@@ -111,12 +125,23 @@ export class Supervisor {
     this.#options.changed(this.state);
     const pool = createPool(limits);
     this.#pools.set(index, pool);
-    const running = pool.run(task).then(
+    pool.on('message', (missing: MissingIds) => this.#sayMissing(missing));
+    const transferList = prefixes?.kind === 'posted' ? [prefixes.port, prefixes.news] : [];
+    const running = pool.run(task, { transferList }).then(
       () => this.#ended(index, epoch, null),
       (error: Error) => this.#ended(index, epoch, error),
     );
     this.#tasks.add(running);
     void running.finally(() => this.#tasks.delete(running));
+  }
+
+  /** The one message that a pool thread sends besides its rings' records. */
+  #sayMissing(missing: MissingIds): void {
+    if (this.#saidMissing.has(missing.model)) return;
+    this.#saidMissing.add(missing.model);
+    const message =
+      'a worker makes no prompt ids in time: prompts are routed by load where no other makes them';
+    this.#options.logger.warn(message, { ...missing });
   }
 
   #ended(index: number, epoch: number, error: Error | null): void {

@@ -37,8 +37,10 @@ const unit: SocketSide = new ThreadUnit(task, {
   core: {
     reportFailure: (slot, generation, failure) => core.tell('reportFailure', slot, generation, failure),
     metricsText: () => core.call('metricsText', SCRAPE_DEADLINE_MS),
+    decisions: count => core.call('decisions', SCRAPE_DEADLINE_MS, count),
   },
   readWorkerLoads: () => [],
+  readIngest: null,
 });
 const core: ThreadCalls<CoreSide> = new ThreadCalls(port, unit, clock);
 process.on('uncaughtException', error => guard.report(error));
