@@ -23,9 +23,6 @@ const DRAIN_DEADLINE_MS = 300_000;
 /** Requests of a run whose ids are followed to the engine. */
 const CHECKED_REQUESTS = 5;
 
-/** The machine is too slow for the speed that was asked for. */
-export class TooFastError extends Error {}
-
 /**
  * @typedef {import('#millrace/simulate/replay/workload.js').Workload} Workload
  * @typedef {import('#millrace/simulate/replay/replay.js').ReplayResult} ReplayResult
@@ -51,7 +48,7 @@ export class TooFastError extends Error {}
  */
 
 /**
- * Replays, then runs live. Throws TooFastError for a run that the machine could not keep up with.
+ * Replays, then runs live. Throws for a run that the machine could not keep up with.
  * @param {Workload} workload
  * @param {LiveOptions} options
  */
@@ -171,7 +168,7 @@ async function checkSome(fleet, { requests, traceBlockTokens }) {
 }
 
 /**
- * Throws TooFastError when an event loop was later than a share of the mean TTFT, both in modelled time.
+ * Throws when an event loop was later than a share of the mean TTFT, both in modelled time.
  * @param {string} policy
  * @param {Lags} lags
  * @param {number | null} ttftMeanMs  Modelled; null when no request had an answer: the errors say why.
@@ -184,7 +181,7 @@ export function checkLags(policy, lags, ttftMeanMs, speed, lagShareMax) {
     const share = (lagMs * speed) / ttftMeanMs;
     if (share <= lagShareMax) continue;
     const lower = Number(((0.8 * speed * lagShareMax) / share).toPrecision(1));
-    throw new TooFastError(
+    throw new Error(
       `${policy}: this machine cannot keep up at --speed ${speed}: the event loop of ${WORDS[process]} was late by ` +
         `${lagMs.toFixed(1)} ms at p99, ${(100 * share).toFixed(1)} % of the mean TTFT (allowed: ${100 * lagShareMax} %). ` +
         `Try --speed ${lower}`,
