@@ -7,6 +7,7 @@ import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
+import { createSelector } from '#millrace/router/policies/policies.js';
 import { startServer } from './children.js';
 import { textOf } from './ttft-prompts.js';
 
@@ -42,8 +43,8 @@ export const TOKENIZER = 'chatml-cl100k';
  * @property {() => Promise<void>} stop
  */
 
-/** @param {EngineSettings} engine @param {number} speed */
-function mockArgs({ numGpuBlocks, blockSize, maxNumSeqs, maxNumBatchedTokens, maxModelLen }, speed) {
+/** @param {EngineSettings} engine @param {number} speed @param {boolean} events  Whether they publish KV events. */
+function mockArgs({ numGpuBlocks, blockSize, maxNumSeqs, maxNumBatchedTokens, maxModelLen }, speed, events) {
   const flags = {
     '--speed': speed,
     '--blocks': numGpuBlocks,
@@ -53,6 +54,7 @@ function mockArgs({ numGpuBlocks, blockSize, maxNumSeqs, maxNumBatchedTokens, ma
     '--max-model-len': maxModelLen,
   };
   const values = Object.entries(flags).flatMap(([flag, value]) => [flag, String(value)]);
+  if (events) values.push('--events');
   return ['--import', LAG_PROBE, MAIN, 'mock', '--json', '--exit-with-stdin', '--port', '0', ...values];
 }
 
@@ -62,7 +64,7 @@ function mockArgs({ numGpuBlocks, blockSize, maxNumSeqs, maxNumBatchedTokens, ma
  * @returns {Promise<Fleet>}
  */
 export async function startFleet({ workers, engine, speed, policy }) {
-  const args = mockArgs(engine, speed);
+  const args = mockArgs(engine, speed, createSelector(policy).usesPrefix);
   const started = await Promise.allSettled(
     Array.from({ length: workers }, () => startServer('a mock engine', args, { channel: true })),
   );
@@ -94,7 +96,7 @@ async function startPlane(mocks, policy) {
   try {
     const file = path.join(folder, 'millrace.json');
     const workers = mocks.map(({ listening: { url, kvEvents, kvEventsReplay } }) =>
-      kvEvents === undefined ? url : { url, kvEvents, kvEventsReplay },
+      kvEvents === null ? url : { url, kvEvents, kvEventsReplay },
     );
     // YAML is a superset of JSON.
     writeFileSync(file, JSON.stringify({ workers, policy, tokenizer: TOKENIZER, port: 0, logLevel: 'warn' }));
