@@ -53,6 +53,13 @@ const flags = parseFlags({
       default: 1,
       help: 'divides modelled time; a speed at which event loops are late is refused',
     },
+    'lag-share': {
+      type: 'number',
+      min: 0.001,
+      max: 1,
+      default: LAG_SHARE_MAX,
+      help: 'lateness of an event loop at p99 ÷ mean TTFT above which a run is refused',
+    },
     seed: { type: 'number', integer: true, min: 0, max: 2 ** 32 - 1, default: 1, help: 'seeds made traffic' },
     json: { type: 'boolean', help: 'stdout is exactly one JSON object' },
     out: { type: 'string', help: 'also write a report as one HTML file' },
@@ -63,7 +70,7 @@ const flags = parseFlags({
   ],
 });
 
-const { trace, workers, policies, requests, load, speed, seed } = flags;
+const { trace, workers, policies, requests, load, speed, seed, lagShare: lagShareMax } = flags;
 if (trace !== undefined && !existsSync(trace)) {
   process.stderr.write(`skipped: there is no trace ${trace}\n`);
   process.exit(0);
@@ -74,7 +81,7 @@ try {
   const workload =
     trace === undefined ? makeWorkload(WORKLOAD, requests, seed) : await readTrace(trace, requests);
   const onStep = (/** @type {string} */ what) => bar.step(what);
-  const options = { workers, policies, load, seed, speed, lagShareMax: LAG_SHARE_MAX, onStep };
+  const options = { workers, policies, load, seed, speed, lagShareMax, onStep };
   const done = await runLive(workload, options);
   bar.done();
   const { blockSize, numGpuBlocks, maxNumBatchedTokens, maxNumSeqs } = done.result.engine;
@@ -91,7 +98,7 @@ try {
     speed,
     timeScale: done.result.timeScale,
     arrivalSeconds: done.summary.arrivalSeconds,
-    lagShareMax: LAG_SHARE_MAX,
+    lagShareMax,
     prompts: `text to /v1/completions, ${done.promptBytes} bytes in all, so that the plane tokenizes: under 1 ms for 12,000 tokens`,
     tokenizer: TOKENIZER,
   };
