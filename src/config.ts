@@ -9,12 +9,20 @@ import { ConfigError } from './errors.js';
 import { DEFAULT_LIMITS, type Limits } from './limits.js';
 import type { LogLevel } from './runtime/logger.js';
 import { nearestName } from './runtime/nearest-name.js';
-import { integer, oneOf, path, type Setting, settings, workerUrls } from './settings.js';
+import { integer, oneOf, path, type Setting, settings } from './settings.js';
+import {
+  distinctWorkers,
+  type EventDefaults,
+  type NamedWorker,
+  namedWorkers,
+  resolveWorker,
+  type WorkerConfig,
+} from './worker-config.js';
 
 /** What is set for one model. */
 export interface ModelConfig {
   /** Workers that serve only this model, besides the shared ones. */
-  readonly workers: readonly string[];
+  readonly workers: readonly WorkerConfig[];
   readonly policy: string;
   /** Tokenizer for token mode, or null: relay mode. */
   readonly tokenizer: string | null;
@@ -28,7 +36,11 @@ export interface ModelConfig {
 export interface Config {
   readonly host: string;
   readonly port: number;
-  readonly workers: readonly string[];
+  readonly workers: readonly WorkerConfig[];
+  /** What workers that say nothing of their KV events do; see worker-config.ts. */
+  readonly kvEvents: string | null;
+  readonly kvEventsReplay: string | null;
+  readonly kvEventsTopic: string;
   readonly policy: string;
   readonly tokenizer: string | null;
   /** Folder of the workers' model, absolute, or null; never together with `tokenizer`. */
@@ -146,7 +158,7 @@ function readTextSource(
 function readModels(
   raw: unknown,
   names: ConfigNames,
-  shared: { policy: string; tokenizer: string | null; modelPath: string | null },
+  shared: { policy: string; tokenizer: string | null; modelPath: string | null; events: EventDefaults },
 ): Config['models'] {
   if (raw === undefined) return Object.freeze({});
   if (typeof raw !== 'object' || raw === null || Array.isArray(raw)) {
@@ -161,7 +173,10 @@ function readModels(
       throw new ConfigError(`${at} must be a map of settings`);
     for (const key of Object.keys(given)) if (!valid.includes(key)) throw unknownKey(at, key, valid);
     models[name] = Object.freeze({
-      workers: given.workers === undefined ? [] : workerUrls(given.workers, `${at}.workers`),
+      workers:
+        given.workers === undefined || given.workers === null
+          ? []
+          : namedWorkers(given.workers, `${at}.workers`).map(worker => resolveWorker(worker, shared.events)),
       policy:
         given.policy === undefined ? shared.policy : oneOf(names.policies)(given.policy, `${at}.policy`),
       ...readTextSource(given, at, names, shared),
@@ -178,9 +193,13 @@ function readModels(
 const PARSED_BYTES_PER_BYTE = 32;
 /** Room for what an ASK holds besides the body. */
 const ASK_HEAD_BYTES = 65_536;
+/** What the prefix index takes of its memory for each prediction, and before it has room for blocks; both rounded up. */
+const INDEX_PREDICTION_BYTES = 64;
+const INDEX_FIXED_BYTES = 524_288;
 
 /** Refuses limits that each are in range and cannot hold together. */
-function checkTogether({ bodyBytesMax, poolHeapBytesMax, ringQueueBytesMax }: Limits): void {
+function checkTogether(limits: Limits): void {
+  const { bodyBytesMax, poolHeapBytesMax, ringQueueBytesMax } = limits;
   // JSON.parse cannot be stopped: a thread that is over its heap inside it ends the whole process.
   if (poolHeapBytesMax < PARSED_BYTES_PER_BYTE * bodyBytesMax) {
     throw new ConfigError(
@@ -190,6 +209,17 @@ function checkTogether({ bodyBytesMax, poolHeapBytesMax, ringQueueBytesMax }: Li
   if (ringQueueBytesMax < bodyBytesMax + ASK_HEAD_BYTES) {
     throw new ConfigError(
       `limits: ringQueueBytesMax is ${ringQueueBytesMax}; allowed: at least bodyBytesMax (${bodyBytesMax}) + ${ASK_HEAD_BYTES}`,
+    );
+  }
+  const { indexBytes, indexPredictionsMax, eventBatchBytesMax, eventQueueBytesMax } = limits;
+  if (indexBytes < INDEX_PREDICTION_BYTES * indexPredictionsMax + INDEX_FIXED_BYTES) {
+    throw new ConfigError(
+      `limits: indexBytes is ${indexBytes}; allowed: at least ${INDEX_PREDICTION_BYTES} × indexPredictionsMax (${indexPredictionsMax}) + ${INDEX_FIXED_BYTES}`,
+    );
+  }
+  if (eventQueueBytesMax < eventBatchBytesMax) {
+    throw new ConfigError(
+      `limits: eventQueueBytesMax is ${eventQueueBytesMax}; allowed: at least eventBatchBytesMax (${eventBatchBytesMax})`,
     );
   }
 }
@@ -216,6 +246,7 @@ export function loadConfig(names: ConfigNames, sources: ConfigSources): Config {
     policy: merged.policy as string,
     tokenizer: merged.tokenizer as string | null,
     modelPath: merged.modelPath as string | null,
+    events: merged as unknown as EventDefaults,
   };
   if (shared.tokenizer !== null && shared.modelPath !== null) {
     throw new ConfigError('tokenizer and modelPath are both set; a folder brings its own tokenizer: set one');
@@ -224,10 +255,14 @@ export function loadConfig(names: ConfigNames, sources: ConfigSources): Config {
     throw new ConfigError(`limits: ringBytes is ${limits.ringBytes}; allowed: a power of two`);
   }
   checkTogether(limits);
+  const workers = (merged.workers as NamedWorker[]).map(worker => resolveWorker(worker, shared.events));
+  const models = readModels(merged.models, names, shared);
+  distinctWorkers([workers, ...Object.values(models).map(model => model.workers)]);
   return Object.freeze({
     ...merged,
+    workers,
     poolThreads: merged.poolThreads ?? Math.min(8, Math.max(1, availableParallelism() - 1)),
     limits,
-    models: readModels(merged.models, names, shared),
-  }) as Config;
+    models,
+  }) as unknown as Config;
 }

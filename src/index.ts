@@ -24,7 +24,12 @@ export type {
 } from './frontend/openai/bodies.js';
 export type { LimitName, Limits } from './limits.js';
 export type { Delta, FinishReason, Usage } from './messages/delta.js';
-export { createDataPlane, type DataPlane, type DataPlaneOptions } from './plane/embed/data-plane.js';
+export {
+  createDataPlane,
+  type DataPlane,
+  type DataPlaneOptions,
+  type ModelOptions,
+} from './plane/embed/data-plane.js';
 export type { GenerateRequest, PickOptions } from './plane/embed/generate-request.js';
 export type { FastifyPlugin, NodeHandler } from './plane/embed/node-handler.js';
 export type { PickedWorker, Reservation } from './plane/pick-request.js';
@@ -32,3 +37,4 @@ export type { Health } from './plane/routes.js';
 export type { Clock, Timer } from './runtime/clock.js';
 export type { LogFields, Logger, LogLevel } from './runtime/logger.js';
 export { type MockWorker, type MockWorkerOptions, mockWorker } from './simulate/mock-worker.js';
+export type { WorkerConfig, WorkerOptions } from './worker-config.js';

@@ -79,6 +79,26 @@ export const LIMITS = {
   poolHeapBytesMax: limit('bytes', 64 * MIB, 64 * GIB, GIB, 'JavaScript heap of one pool thread'),
   poolRestartsMax: limit('count', 1, 100, 5, 'restarts of a pool thread in 10 s before its slot is off'),
   jsonKeysMax: limit('count', 16, 1_000_000, 1000, 'keys of one object in a request body'),
+  indexBytes: limit('bytes', MIB, GIB, 256 * MIB, 'the prefix index: blocks, engine hashes and predictions'),
+  indexPredictionsMax: limit('count', 64, 1_048_576, 65_536, 'blocks in the index that are only expected'),
+  eventBatchBytesMax: limit('bytes', KIB, 256 * MIB, 16 * MIB, 'one batch of KV events'),
+  eventQueueBytesMax: limit('bytes', MIB, GIB, 64 * MIB, 'batches of one rank that wait for a replay'),
+  eventQueueMax: limit(
+    'count',
+    16,
+    1_000_000,
+    16_384,
+    'batches of one rank in a replay, or that wait for its end',
+  ),
+  replayBytesMax: limit('bytes', MIB, 16 * GIB, GIB, 'batches that one replay brings'),
+  replayDeadlineMs: limit('ms', 10, HOUR_MS, 5_000, 'a replay of KV events; then the rank counts as empty'),
+  approximateTtlMs: limit(
+    'ms',
+    100,
+    24 * HOUR_MS,
+    120_000,
+    'a guess of what a worker without KV events holds',
+  ),
   stopTokenIdsMax: limit('count', 1, 4096, 256, 'ids in `stop_token_ids` and in `stop` together'),
 } as const satisfies Record<string, Limit>;
 

@@ -7,6 +7,7 @@ import { resolve } from 'node:path';
 import { ConfigError } from './errors.js';
 import { LIMITS, type LimitName } from './limits.js';
 import { nearestName } from './runtime/nearest-name.js';
+import { eventEndpoint, eventTopic, namedWorkers, replayEndpoint } from './worker-config.js';
 
 /** How a setting was given, for error messages: `--port`, `MILLRACE_PORT`, `port in millrace.yaml`. */
 export type Source = string;
@@ -63,24 +64,6 @@ export function path(raw: unknown, source: Source): string {
   return resolve(text(raw, source));
 }
 
-/** A list of worker addresses: `http://host:port`, without path. */
-export function workerUrls(raw: unknown, source: Source): string[] {
-  const list = Array.isArray(raw) ? raw : [raw];
-  const urls = list.map(entry => {
-    const url = typeof entry === 'string' && URL.canParse(entry) ? new URL(entry) : null;
-    if (url === null || url.protocol !== 'http:' || url.pathname !== '/' || url.search !== '') {
-      throw new ConfigError(
-        `${source} is ${shown(entry)}; allowed: http://host:port of a worker, without a path`,
-      );
-    }
-    return url.origin;
-  });
-  const double = urls.find((url, index) => urls.indexOf(url) !== index);
-  if (double !== undefined)
-    throw new ConfigError(`${source} names ${double} twice; each worker is named once`);
-  return urls;
-}
-
 /** `unlimited` or a positive factor of the modelled speed. */
 function speed(raw: unknown, source: Source): number | 'unlimited' {
   if (raw === 'unlimited') return raw;
@@ -112,7 +95,12 @@ export function limitValues(raw: unknown, source: Source): Partial<Record<LimitN
 
 /** The rows; order is the order of `--help`. */
 export function settings(policies: readonly string[], tokenizers: readonly string[]): readonly Setting[] {
-  return [...serviceSettings(policies, tokenizers), ...threadSettings(), ...processSettings()];
+  return [
+    ...serviceSettings(policies, tokenizers),
+    ...eventSettings(),
+    ...threadSettings(),
+    ...processSettings(),
+  ];
 }
 
 function serviceSettings(policies: readonly string[], tokenizers: readonly string[]): readonly Setting[] {
@@ -140,14 +128,14 @@ function serviceSettings(policies: readonly string[], tokenizers: readonly strin
       several: true,
       help: 'a running vLLM server; repeat for more. Without any, mock engines are started',
       default: [],
-      parse: workerUrls,
+      parse: namedWorkers,
     },
     {
       key: 'policy',
       flag: 'policy',
       value: 'NAME',
       help: `how a worker is chosen: ${policies.join(', ')}`,
-      default: 'least-requests',
+      default: 'ttft',
       parse: oneOf(policies),
     },
     {
@@ -157,6 +145,35 @@ function serviceSettings(policies: readonly string[], tokenizers: readonly strin
       help: `tokenizer of the workers' model, for token mode: ${tokenizers.join(', ')}. Without one: relay mode`,
       default: null,
       parse: oneOf(tokenizers),
+    },
+  ];
+}
+
+function eventSettings(): readonly Setting[] {
+  return [
+    {
+      key: 'kvEvents',
+      flag: 'kv-events',
+      value: 'ENDPOINT',
+      help: 'where workers publish KV events, such as tcp://*:5557 (* is the host of each worker)',
+      default: null,
+      parse: eventEndpoint,
+    },
+    {
+      key: 'kvEventsReplay',
+      flag: 'kv-events-replay',
+      value: 'ENDPOINT',
+      help: 'where workers repeat KV events that were lost, such as tcp://*:5558',
+      default: null,
+      parse: replayEndpoint,
+    },
+    {
+      key: 'kvEventsTopic',
+      flag: 'kv-events-topic',
+      value: 'PREFIX',
+      help: 'prefix of the topic of KV events; without it all are taken',
+      default: '',
+      parse: eventTopic,
     },
   ];
 }

@@ -78,10 +78,11 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
   preprocess: ['router/hashing'],
   engines: ['types:router'],
   simulate: STAGES,
-  plane: [...STAGES, 'simulate', 'config'],
-  config: ['settings'],
-  cli: [...STAGES, 'simulate', 'plane', 'config', 'settings', 'index'],
-  index: [...STAGES, 'simulate', 'plane', 'config'],
+  plane: [...STAGES, 'simulate', 'config', 'worker-config'],
+  config: ['settings', 'worker-config'],
+  settings: ['worker-config'],
+  cli: [...STAGES, 'simulate', 'plane', 'config', 'worker-config', 'settings', 'index'],
+  index: [...STAGES, 'simulate', 'plane', 'config', 'worker-config'],
 };
 
 /** First folder below src, or the name of a file that lies directly in it. */

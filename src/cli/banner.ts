@@ -8,14 +8,26 @@ export interface BannerFacts {
   readonly status: PlaneStatus;
   readonly policy: string;
   readonly models: readonly { readonly name: string; readonly tokenizer: string | null }[];
-  readonly workers: readonly { readonly url: string; readonly state: string }[];
+  readonly workers: readonly { readonly url: string; readonly rank: number | null; readonly state: string }[];
   readonly areMocks: boolean;
 }
+
+const BYTES_PER_MIB = 1_048_576;
 
 /** `text` as one word of a POSIX shell. */
 const shellWord = (text: string): string => `'${text.replaceAll("'", "'\\''")}'`;
 
 const row = (label: string, text: string): string => `  ${label.padEnd(9)} ${text}`;
+
+function indexLines({ kvEvents, indexBytes }: PlaneStatus): string[] {
+  if (indexBytes === null) return [row('index', 'none: no policy asks what workers have cached')];
+  const { publishing, workers } = kvEvents;
+  const events =
+    publishing === 0
+      ? 'none: residency is approximated from what is routed'
+      : `${publishing} of ${workers} workers publish`;
+  return [row('events', events), row('index', `up to ${Math.round(indexBytes / BYTES_PER_MIB)} MiB`)];
+}
 
 /** The banner as lines of text, ready to print. */
 export function banner(facts: BannerFacts): string {
@@ -36,7 +48,9 @@ export function banner(facts: BannerFacts): string {
   );
   const kind = facts.areMocks ? 'mock engines (no --worker was given)' : 'vLLM servers';
   lines.push(row('workers', `${workers.length} ${kind}`));
-  for (const worker of workers) lines.push(row('', `${worker.url}  ${worker.state}`));
+  for (const { url, rank, state } of workers)
+    lines.push(row('', `${url}${rank === null ? '' : ` rank ${rank}`}  ${state}`));
+  lines.push(...indexLines(status));
   if (models.length === 0) {
     lines.push(row('models', 'none yet: no worker has answered; requests get 503 until one does'));
     return `${lines.join('\n')}\n`;

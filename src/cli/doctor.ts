@@ -5,7 +5,7 @@
 import { readFileSync } from 'node:fs';
 import { type Config, loadConfig } from '../config.js';
 import { TOKENIZER_NAMES } from '../preprocess/tokenizers/load.js';
-import { LOAD_POLICY_NAMES } from '../router/policies/policies.js';
+import { POLICY_NAMES } from '../router/policies/policies.js';
 import { type Command, readFlags } from './command.js';
 import type { Check } from './doctor/check.js';
 import {
@@ -90,7 +90,7 @@ export function report(version: string, checks: readonly Check[]): string {
 async function run(argv: readonly string[]): Promise<number> {
   const flags = readFlags(argv, { host: 'value', port: 'value', json: 'switch' });
   const config = loadConfig(
-    { policies: LOAD_POLICY_NAMES, tokenizers: TOKENIZER_NAMES },
+    { policies: POLICY_NAMES, tokenizers: TOKENIZER_NAMES },
     { options: { host: flags.host, port: flags.port }, env: process.env },
   );
   const checks = await examine(systemProbe(), config);

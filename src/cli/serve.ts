@@ -8,7 +8,7 @@ import { ConfigError } from '../errors.js';
 import { LIMITS } from '../limits.js';
 import { Plane } from '../plane/plane.js';
 import { TOKENIZER_NAMES } from '../preprocess/tokenizers/load.js';
-import { LOAD_POLICY_NAMES } from '../router/policies/policies.js';
+import { POLICY_NAMES } from '../router/policies/policies.js';
 import { type Clock, systemClock } from '../runtime/clock.js';
 import { createLogger, type Logger } from '../runtime/logger.js';
 import { settings } from '../settings.js';
@@ -16,7 +16,7 @@ import { banner } from './banner.js';
 import { type Command, type FlagKind, readFlags } from './command.js';
 import { type MockChildren, startMockChildren } from './mock-children.js';
 
-const SETTINGS = settings(LOAD_POLICY_NAMES, TOKENIZER_NAMES);
+const SETTINGS = settings(POLICY_NAMES, TOKENIZER_NAMES);
 /** Tokenizer of the mock engines. */
 const MOCK_TOKENIZER = 'chatml-cl100k';
 /** How long the banner waits for the workers' first answers. */
@@ -32,12 +32,13 @@ Usage: millrace serve [flags]
 Examples:
   millrace serve                                       four mock engines, port 8000
   millrace serve --worker http://10.0.0.7:8000 --worker http://10.0.0.8:8000
+  millrace serve --worker http://10.0.0.7:8000 --kv-events 'tcp://*:5557' --kv-events-replay 'tcp://*:5558'
   millrace serve --config millrace.yaml --port 9000
   millrace serve --limit requestsMax=20000 --limit bodyBytesMax=16777216
 
 Flags:
 ${SETTINGS.map(({ flag, value, help, default: preset }) => {
-  const shown = preset === null || typeof preset === 'object' ? '' : ` (default ${preset})`;
+  const shown = preset === null || preset === '' || typeof preset === 'object' ? '' : ` (default ${preset})`;
   return flagLine(flag, value, help + shown);
 }).join('\n')}
 ${flagLine('config', 'FILE', 'YAML file with the same settings by name, and models.<name>')}
@@ -72,7 +73,7 @@ function configFromFlags(flags: ReturnType<typeof readFlags>): Config {
     }
   }
   return loadConfig(
-    { policies: LOAD_POLICY_NAMES, tokenizers: TOKENIZER_NAMES },
+    { policies: POLICY_NAMES, tokenizers: TOKENIZER_NAMES },
     { options, env: process.env, ...(file === undefined ? {} : { file }) },
   );
 }
@@ -89,10 +90,10 @@ async function withWorkers(
   const mocks = await startMockChildren(config.mockWorkers, config.mockSpeed, clock);
   // A model folder stays in force, and is compared with the mock's tokenizer as with any worker's.
   const tokenizer = config.tokenizer ?? (config.modelPath === null ? MOCK_TOKENIZER : null);
-  return {
-    config: Object.freeze({ ...config, workers: mocks.addresses.map(({ url }) => url), tokenizer }),
-    mocks,
-  };
+  const workers = mocks.addresses.map(address =>
+    Object.freeze({ ...address, kvEventsTopic: '', dpRanks: 1 }),
+  );
+  return { config: Object.freeze({ ...config, workers, tokenizer }), mocks };
 }
 
 function announce(
@@ -136,7 +137,8 @@ function untilTold(
     const onSignal = (signal: NodeJS.Signals): void => {
       if (isEnding) {
         logger.warn('second signal: exiting without waiting for open requests', { signal });
-        // With socket threads, which must not be terminated, `exit` would end in an abort with a core dump.
+        // With socket threads, which must not be terminated, `exit` would end in an abort with a core dump. The ingest
+        // thread sees to it itself.
         if (config.socketThreads > 1) process.kill(process.pid, 'SIGKILL');
         process.exit(1);
       }

@@ -47,6 +47,8 @@ export interface WorkerDeclaration {
   readonly engine: string;
   /** Model ids to use it for; the rest of what it lists is ignored. All that it lists, when left out. */
   readonly models?: readonly string[];
+  /** Data-parallel rank behind the URL that requests name; left out: the server is one worker. */
+  readonly rank?: number | null;
 }
 
 /** A worker at one moment; a value, replaced at every change. */
@@ -55,6 +57,8 @@ export interface RegisteredWorker {
   readonly generation: number;
   /** Origin of the worker: the declared URL without a trailing slash. */
   readonly url: string;
+  /** Data-parallel rank that requests name; null: the server is one worker. */
+  readonly rank: number | null;
   readonly engine: string;
   readonly state: WorkerState;
   readonly declaredModels: readonly string[] | null;
@@ -71,6 +75,8 @@ export interface RegistryChange {
 
 interface Entry {
   worker: RegisteredWorker;
+  /** Told by KV events, for an engine whose probe does not say it. */
+  learnedBlockSize: number | null;
   healthy: boolean;
   draining: boolean;
 }
@@ -108,27 +114,26 @@ export class WorkerRegistry {
   /**
    * Gives a worker a slot, in state probing. A slot that never had a worker goes first, then the one that is free for
    * longest: late news of the last tenant is then as old as can be. 'full': every slot is taken; 'duplicate': the URL
-   * has a worker already. Throws ConfigError for a bad URL.
+   * (with the rank) has a worker already. Throws ConfigError for a bad URL.
    */
   add(declaration: WorkerDeclaration): RegisteredWorker | 'full' | 'duplicate' {
     const url = originOf(declaration.url);
-    for (const { worker } of this.#entries.values()) if (worker.url === url) return 'duplicate';
+    const { rank = null } = declaration;
+    for (const { worker } of this.#entries.values())
+      if (worker.url === url && worker.rank === rank) return 'duplicate';
     const slot = this.#generations.length < this.#workersMax ? this.#generations.length : this.#freed.shift();
     if (slot === undefined) return 'full';
-    const generation = (this.#generations[slot] ?? 0) + 1;
-    this.#generations[slot] = generation;
     const worker: RegisteredWorker = {
       slot,
-      generation,
+      generation: this.#nextGeneration(slot),
       url,
+      rank,
       engine: declaration.engine,
       state: 'probing',
       declaredModels: declaration.models ?? null,
       facts: null,
     };
-    this.#entries.set(slot, { worker, healthy: false, draining: false });
-    this.#table.install(slot, generation, STATE_WORDS.probing);
-    this.#onChange({ kind: 'added', worker });
+    this.#enter(worker, false);
     return worker;
   }
 
@@ -148,10 +153,11 @@ export class WorkerRegistry {
     return this.#entry(slot, generation)?.worker ?? null;
   }
 
-  /** The worker at a URL, or null. */
-  find(url: string): RegisteredWorker | null {
+  /** The worker at a URL (with a rank), or null. */
+  find(url: string, rank: number | null = null): RegisteredWorker | null {
     const origin = originOf(url);
-    for (const { worker } of this.#entries.values()) if (worker.url === origin) return worker;
+    for (const { worker } of this.#entries.values())
+      if (worker.url === origin && worker.rank === rank) return worker;
     return null;
   }
 
@@ -163,7 +169,7 @@ export class WorkerRegistry {
   /** The workers of WORLD: all that answered a probe, in whatever state, in the order of their slots. */
   views(): WorkerView[] {
     const views: WorkerView[] = [];
-    for (const { slot, generation, url, engine, facts, declaredModels } of this.list()) {
+    for (const { slot, generation, url, rank, engine, facts, declaredModels } of this.list()) {
       if (facts === null) continue;
       const models =
         declaredModels === null
@@ -174,6 +180,7 @@ export class WorkerRegistry {
         slot,
         generation,
         url,
+        rank,
         engine,
         models,
         blockSize,
@@ -185,17 +192,34 @@ export class WorkerRegistry {
     return views;
   }
 
-  /** Stores what a probe taught. False when that generation no longer has the slot. */
+  /**
+   * Stores what a probe taught. Another model or block size than before is another worker at the same address: it takes the
+   * slot under a new generation, and the answer is false, as it is when that generation no longer has the slot.
+   */
   setFacts(slot: number, generation: number, facts: WorkerFacts): boolean {
     const entry = this.#entry(slot, generation);
     if (entry === null) return false;
-    const { models, blockSize, totalBlocks, returnsTokenIds, foreignIds } = facts;
-    const kept: WorkerFacts = { models, blockSize, totalBlocks, returnsTokenIds, foreignIds };
-    if (JSON.stringify(kept) !== JSON.stringify(entry.worker.facts)) {
-      entry.worker = { ...entry.worker, facts: kept };
-      this.#onChange({ kind: 'facts', worker: entry.worker });
+    const { worker } = entry;
+    if (worker.facts !== null && isAnother(worker.facts, facts)) {
+      this.#entries.delete(slot);
+      this.#table.setState(slot, generation, STATE_WORDS.absent);
+      this.#onChange({ kind: 'removed', worker });
+      const successor = { ...worker, generation: this.#nextGeneration(slot), facts: null };
+      this.#enter({ ...successor, state: 'probing' }, entry.draining);
+      return false;
     }
+    this.#keepFacts(entry, { ...facts, blockSize: facts.blockSize ?? entry.learnedBlockSize });
     if (entry.healthy) this.#updateState(entry);
+    return true;
+  }
+
+  /** Stores the block size that KV events have shown, where the probe says none. False as above. */
+  learnBlockSize(slot: number, generation: number, blockSize: number): boolean {
+    const entry = this.#entry(slot, generation);
+    if (entry === null) return false;
+    entry.learnedBlockSize = blockSize;
+    const { facts } = entry.worker;
+    if (facts !== null && facts.blockSize === null) this.#keepFacts(entry, { ...facts, blockSize });
     return true;
   }
 
@@ -228,6 +252,28 @@ export class WorkerRegistry {
     return entry !== undefined && entry.worker.generation === generation ? entry : null;
   }
 
+  #nextGeneration(slot: number): number {
+    const generation = (this.#generations[slot] ?? 0) + 1;
+    this.#generations[slot] = generation;
+    return generation;
+  }
+
+  #enter(worker: RegisteredWorker, draining: boolean): void {
+    const entry = { worker, learnedBlockSize: null, healthy: false, draining };
+    this.#entries.set(worker.slot, entry);
+    this.#table.install(worker.slot, worker.generation, STATE_WORDS.probing);
+    this.#onChange({ kind: 'added', worker });
+    if (draining) this.#updateState(entry);
+  }
+
+  #keepFacts(entry: Entry, facts: WorkerFacts): void {
+    const { models, blockSize, totalBlocks, returnsTokenIds, foreignIds } = facts;
+    const kept: WorkerFacts = { models, blockSize, totalBlocks, returnsTokenIds, foreignIds };
+    if (JSON.stringify(kept) === JSON.stringify(entry.worker.facts)) return;
+    entry.worker = { ...entry.worker, facts: kept };
+    this.#onChange({ kind: 'facts', worker: entry.worker });
+  }
+
   #updateState(entry: Entry): void {
     const { worker } = entry;
     let state: WorkerState = entry.healthy ? 'ready' : 'unavailable';
@@ -239,6 +285,13 @@ export class WorkerRegistry {
     assert(held, 'the load table and the registry name the same tenant of a slot');
     this.#onChange({ kind: 'state', worker: entry.worker });
   }
+}
+
+/** Whether a worker that answers so is not the one from before: it serves none of its models, or has other KV blocks. */
+function isAnother(before: WorkerFacts, now: WorkerFacts): boolean {
+  const known = new Set(before.models.map(model => model.id));
+  if (!now.models.some(model => known.has(model.id))) return true;
+  return before.blockSize !== null && now.blockSize !== null && before.blockSize !== now.blockSize;
 }
 
 function originOf(url: string): string {

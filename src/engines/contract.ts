@@ -51,6 +51,8 @@ export interface EncodeInput {
   readonly eosIds: Uint32Array;
   /** Request id for the engine's logs. */
   readonly requestId: string;
+  /** Data-parallel rank of the worker that shall take it; null: the server is one worker. */
+  readonly rank: number | null;
 }
 
 /** The HTTP call to a worker, without its host: the plan carries it to the socket thread. */

@@ -50,10 +50,12 @@ export function encodeVllmCall(input: EncodeInput): EncodedCall {
 }
 
 function callHead(input: EncodeInput): EncodedCall['head'] {
-  return [
+  const head: [string, string][] = [
     ['content-type', 'application/json'],
     ['x-request-id', input.requestId],
   ];
+  if (input.rank !== null) head.push(['x-data-parallel-rank', String(input.rank)]);
+  return head;
 }
 
 function encodeTokens(input: EncodeInput): EncodedCall {

@@ -7,6 +7,7 @@ import { monitorEventLoopDelay } from 'node:perf_hooks';
 import { AggregatorRegistry, Gauge, type Metric, Registry } from 'prom-client';
 import { ERROR_CODES, type ErrorCode } from '../errors.js';
 import { ASK_REASONS, type AskReason, END_CAUSES, type EndCause } from '../messages/records.js';
+import { type ReadIndex, registerIndexMetrics } from './index-metrics.js';
 import { ModelCounter, ModelHistogram } from './model-histogram.js';
 import { SeriesCounter } from './series-counter.js';
 
@@ -22,6 +23,7 @@ const OUTPUT_TOKENS = [0, 100, 210, 430, 880, 1800, 3700, 7600, 16000, 32000];
 const FIRST_TOKEN_SECONDS = [
   0, 0.0022, 0.0047, 0.01, 0.022, 0.047, 0.1, 0.22, 0.47, 1, 2.2, 4.7, 10, 22, 48, 100, 220, 480,
 ];
+const HIT_RATES = Array.from({ length: 21 }, (_, step) => step / 20);
 const INTER_TOKEN_SECONDS = [0, 0.0019, 0.0035, 0.0067, 0.013, 0.024, 0.045, 0.084, 0.16, 0.3, 0.56, 1.1, 2];
 
 /** Values that live outside; each is called once per scrape on the socket thread. */
@@ -37,6 +39,8 @@ export interface MetricSources {
     readonly kind: 'prefill_tokens' | 'decode_blocks' | 'requests';
     readonly load: number;
   }>;
+  /** The prefix index; null: there is none, or another thread tells it. */
+  readonly readIngest: ReadIndex | null;
 }
 
 /** The metrics of one thread as plain values that can be sent to another. */
@@ -67,6 +71,8 @@ export interface EndedRequest {
   /** Token counts; null: never known, not counted. */
   readonly promptTokens: number | null;
   readonly cachedTokens: number | null;
+  /** Cached tokens by which its worker was chosen. */
+  readonly expectedCachedTokens: number | null;
   readonly completionTokens: number | null;
 }
 
@@ -130,6 +136,17 @@ function createModelMetrics(registry: Registry, models: readonly string[]) {
       'Time per token after the first',
       INTER_TOKEN_SECONDS,
     ),
+    // The name that Dynamo's router gives it.
+    hitRate: register(
+      registry,
+      new ModelHistogram(
+        'dynamo_component_router_kv_hit_rate',
+        'Share of the prompt that the chosen worker was expected to have cached',
+        HIT_RATES,
+        models,
+        MODELS_MAX,
+      ),
+    ),
     tokens: register(registry, new ModelCounter(tokensName, 'Generated tokens', models, MODELS_MAX)),
   };
 }
@@ -149,9 +166,15 @@ function createRequestMetrics(registry: Registry) {
     canceled: counter('dynamo_frontend_model_cancellation_total', 'Requests canceled by clients', ...kind),
     accepted: counter('millrace_requests_accepted_total', 'Requests taken, by thread', 'thread'),
     asks: counter('millrace_asks_total', 'ASKs sent to the pool', 'reason'),
+    cachedTokens: counter(
+      'millrace_cached_tokens_total',
+      'Prompt tokens in a cache, of requests whose engine tells: reported by it, and expected when it was chosen',
+      'source',
+    ),
     causes: counter('millrace_requests_ended_total', 'Requests ended, by cause', 'cause'),
     slowClients: counter('millrace_slow_clients_total', 'Streams cut because the client did not read'),
     restarts: counter('millrace_pool_thread_restarts_total', 'Pool threads started again'),
+    promptTokens: counter('millrace_prompt_tokens_total', 'Prompt tokens of requests whose engine tells'),
   };
 }
 
@@ -217,10 +240,12 @@ export function createMetrics(models: readonly string[], sources: MetricSources,
   const perModel = createModelMetrics(registry, names);
   const counts = createRequestMetrics(registry);
   const stop = createScrapedGauges(registry, sources, thread);
+  if (sources.readIngest !== null) registerIndexMetrics(registry, sources.readIngest);
   // A series that exists from the start shows its first increase; one that appears with it does not.
   counts.accepted.add(0, thread);
   for (const reason of ASK_REASONS) counts.asks.add(0, reason);
   for (const cause of END_CAUSES) counts.causes.add(0, cause);
+  for (const source of ['expected', 'reported']) counts.cachedTokens.add(0, source);
 
   const modelIndex = (model: string): number => indexOf.get(model) ?? 0;
   const addModel = (model: string): number => {
@@ -253,8 +278,17 @@ export function createMetrics(models: readonly string[], sources: MetricSources,
       }
       perModel.duration.add(index, request.seconds);
       if (promptTokens !== null) perModel.input.add(index, promptTokens);
-      if (cachedTokens !== null) perModel.cached.add(index, cachedTokens);
+      if (cachedTokens !== null) {
+        perModel.cached.add(index, cachedTokens);
+        counts.cachedTokens.add(cachedTokens, 'reported');
+        counts.cachedTokens.add(request.expectedCachedTokens ?? 0, 'expected');
+      }
       if (completionTokens !== null) perModel.output.add(index, completionTokens);
+      if (promptTokens !== null && promptTokens > 0) {
+        const expected = request.expectedCachedTokens;
+        if (cachedTokens !== null) counts.promptTokens.add(promptTokens);
+        if (expected !== null) perModel.hitRate.add(index, Math.min(expected / promptTokens, 1));
+      }
     },
     firstToken: (name, seconds) => perModel.firstToken.add(modelIndex(name), seconds),
     tokens(index, count, gapSeconds) {

@@ -142,6 +142,8 @@ export interface WorkerView {
   readonly slot: number;
   readonly generation: number;
   readonly url: string;
+  /** Data-parallel rank behind the URL that requests name; null: the server is one worker. */
+  readonly rank: number | null;
   readonly engine: string;
   /** Model ids that this worker serves, with their context length in tokens (null: it does not say). */
   readonly models: readonly { readonly id: string; readonly contextLength: number | null }[];

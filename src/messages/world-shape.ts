@@ -50,6 +50,7 @@ function readWorker(value: unknown, field: string): WorkerView {
     slot: whole(worker.slot, `${field}.slot`, U32_MAX),
     generation: whole(worker.generation, `${field}.generation`, U32_MAX),
     url: text(worker.url, `${field}.url`),
+    rank: worker.rank === null ? null : whole(worker.rank, `${field}.rank`, U32_MAX),
     engine: text(worker.engine, `${field}.engine`),
     models: listOf(worker.models, `${field}.models`, (item, name) => {
       const model = fieldsOf(item, name);

@@ -46,6 +46,7 @@ export function createObserver(metrics: Metrics): PlaneObserver {
         seconds: durationMs / 1000,
         promptTokens: usage?.promptTokens ?? null,
         cachedTokens: usage?.cachedTokens ?? null,
+        expectedCachedTokens: null,
         completionTokens: usage?.completionTokens ?? null,
       });
     },
@@ -56,7 +57,7 @@ export function createObserver(metrics: Metrics): PlaneObserver {
 export function metricSources(
   socket: () => SocketThread,
   readWorkerLoads: MetricSources['readWorkerLoads'],
-): MetricSources {
+): Omit<MetricSources, 'readIngest'> {
   return {
     readRetainedBytes: () => socket().retainedBytes,
     readRingDepths: () =>

@@ -5,32 +5,31 @@
  */
 import { strict as assert } from 'node:assert';
 import type { Config } from '../config.js';
-import { WorkerRegistry } from '../discovery/registry.js';
-import { EngineClient } from '../engines/client.js';
-import { WorkerMonitor } from '../engines/monitor.js';
-import { createVllmAdapter, VLLM } from '../engines/vllm.js';
 import { ConfigError } from '../errors.js';
 import { claimPort } from '../frontend/http/claim-port.js';
 import type { HttpExchange } from '../frontend/http/http-exchange.js';
-import { createMetrics, type MetricSources, type Metrics, mergedText } from '../frontend/metrics.js';
-import type { ModelView } from '../messages/records.js';
-import { createBell } from '../ring/bell.js';
-import { createLedgerMemory, Ledger } from '../router/ledger.js';
-import { createLoadMemory, LoadTable } from '../router/load-table.js';
+import { createMetrics, type Metrics, mergedText } from '../frontend/metrics.js';
+import { Ledger } from '../router/ledger.js';
+import { LoadTable } from '../router/load-table.js';
+import { createSelector } from '../router/policies/policies.js';
 import { addonStatus } from '../runtime/addon.js';
 import type { Clock } from '../runtime/clock.js';
 import { FaultGuard, throwLater } from '../runtime/fault-guard.js';
 import type { Logger } from '../runtime/logger.js';
+import { configuredWorkers, Fleet } from './fleet.js';
+import { readIngest } from './ingest-metrics.js';
+import type { IngestCore } from './ingest-side.js';
 import { workerLoads } from './observer.js';
-import { createLinkMemory } from './pool-link.js';
-import { createBoardMemory, ProcessBoard } from './process-board.js';
+import { createPlaneMemory, type PlaneMemory } from './plane-memory.js';
+import { startPool } from './pool-side.js';
+import { ProcessBoard } from './process-board.js';
+import { RemoteIngest } from './remote-ingest.js';
 import { RemoteUnit } from './remote-unit.js';
 import type { Health } from './routes.js';
-import { listedModels, servedModels } from './served-models.js';
 import type { CoreSide, Listening, SocketSide, SocketTask } from './socket-side.js';
 import type { SocketThread } from './socket-thread.js';
 import { SocketUnit } from './socket-unit.js';
-import { Supervisor } from './supervisor.js';
+import type { Supervisor } from './supervisor.js';
 import { TextModels } from './text-models.js';
 
 /** Time that the pool threads get to take their CLOSE. */
@@ -58,17 +57,26 @@ export interface PlaneStatus {
   readonly addon: { readonly loaded: boolean; readonly reason: string };
   readonly socketThreads: number;
   readonly poolThreads: number;
+  /** Workers, and how many of them publish KV events; the cache of the others is guessed from what is routed there. */
+  readonly kvEvents: { readonly publishing: number; readonly workers: number };
+  /** Bytes that the prefix index may take; null: no policy and no worker has use for one. */
+  readonly indexBytes: number | null;
 }
 
-/** Every worker that the configuration names, once. */
-function namedWorkers(config: Config): ReadonlySet<string> {
-  return new Set([...config.workers, ...Object.values(config.models).flatMap(model => model.workers)]);
+/** Whether anything of the configuration reads or feeds a prefix index. */
+function needsIndex(config: Config): boolean {
+  const policies = [config.policy, ...Object.values(config.models).map(model => model.policy)];
+  return (
+    policies.some(policy => createSelector(policy).usesPrefix) ||
+    configuredWorkers(config).some(worker => worker.kvEvents !== null)
+  );
 }
 
 /** Throws ConfigError where the configuration cannot be carried out on this machine. */
 function checkOptions({ config, onFault }: PlaneOptions): void {
   const { socketThreads, httpServer, limits } = config;
-  if (namedWorkers(config).size > limits.workersMax)
+  const slots = configuredWorkers(config).reduce((sum, { dpRanks }) => sum + dpRanks, 0);
+  if (slots > limits.workersMax)
     throw new ConfigError(`more than ${limits.workersMax} workers; raise the limit workersMax`);
   if (socketThreads === 1) return;
   const needs = (what: string): ConfigError =>
@@ -83,14 +91,10 @@ function checkOptions({ config, onFault }: PlaneOptions): void {
 export class Plane {
   readonly #options: PlaneOptions;
   readonly #guard: FaultGuard;
-  readonly #client: EngineClient;
-  readonly #registry: WorkerRegistry;
-  readonly #monitor: WorkerMonitor;
+  readonly #fleet: Fleet;
   readonly #board: ProcessBoard;
   /** The core's metrics; those of the unit where that runs in place. */
   readonly #metrics: Metrics;
-  readonly #textModels: TextModels;
-  readonly #startedSeconds: number;
   readonly #poolThreads: number;
   readonly #sides: readonly SocketSide[];
   /** The one socket thread that runs in place; null where they have threads of their own. */
@@ -100,11 +104,10 @@ export class Plane {
   /** Who made workers carry it; only to be read outside the plane. */
   readonly ledger: Ledger;
   readonly supervisor: Supervisor;
+  /** The one writer of the prefix index; null: nothing has use for an index. */
+  readonly ingest: RemoteIngest | null;
   #listening: Listening | null = null;
-  #worldVersion = 0;
-  #models: readonly ModelView[] = [];
   #closing: Promise<void> | null = null;
-  #onWorkerChange: (() => void) | null = null;
 
   /** Starts a plane that serves nothing yet; `listen` opens its server. Throws ConfigError. */
   static async start(options: PlaneOptions): Promise<Plane> {
@@ -122,51 +125,63 @@ export class Plane {
   }
 
   private constructor(options: PlaneOptions, guard: FaultGuard, textModels: TextModels) {
-    const { config, clock } = options;
+    const { config, clock, logger, seed } = options;
     const { limits } = config;
     this.#options = options;
     this.#guard = guard;
-    this.#textModels = textModels;
-    this.#startedSeconds = Math.floor(clock.wallMs() / 1000);
+    const hasAddon = addonStatus().loaded;
     // The twin of the addon's reserve is exact only while one thread reserves.
-    this.#poolThreads = addonStatus().loaded ? config.poolThreads : 1;
-    const loadMemory = createLoadMemory(limits.workersMax);
-    const ledgerMemory = createLedgerMemory(limits.ledgerEntries);
-    const boardMemory = createBoardMemory(this.#poolThreads);
-    this.loadTable = new LoadTable(loadMemory);
+    this.#poolThreads = hasAddon ? config.poolThreads : 1;
+    const hasIndex = needsIndex(config);
+    const memory = createPlaneMemory(config, this.#poolThreads, hasIndex && hasAddon, seed);
+    this.loadTable = new LoadTable(memory.load);
     this.ledger = new Ledger({
-      memory: ledgerMemory,
+      memory: memory.ledger,
       loadTable: this.loadTable,
       partition: null,
       addon: null,
     });
-    this.#board = new ProcessBoard(boardMemory);
-    this.#client = new EngineClient({ clock, connectDeadlineMs: limits.connectDeadlineMs });
-    this.#registry = this.#createRegistry();
-    this.#monitor = this.#createMonitor();
-    const bells = Array.from({ length: config.socketThreads }, (_, index) =>
-      createBell(`socket thread ${index}`),
-    );
-    const tasks = bells.map(
-      (bellMemory, index): SocketTask => ({
-        index,
-        threads: bells.length,
-        config,
-        tables: textModels.tables,
-        loadMemory,
-        ledgerMemory,
-        boardMemory,
-        bellMemory,
-      }),
-    );
+    this.#board = new ProcessBoard(memory.board);
+    this.ingest = hasIndex ? this.#startIngest(memory) : null;
+    this.#fleet = new Fleet({
+      config,
+      clock,
+      logger,
+      guard,
+      textModels,
+      loadTable: this.loadTable,
+      board: this.#board,
+      ingest: this.ingest,
+      publish: (world, listed) => {
+        for (const side of this.#sides) side.setWorld(world, listed);
+      },
+    });
+    const sources = {
+      readWorkerLoads: workerLoads(this.#fleet.registry, this.loadTable),
+      readIngest: readIngest(this.ingest, this.#board),
+    };
+    const tasks = socketTasks(config, textModels, memory);
     const core = this.#coreSide();
-    const readWorkerLoads = workerLoads(this.#registry, this.loadTable);
-    this.#local =
-      tasks.length > 1 ? null : new SocketUnit(tasks[0]!, { clock, guard, core, readWorkerLoads });
+    this.#local = tasks.length > 1 ? null : new SocketUnit(tasks[0]!, { clock, guard, core, ...sources });
     this.#sides = this.#local === null ? tasks.map(task => new RemoteUnit(task, core, clock)) : [this.#local];
-    this.#metrics = this.#local?.metrics ?? this.#createMetrics(readWorkerLoads);
-    this.supervisor = this.#createSupervisor(loadMemory, ledgerMemory, bells);
-    for (const url of namedWorkers(config)) this.#addWorker(url);
+    const none = { readRetainedBytes: () => 0, readRingDepths: () => [] };
+    this.#metrics = this.#local?.metrics ?? createMetrics([], { ...none, ...sources }, 'main');
+    this.supervisor = startPool({
+      threads: this.#poolThreads,
+      limits,
+      clock,
+      logger,
+      guard,
+      seed,
+      folders: textModels.folders,
+      memory,
+      board: this.#board,
+      ledger: this.ledger,
+      sides: this.#sides,
+      ingest: this.ingest,
+      restarted: () => this.#metrics.poolThreadRestarted(),
+    });
+    this.#fleet.start();
   }
 
   /** Opens the HTTP server of each socket thread, all on one port. Rejects with ConfigError. */
@@ -203,19 +218,7 @@ export class Plane {
 
   /** Resolves when every worker has answered its first probe, or after `deadlineMs`. */
   workersAnswered(deadlineMs: number): Promise<void> {
-    const areReady = (): boolean => this.workers.every(worker => worker.state === 'ready');
-    return new Promise(resolve => {
-      const finish = (): void => {
-        this.#onWorkerChange = null;
-        timer.cancel();
-        resolve();
-      };
-      const timer = this.#options.clock.after(deadlineMs, finish);
-      this.#onWorkerChange = () => {
-        if (areReady()) finish();
-      };
-      this.#onWorkerChange();
-    });
+    return this.#fleet.workersAnswered(deadlineMs);
   }
 
   /**
@@ -230,7 +233,7 @@ export class Plane {
       error: text,
     });
     this.#inPlace().socket.fail('the plane has failed');
-    this.#guard.run(() => this.#monitor.stop());
+    this.#guard.run(() => this.#fleet.stop());
   }
 
   get status(): PlaneStatus {
@@ -241,17 +244,19 @@ export class Plane {
       addon: { loaded, reason },
       socketThreads: this.#sides.length,
       poolThreads: this.#poolThreads,
+      kvEvents: this.#fleet.publishers,
+      indexBytes: this.ingest === null ? null : this.#options.config.limits.indexBytes,
     };
   }
 
   /** Models that can be asked for. */
   get models(): readonly { readonly name: string; readonly tokenizer: string | null }[] {
-    return this.#models.map(({ name, tokenizer }) => ({ name, tokenizer }));
+    return this.#fleet.models.map(({ name, tokenizer }) => ({ name, tokenizer }));
   }
 
   /** The workers and their states. */
-  get workers(): readonly { readonly url: string; readonly state: string }[] {
-    return this.#registry.list().map(({ url, state }) => ({ url, state }));
+  get workers(): readonly { readonly url: string; readonly rank: number | null; readonly state: string }[] {
+    return this.#fleet.registry.list().map(({ url, rank, state }) => ({ url, rank, state }));
   }
 
   health(): Health {
@@ -271,11 +276,12 @@ export class Plane {
     this.#board.setPhase('draining');
     const steps: (() => unknown)[] = [
       () => Promise.all(this.#sides.map(side => side.drain(drainDeadlineMs))),
-      () => this.#monitor.stop(),
+      () => this.#fleet.stop(),
       () => this.#sides.map(side => side.closeRings()),
       () => this.supervisor.close(POOL_CLOSE_DEADLINE_MS),
       () => Promise.all(this.#sides.map(side => side.stop())),
-      () => this.#client.close(),
+      () => this.ingest?.stop(),
+      () => this.#fleet.close(),
       () => this.#metrics.close(),
     ];
     for (const step of steps) {
@@ -295,103 +301,43 @@ export class Plane {
 
   #coreSide(): CoreSide {
     return {
-      reportFailure: (slot, generation, failure) => {
-        if (failure !== 'protocol') this.#monitor.reportFailure(slot, generation, failure);
-      },
+      reportFailure: (slot, generation, failure) => this.#fleet.reportFailure(slot, generation, failure),
       metricsText: () => this.metrics(),
       fault: text => this.#guard.report(new Error(`a socket thread has failed: ${text}`)),
     };
   }
 
-  #createRegistry(): WorkerRegistry {
-    return new WorkerRegistry({
-      workersMax: this.#options.config.limits.workersMax,
-      table: this.loadTable,
-      onChange: ({ kind }) =>
-        this.#guard.run(() => {
-          const workers = this.#registry.list();
-          this.#board.setWorkers(workers.filter(worker => worker.state === 'ready').length, workers.length);
-          if (kind === 'facts' || kind === 'removed') this.#publishWorld();
-          this.#onWorkerChange?.();
-        }),
-    });
-  }
-
-  #createMonitor(): WorkerMonitor {
-    const { config, clock, logger } = this.#options;
-    const { limits } = config;
-    const adapter = createVllmAdapter();
-    return new WorkerMonitor({
-      clock,
-      log: logger,
-      get: (origin, path, deadlineMs, bytesMax) => this.#client.get(origin, path, deadlineMs, bytesMax),
-      sink: this.#registry,
-      adapters: new Map([[VLLM, adapter]]),
-      findForeignIds: ({ url }, facts) =>
-        this.#textModels.findForeignIds(url, facts, adapter, (path, json) =>
-          this.#client.post(url, path, json, limits.probeDeadlineMs, limits.probeBytesMax),
-        ),
-      limits,
-    });
-  }
-
-  #createSupervisor(
-    loadMemory: SharedArrayBuffer,
-    ledgerMemory: SharedArrayBuffer,
-    bells: readonly SharedArrayBuffer[],
-  ): Supervisor {
+  #startIngest(memory: PlaneMemory): RemoteIngest {
     const { config, clock, logger, seed } = this.#options;
-    const { limits } = config;
-    return new Supervisor({
-      threads: this.#poolThreads,
-      limits,
-      folders: this.#textModels.folders,
-      loadMemory,
-      ledgerMemory,
-      clock,
-      logger,
-      seed,
-      attach: (index, epoch) => {
-        const links = createLinkMemory(index, epoch, limits.ringBytes, bells);
+    const core: IngestCore = {
+      learnBlockSize: (slot, generation, blockSize) =>
+        this.#guard.run(() => this.#fleet.learnBlockSize(slot, generation, blockSize)),
+      log: (level, message, fields) => logger[level](message, fields),
+      fault: text =>
         this.#guard.run(() => {
-          for (const [at, side] of this.#sides.entries()) side.attach(index, links[at]!);
-        });
-        return links;
-      },
-      lost: (index, epoch) => this.#guard.run(() => this.#poolThreadLost(index, epoch)),
-      changed: ({ running, off }) =>
-        this.#guard.run(() => {
-          this.#board.setPool(running, off);
-          if (this.#board.poolIsOff) for (const side of this.#sides) side.poolIsOff();
+          this.#board.setIndex('failed');
+          logger.error('the prefix index has failed, which is a bug: requests are routed by load alone', {
+            error: text,
+          });
         }),
-      restarted: () => this.#metrics.poolThreadRestarted(),
-    });
+    };
+    this.#board.setIndex('serving');
+    const { index: indexMemory, ingestBell: bellMemory } = memory;
+    return new RemoteIngest({ limits: config.limits, seed, indexMemory, bellMemory }, core, clock);
   }
+}
 
-  /** Once its last answers have been taken everywhere, what the dead incarnation still owns is freed. */
-  #poolThreadLost(index: number, epoch: number): void {
-    const waits = this.#sides.map(side => side.lost(index)).filter(wait => wait !== undefined);
-    const reap = (): void => this.#guard.run(() => void this.ledger.reap(epoch));
-    if (waits.length === 0) reap();
-    else void Promise.allSettled(waits).then(reap);
-  }
-
-  #addWorker(url: string): void {
-    const worker = this.#registry.add({ url, engine: VLLM });
-    assert(worker !== 'full' && worker !== 'duplicate', 'start checked the workers');
-    this.#monitor.watch(worker);
-  }
-
-  #publishWorld(): void {
-    const workers = this.#registry.views();
-    this.#models = servedModels(this.#options.config, workers, this.#textModels);
-    const world = { version: ++this.#worldVersion, workers, models: this.#models };
-    const listed = listedModels(this.#models, workers, this.#textModels, this.#startedSeconds);
-    for (const side of this.#sides) side.setWorld(world, listed);
-  }
-
-  #createMetrics(readWorkerLoads: MetricSources['readWorkerLoads']): Metrics {
-    const sources = { readRetainedBytes: () => 0, readRingDepths: () => [], readWorkerLoads };
-    return createMetrics([], sources, 'main');
-  }
+/** What the socket threads are made from. */
+function socketTasks(config: Config, { tables }: TextModels, memory: PlaneMemory): SocketTask[] {
+  const threads = memory.socketBells.length;
+  return memory.socketBells.map((bellMemory, index) => ({
+    index,
+    threads,
+    config,
+    tables,
+    loadMemory: memory.load,
+    ledgerMemory: memory.ledger,
+    boardMemory: memory.board,
+    bellMemory,
+  }));
 }

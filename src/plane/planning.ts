@@ -252,6 +252,7 @@ export class Planning {
       maxTokens,
       eosIds: ready.eosIds,
       requestId: engineRequestId(ask),
+      rank: worker.rank,
     });
     return {
       request: ask.request,

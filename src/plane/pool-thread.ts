@@ -19,9 +19,12 @@ import { LoadTable } from '../router/load-table.js';
 import { loadAddon } from '../runtime/addon.js';
 import { systemClock } from '../runtime/clock.js';
 import { seededRandom } from '../runtime/random.js';
+import type { PrefixLink } from './ingest-side.js';
 import { Planning } from './planning.js';
 import { PoolLane } from './pool-lane.js';
 import type { LinkMemory } from './pool-link.js';
+import { openPrefixes, type PoolPrefixes } from './pool-prefixes.js';
+import { ProcessBoard } from './process-board.js';
 
 /** ASKs whose ids are being made on libuv's pool, at most: enough to keep its four threads busy. */
 const PENDING_MAX = 8;
@@ -34,6 +37,9 @@ export interface PoolTask {
   readonly links: readonly LinkMemory[];
   readonly loadMemory: SharedArrayBuffer;
   readonly ledgerMemory: SharedArrayBuffer;
+  readonly boardMemory: SharedArrayBuffer;
+  /** Its way to the prefix index; null: there is none. */
+  readonly prefixes: PrefixLink | null;
   readonly limits: Limits;
   /** The model folders that models may name, as read at start. */
   readonly folders: readonly ModelFolder[];
@@ -44,6 +50,7 @@ class PoolThread {
   readonly #lanes: readonly PoolLane[];
   readonly #bell: Bell;
   readonly #planning: Planning;
+  readonly #prefixes: PoolPrefixes | null;
   readonly #folders: readonly ModelFolder[];
   readonly #textModels = new Map<string, TextModel>();
   /** Rings this thread's own bell: an answer that comes by promise finds it asleep. */
@@ -54,7 +61,7 @@ class PoolThread {
   #nextWorld: World | null = null;
   #closes = 0;
 
-  constructor(task: PoolTask) {
+  constructor(task: PoolTask, prefixes: PoolPrefixes | null) {
     const { links, limits, loadMemory, ledgerMemory } = task;
     const { epoch, poolBell } = links[0]!;
     this.#folders = task.folders;
@@ -72,6 +79,7 @@ class PoolThread {
     this.#lanes = links.map(
       memory => new PoolLane({ memory, name, queueBytesMax: limits.ringQueueBytesMax, discard }),
     );
+    this.#prefixes = prefixes;
     this.#planning = new Planning({
       limits,
       decider: createDecider({
@@ -80,8 +88,8 @@ class PoolThread {
         ownerEpoch: epoch,
         random: seededRandom(task.seed),
         nowMs: () => systemClock.nowMs(),
-        prefixes: null,
-        routed: null,
+        prefixes: prefixes?.reader ?? null,
+        routed: prefixes?.routed ?? null,
       }),
       adapters: new Map([['vllm', createVllmAdapter()]]),
       discard,
@@ -94,6 +102,7 @@ class PoolThread {
     } finally {
       // A plan that is finished after its thread is reported gone would leave a reservation that nobody frees.
       await Promise.all(this.#pending);
+      this.#prefixes?.close();
     }
   }
 
@@ -108,6 +117,8 @@ class PoolThread {
         if (this.#nextWorld !== null) await this.#enterWorld(this.#nextWorld);
       }
       if (taken === 0) await this.#bell.wait(() => this.#lanes.some(lane => lane.hasWork(this.#takesAsks)));
+      // Events come as messages, which a busy loop would never see.
+      else if (this.#prefixes?.isPosted === true) await new Promise(setImmediate);
     }
   }
 
@@ -155,5 +166,12 @@ class PoolThread {
 
 /** The task that piscina runs; resolves after the CLOSE records. */
 export default async function run(task: PoolTask): Promise<void> {
-  await new PoolThread(task).run();
+  const services = {
+    limits: task.limits,
+    board: new ProcessBoard(task.boardMemory),
+    clock: systemClock,
+    random: seededRandom(task.seed),
+  };
+  const prefixes = task.prefixes === null ? null : await openPrefixes(task.prefixes, services);
+  await new PoolThread(task, prefixes).run();
 }

@@ -10,6 +10,8 @@ export interface Health {
   readonly status: 'ok' | 'degraded' | 'unavailable' | 'draining' | 'failed';
   readonly workers: { readonly ready: number; readonly total: number };
   readonly poolThreads: { readonly running: number; readonly off: number };
+  /** 'none': no policy and no worker has use for it. 'failed': requests are routed by load alone. */
+  readonly prefixIndex: 'none' | 'serving' | 'failed';
   readonly requestsInFlight: number;
 }
 

@@ -42,6 +42,8 @@ export interface UnitServices {
   readonly core: Omit<CoreSide, 'fault'>;
   /** Loads of the workers, which belong to one thread's metrics only; none elsewhere. */
   readonly readWorkerLoads: MetricSources['readWorkerLoads'];
+  /** Of the prefix index, for the same reason. */
+  readonly readIngest: MetricSources['readIngest'];
 }
 
 /** One socket thread and its HTTP server. */
@@ -68,7 +70,8 @@ export class SocketUnit implements SocketSide {
     this.#client = new EngineClient({ clock, connectDeadlineMs: limits.connectDeadlineMs });
     this.#scanner = createFrameScanner(addon);
     this.#board = new ProcessBoard(task.boardMemory);
-    const sources = metricSources(() => this.socket, services.readWorkerLoads);
+    const { readIngest } = services;
+    const sources = { ...metricSources(() => this.socket, services.readWorkerLoads), readIngest };
     this.metrics = createMetrics(Object.keys(config.models), sources, `socket-${index}`);
     const loadTable = new LoadTable(task.loadMemory);
     this.socket = new SocketThread({

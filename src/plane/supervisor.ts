@@ -8,6 +8,7 @@ import type { Limits } from '../limits.js';
 import type { ModelFolder } from '../preprocess/model-folder/model-folder.js';
 import type { Clock, Timer } from '../runtime/clock.js';
 import type { Logger } from '../runtime/logger.js';
+import type { PrefixLink } from './ingest-side.js';
 import type { LinkMemory } from './pool-link.js';
 import type { PoolTask } from './pool-thread.js';
 
@@ -24,11 +25,18 @@ export interface SupervisorOptions {
   readonly folders: readonly ModelFolder[];
   readonly loadMemory: SharedArrayBuffer;
   readonly ledgerMemory: SharedArrayBuffer;
+  readonly boardMemory: SharedArrayBuffer;
   readonly clock: Clock;
   readonly logger: Logger;
   readonly seed: number;
-  /** Makes the rings of a new incarnation, one pair per socket thread; it can be asked from then on. */
-  readonly attach: (index: number, epoch: number) => readonly LinkMemory[];
+  /**
+   * Makes the rings of a new incarnation, one pair per socket thread, and its way to the prefix index; it can be asked from
+   * then on.
+   */
+  readonly attach: (
+    index: number,
+    epoch: number,
+  ) => { readonly links: readonly LinkMemory[]; readonly prefixes: PrefixLink | null };
   /** The incarnation with this epoch is gone. */
   readonly lost: (index: number, epoch: number) => void;
   /** A dead incarnation will be replaced. */
@@ -96,13 +104,16 @@ export class Supervisor {
 
   #start(index: number): void {
     const epoch = this.#nextEpoch++;
-    const { threads, limits, folders, loadMemory, ledgerMemory, seed } = this.#options;
+    const { threads, limits, folders, loadMemory, ledgerMemory, boardMemory, seed } = this.#options;
+    const { links, prefixes } = this.#options.attach(index, epoch);
     const task: PoolTask = {
       index,
       threads,
-      links: this.#options.attach(index, epoch),
+      links,
+      prefixes,
       loadMemory,
       ledgerMemory,
+      boardMemory,
       limits,
       folders,
       seed: seed + epoch,
@@ -111,7 +122,8 @@ export class Supervisor {
     this.#options.changed(this.state);
     const pool = createPool(limits);
     this.#pools.set(index, pool);
-    const running = pool.run(task).then(
+    const transferList = prefixes?.kind === 'posted' ? [prefixes.port, prefixes.news] : [];
+    const running = pool.run(task, { transferList }).then(
       () => this.#ended(index, epoch, null),
       (error: Error) => this.#ended(index, epoch, error),
     );

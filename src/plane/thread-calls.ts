@@ -1,9 +1,10 @@
 /**
- * Calls between the core and a socket thread of its own: by message, for what is rare (a new world, the rings of a pool
+ * Calls between the core and a thread of its own (socket, ingest): by message, for what is rare (a new world, the rings of a pool
  * thread, a scrape, the end). Requests and tokens never come this way. One object at each end of a port; arguments and
  * answers are structured-cloned, shared buffers shared, and every call has a deadline.
  */
 import { strict as assert } from 'node:assert';
+import type { TransferListItem } from 'node:worker_threads';
 import { ConfigError, MillraceError } from '../errors.js';
 import type { Clock, Timer } from '../runtime/clock.js';
 
@@ -20,7 +21,7 @@ type Message =
 
 /** The part of a MessagePort or a Worker that is used. */
 export interface CallPort {
-  postMessage(message: unknown): void;
+  postMessage(message: unknown, transferList?: readonly TransferListItem[]): void;
   on(event: 'message', listener: (message: Message) => void): unknown;
 }
 
@@ -62,7 +63,7 @@ export class ThreadCalls<Theirs extends object> {
     return new Promise((resolve, reject) => {
       const timer = this.#clock.after(deadlineMs, () => {
         this.#pending.delete(id);
-        const message = `a socket thread did not answer "${name}" within ${deadlineMs} ms`;
+        const message = `a thread did not answer "${name}" within ${deadlineMs} ms`;
         reject(new MillraceError('MILLRACE_INTERNAL', message));
       });
       this.#pending.set(id, { resolve: value => resolve(value as Answer<Theirs, K>), reject, timer });
@@ -73,6 +74,15 @@ export class ThreadCalls<Theirs extends object> {
   /** Calls and waits for nothing. */
   tell<K extends MethodName<Theirs>>(name: K, ...args: Args<Theirs, K>): void {
     this.#port.postMessage({ kind: 'tell', name, args } satisfies Message);
+  }
+
+  /** As `tell`; what is in `transfer` belongs to the other end from then on. */
+  tellWith<K extends MethodName<Theirs>>(
+    transfer: readonly TransferListItem[],
+    name: K,
+    ...args: Args<Theirs, K>
+  ): void {
+    this.#port.postMessage({ kind: 'tell', name, args } satisfies Message, transfer);
   }
 
   /** The other end is gone: all calls are rejected, those that wait and later ones. */

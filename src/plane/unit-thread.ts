@@ -39,6 +39,7 @@ const unit: SocketSide = new ThreadUnit(task, {
     metricsText: () => core.call('metricsText', SCRAPE_DEADLINE_MS),
   },
   readWorkerLoads: () => [],
+  readIngest: null,
 });
 const core: ThreadCalls<CoreSide> = new ThreadCalls(port, unit, clock);
 process.on('uncaughtException', error => guard.report(error));

@@ -2,23 +2,22 @@
  * The decision (R4): filter the workers, let the policy pick one, reserve its load. Runs on a pool thread, once per
  * ASK; the load table and the ledger are shared, the selectors, their cursors and the columns are this thread's own.
  */
+import { strict as assert } from 'node:assert';
 import type { WorkerView } from '../messages/records.js';
 import type { Random } from '../runtime/random.js';
-import { CandidateColumns } from './candidate-columns.js';
+import { CandidateColumns, ServingWorkers } from './candidate-columns.js';
 import type { RequestView, Selector } from './contract.js';
 import type { RoutedPrompt } from './events/contract.js';
-import type { PrefixIndexReader } from './index/contract.js';
+import { HOLDERS_MAX, type PrefixIndexReader } from './index/contract.js';
 import { type Ledger, RESERVATION_AMOUNT_MAX, RESERVE_FULL, RESERVE_STALE } from './ledger.js';
-import { LOAD, LOAD_LINE_WORDS, SLOT_STATE } from './load-descriptor.js';
-import { type LoadTable, loadLine } from './load-table.js';
+import { LOAD } from './load-descriptor.js';
+import type { LoadTable } from './load-table.js';
 import { createSelector } from './policies/policies.js';
 import { Predictions } from './predictions.js';
 import { PrefillDrain } from './prefill-drain.js';
 import { expectedDecodeMs, expectedPrefillMs } from './prefill-model.js';
 import { pickBySession } from './session-affinity.js';
 
-/** Tokens per KV block of a worker that does not say. */
-export const BLOCK_SIZE_UNKNOWN = 16;
 /** A prediction lives twice the time in which it should come true, and at least this long. */
 const PREDICTION_FACTOR = 2;
 const PREDICTION_MS_MIN = 1000;
@@ -78,7 +77,8 @@ export interface DeciderOptions {
 export interface Decider {
   /**
    * Chooses a worker of `workers` that serves `request.model` (the id that the workers report) by the policy and reserves
-   * it. A worker that was replaced in between is dropped and the policy picks again.
+   * it. A worker that was replaced in between is dropped and the policy picks again. The list and its workers must not
+   * change after the first call: what is known of a list is kept for as long as the list lives, so give the same one again.
    * Throws ConfigError for an unknown policy.
    */
   decide(request: DecideRequest, policy: string, workers: readonly WorkerView[]): DecideAnswer;
@@ -92,23 +92,26 @@ export function createDecider(options: DeciderOptions): Decider {
 class PolicyDecider implements Decider {
   readonly #options: DeciderOptions;
   readonly #selectors = new Map<string, Selector>();
+  readonly #serving = new WeakMap<readonly WorkerView[], Map<string, ServingWorkers>>();
   readonly #columns = new CandidateColumns();
   readonly #drain: PrefillDrain;
   readonly #predictions = new Predictions();
   #depths = new Uint32Array(0);
 
   constructor(options: DeciderOptions) {
+    assert(options.loadTable.workersMax <= HOLDERS_MAX, 'every slot can be a holder of the prefix index');
     this.#options = options;
     this.#drain = new PrefillDrain(options.loadTable.workersMax);
   }
 
   decide(request: DecideRequest, policy: string, workers: readonly WorkerView[]): DecideAnswer {
     const selector = this.#selectorOf(policy);
+    const serving = this.#servingOf(workers, request.model);
     const columns = this.#columns;
     const nowMs = this.#options.nowMs();
     let tries = workers.length;
     for (;;) {
-      this.#fill(request, workers);
+      columns.fill(serving, this.#options.loadTable.words, request);
       if (columns.count === 0) return 'noWorker';
       if (selector.usesTiming) this.#fillTiming(nowMs);
       this.#readDepths(request, selector, nowMs);
@@ -137,44 +140,34 @@ class PolicyDecider implements Decider {
     return selector;
   }
 
-  #fill(request: DecideRequest, workers: readonly WorkerView[]): void {
-    const columns = this.#columns;
-    const { words } = this.#options.loadTable;
-    const { model, excludedSlots } = request;
-    const pinned = request.pinnedSlot ?? null;
-    columns.begin(workers.length);
-    for (const worker of workers) {
-      const { slot, generation, blockSize } = worker;
-      if (pinned !== null && pinned !== slot) continue;
-      if (excludedSlots.length > 0 && excludedSlots.includes(slot)) continue;
-      const base = loadLine(slot, generation) * LOAD_LINE_WORDS;
-      if (Atomics.load(words, base + LOAD.generation) !== generation) continue;
-      if (Atomics.load(words, base + LOAD.state) !== SLOT_STATE.ready) continue;
-      if (!serves(worker, model)) continue;
-      const row = columns.count++;
-      columns.slots[row] = slot;
-      columns.generations[row] = generation;
-      columns.requests[row] = Atomics.load(words, base + LOAD.requests);
-      columns.activePrefillTokens[row] = Atomics.load(words, base + LOAD.activePrefillTokens);
-      columns.decodeBlocks[row] = Atomics.load(words, base + LOAD.decodeBlocks);
-      columns.blockSizes[row] = blockSize ?? BLOCK_SIZE_UNKNOWN;
-      columns.totalBlocks[row] = worker.totalBlocks ?? Number.POSITIVE_INFINITY;
+  #servingOf(workers: readonly WorkerView[], model: string): ServingWorkers {
+    let byModel = this.#serving.get(workers);
+    if (byModel === undefined) {
+      byModel = new Map();
+      this.#serving.set(workers, byModel);
     }
+    let serving = byModel.get(model);
+    if (serving === undefined) {
+      serving = new ServingWorkers(workers, model);
+      // A name that nobody serves is not kept: there may be any number of them.
+      if (serving.count > 0) byModel.set(model, serving);
+    }
+    return serving;
   }
 
   #fillTiming(nowMs: number): void {
-    const columns = this.#columns;
+    const { count, slots, generations, lines, activePrefillTokens } = this.#columns;
+    const { decodeBlocks, totalBlocks, queuedTokens, decodeMs, slowness } = this.#columns;
     const { words } = this.#options.loadTable;
-    for (let row = 0; row < columns.count; row += 1) {
-      const slot = columns.slots[row]!;
-      const generation = columns.generations[row]!;
-      const at = loadLine(slot, generation) * LOAD_LINE_WORDS + LOAD.prefilledTokens;
-      const decodeMs = expectedDecodeMs(columns.decodeBlocks[row]! / columns.totalBlocks[row]!);
-      const outstanding = columns.activePrefillTokens[row]!;
-      const prefilled = Atomics.load(words, at);
-      columns.queuedTokens[row] = this.#drain.look(slot, generation, outstanding, prefilled, decodeMs, nowMs);
-      columns.decodeMs[row] = decodeMs;
-      columns.slowness[row] = this.#drain.slowness(slot);
+    const drain = this.#drain;
+    for (let row = 0; row < count; row += 1) {
+      const slot = slots[row]!;
+      const outstanding = activePrefillTokens[row]!;
+      const prefilled = words[lines[row]! + LOAD.prefilledTokens]!;
+      const stepMs = expectedDecodeMs(decodeBlocks[row]! / totalBlocks[row]!);
+      queuedTokens[row] = drain.look(slot, generations[row]!, outstanding, prefilled, stepMs, nowMs);
+      decodeMs[row] = stepMs;
+      slowness[row] = drain.slowness(slot);
     }
   }
 
@@ -199,10 +192,20 @@ class PolicyDecider implements Decider {
     if (blocks.count === 0) return;
     prefixes.lookup(blocks.hashes, blocks.count, slots, count, this.#depths);
     const most = Math.max(request.promptTokens - 1, 0);
+    const predictions = this.#predictions;
+    const depths = this.#depths;
+    // Most workers lack the same block: one search for its predictions serves them all.
+    let missing = -1;
+    let predicted = -1;
     for (let row = 0; row < count; row += 1) {
       if (blockSizes[row] !== blocks.blockSize) continue;
-      const held = this.#depths[count + row]!;
-      const depth = this.#predictions.extend(blocks, held, slots[row]!, generations[row]!, nowMs);
+      let depth = depths[count + row]!;
+      if (depth !== missing) {
+        missing = depth;
+        predicted = depth < blocks.count ? predictions.find(blocks, depth, nowMs) : -1;
+      }
+      if (predicted >= 0 && predictions.isHolder(predicted, slots[row]!, generations[row]!))
+        depth = predictions.extend(blocks, depth, slots[row]!, generations[row]!, nowMs);
       cachedTokens[row] = Math.min(depth * blocks.blockSize, most);
     }
   }
@@ -234,9 +237,4 @@ class PolicyDecider implements Decider {
     const { hashes, count } = blocks;
     this.#options.routed?.({ slot, generation, hashes, blocks: count, cachedBlocks, expiresMs });
   }
-}
-
-function serves({ models }: WorkerView, model: string): boolean {
-  for (let at = 0; at < models.length; at += 1) if (models[at]!.id === model) return true;
-  return false;
 }

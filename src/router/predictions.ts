@@ -1,25 +1,36 @@
 /**
  * What workers will soon have in their caches because of requests that this thread has just sent there (R4). KV events
  * tell it only when a worker begins to compute; until then siblings of a request, which come with it, would see no prefix
- * anywhere and be spread over the fleet. A set-associative table of blocks, each with a few slots and an expiry: bounded,
+ * anywhere and be spread over the fleet. A set-associative table of blocks, each with a few holders and an expiry: bounded,
  * never rehashed; what it forgets is only undercounted. One per decider, on its thread.
+ *
+ *     bucket, 128 bytes      low words of WAYS blocks │ high words │ expiries, 8 bytes each │ HOLDERS tags of each block
  */
 import type { PromptBlocks } from './decide.js';
 
-/** Blocks: 2^BUCKET_BITS buckets of WAYS entries. */
-const BUCKET_BITS = 13;
+const BUCKETS = 2 ** 13;
 const WAYS = 4;
-/** Slots kept per block. */
+/** Workers kept per block. */
 const HOLDERS = 4;
-const NO_HOLDER = 0xffff_ffff;
+const HIGH = WAYS;
+const EXPIRY = 2 * WAYS;
+const TAGS = 4 * WAYS;
+const BUCKET_WORDS = TAGS + WAYS * HOLDERS;
+
+/** Slots are below 2^12. Generations that are 2^20 replacements apart look the same, never within an expiry. */
+const SLOT_SHIFT = 20;
+const tagOf = (slot: number, generation: number): number =>
+  ((slot << SLOT_SHIFT) | (generation & ((1 << SLOT_SHIFT) - 1))) >>> 0;
 
 /** See the head of the file. */
 export class Predictions {
-  readonly #low = new Uint32Array(WAYS << BUCKET_BITS);
-  readonly #high = new Uint32Array(WAYS << BUCKET_BITS);
-  readonly #expiresMs = new Float64Array(WAYS << BUCKET_BITS);
-  readonly #holders = new Uint32Array((WAYS << BUCKET_BITS) * HOLDERS).fill(NO_HOLDER);
-  readonly #generations = new Uint32Array((WAYS << BUCKET_BITS) * HOLDERS);
+  readonly #words = new Uint32Array(BUCKETS * BUCKET_WORDS);
+  /** The same memory. */
+  readonly #times = new Float64Array(this.#words.buffer);
+  /** Of each bucket: counts what was replaced there. */
+  readonly #turns = new Uint8Array(BUCKETS);
+  /** No entry lives from here on. */
+  #allExpiredMs = 0;
 
   /** The worker will hold blocks `from` to the end of `blocks`, until `expiresMs`. */
   add(
@@ -30,13 +41,40 @@ export class Predictions {
     nowMs: number,
     expiresMs: number,
   ): void {
-    for (let block = from; block < blocks.count; block += 1) {
-      const low = blocks.hashes[2 * block]!;
-      const high = blocks.hashes[2 * block + 1]!;
-      const entry = this.#claim(low, high, nowMs);
-      this.#expiresMs[entry] = Math.max(this.#expiresMs[entry]!, expiresMs);
-      this.#addHolder(entry * HOLDERS, slot, generation);
+    const { hashes, count } = blocks;
+    const tag = tagOf(slot, generation);
+    this.#allExpiredMs = Math.max(this.#allExpiredMs, expiresMs);
+    const times = this.#times;
+    for (let block = from; block < count; block += 1) {
+      const low = hashes[2 * block]!;
+      const high = hashes[2 * block + 1]!;
+      const bucket = (low & (BUCKETS - 1)) * BUCKET_WORDS;
+      const way = this.#wayOf(bucket, low, high);
+      if (way < 0) this.#replaceOldest(bucket, low, high, tag, expiresMs);
+      else {
+        const time = (bucket + EXPIRY) / 2 + way;
+        this.#addHolder(bucket + TAGS + way * HOLDERS, tag, times[time]! > nowMs);
+        if (times[time]! < expiresMs) times[time] = expiresMs;
+      }
     }
+  }
+
+  /** Where the living predictions of a block are kept, −1: there are none. Valid until the next `add`. */
+  find(blocks: PromptBlocks, block: number, nowMs: number): number {
+    if (nowMs >= this.#allExpiredMs) return -1;
+    const low = blocks.hashes[2 * block]!;
+    const high = blocks.hashes[2 * block + 1]!;
+    const bucket = (low & (BUCKETS - 1)) * BUCKET_WORDS;
+    const way = this.#wayOf(bucket, low, high);
+    return way >= 0 && this.#times[(bucket + EXPIRY) / 2 + way]! > nowMs ? bucket + TAGS + way * HOLDERS : -1;
+  }
+
+  /** True when the worker is among those predicted at `place`, which `find` gave. */
+  isHolder(place: number, slot: number, generation: number): boolean {
+    const tag = tagOf(slot, generation);
+    const words = this.#words;
+    for (let at = place; at < place + HOLDERS; at += 1) if (words[at] === tag) return true;
+    return false;
   }
 
   /** Leading blocks that the worker holds or will hold, when it is known to hold `depth` of them. */
@@ -59,53 +97,41 @@ export class Predictions {
   }
 
   #has(blocks: PromptBlocks, block: number, slot: number, generation: number, nowMs: number): boolean {
-    const entry = this.#find(blocks.hashes[2 * block]!, blocks.hashes[2 * block + 1]!, nowMs);
-    if (entry < 0) return false;
-    for (let at = entry * HOLDERS; at < (entry + 1) * HOLDERS; at += 1) {
-      if (this.#holders[at] === slot) return this.#generations[at] === generation;
-    }
-    return false;
+    const place = this.find(blocks, block, nowMs);
+    return place >= 0 && this.isHolder(place, slot, generation);
   }
 
-  /** The living entry of a block, −1 when there is none. */
-  #find(low: number, high: number, nowMs: number): number {
-    const first = (low & ((1 << BUCKET_BITS) - 1)) * WAYS;
-    for (let entry = first; entry < first + WAYS; entry += 1) {
-      if (this.#low[entry] === low && this.#high[entry] === high)
-        return this.#expiresMs[entry]! > nowMs ? entry : -1;
-    }
+  /** The way of a block in its bucket, −1: none. */
+  #wayOf(bucket: number, low: number, high: number): number {
+    const words = this.#words;
+    for (let way = 0; way < WAYS; way += 1)
+      if (words[bucket + way] === low && words[bucket + HIGH + way] === high) return way;
     return -1;
   }
 
-  /** The entry of a block: its own, or else that of its bucket which expires first, emptied. */
-  #claim(low: number, high: number, nowMs: number): number {
-    const first = (low & ((1 << BUCKET_BITS) - 1)) * WAYS;
-    let entry = first;
-    for (let at = first; at < first + WAYS; at += 1) {
-      if (this.#low[at] === low && this.#high[at] === high) {
-        if (this.#expiresMs[at]! > nowMs) return at;
-        entry = at;
-        break;
-      }
-      if (this.#expiresMs[at]! < this.#expiresMs[entry]!) entry = at;
-    }
-    this.#low[entry] = low;
-    this.#high[entry] = high;
-    this.#expiresMs[entry] = 0;
-    // A loop, because `fill` costs more than four stores.
-    for (let at = entry * HOLDERS; at < (entry + 1) * HOLDERS; at += 1) this.#holders[at] = NO_HOLDER;
-    return entry;
+  /** In turn, and not the one that expires first: that choice would cost more than all the rest of `add`. */
+  #replaceOldest(bucket: number, low: number, high: number, tag: number, expiresMs: number): void {
+    const words = this.#words;
+    const turn = this.#turns[bucket / BUCKET_WORDS]!;
+    this.#turns[bucket / BUCKET_WORDS] = turn + 1;
+    const way = turn & (WAYS - 1);
+    words[bucket + way] = low;
+    words[bucket + HIGH + way] = high;
+    this.#times[(bucket + EXPIRY) / 2 + way] = expiresMs;
+    const first = bucket + TAGS + way * HOLDERS;
+    words[first] = tag;
+    for (let at = first + 1; at < first + HOLDERS; at += 1) words[at] = 0;
   }
 
-  /** Newest first; the oldest falls off. */
-  #addHolder(first: number, slot: number, generation: number): void {
+  /** Newest first; the oldest falls off, and all of them when they have expired. */
+  #addHolder(first: number, tag: number, living: boolean): void {
+    const words = this.#words;
+    const slot = tag >>> SLOT_SHIFT;
     let at = first;
-    while (at < first + HOLDERS - 1 && this.#holders[at] !== slot) at += 1;
-    for (; at > first; at -= 1) {
-      this.#holders[at] = this.#holders[at - 1]!;
-      this.#generations[at] = this.#generations[at - 1]!;
-    }
-    this.#holders[first] = slot;
-    this.#generations[first] = generation;
+    if (living)
+      while (at < first + HOLDERS - 1 && words[at] !== 0 && words[at]! >>> SLOT_SHIFT !== slot) at += 1;
+    else for (let old = first; old < first + HOLDERS; old += 1) words[old] = 0;
+    for (; at > first; at -= 1) words[at] = words[at - 1]!;
+    words[first] = tag;
   }
 }

@@ -33,16 +33,24 @@ t.test('models inherit what they do not set', async t => {
 });
 
 t.test('lists of workers', async t => {
-  t.same(load({ env: { MILLRACE_WORKERS: 'http://a:1,http://b:2' } }).workers, ['http://a:1', 'http://b:2']);
-  t.same(load({ options: { workers: ['http://a:1/'] } }).workers, ['http://a:1']);
+  const urls = (sources: Parameters<typeof load>[0]): string[] => load(sources).workers.map(({ url }) => url);
+  t.same(urls({ env: { MILLRACE_WORKERS: 'http://a:1,http://b:2' } }), ['http://a:1', 'http://b:2']);
+  t.same(urls({ options: { workers: ['http://a:1/'] } }), ['http://a:1']);
 });
 
 t.test('every limit takes its own bounds and nothing beyond them', async t => {
-  const { bodyBytesMax, poolHeapBytesMax, ringQueueBytesMax } = LIMITS;
-  // The three that have to fit each other.
+  const { bodyBytesMax, poolHeapBytesMax, ringQueueBytesMax, eventBatchBytesMax, eventQueueBytesMax } =
+    LIMITS;
+  // Those that have to fit each other.
   const roomy = { poolHeapBytesMax: poolHeapBytesMax.max, ringQueueBytesMax: ringQueueBytesMax.max };
+  const small = {
+    bodyBytesMax: bodyBytesMax.min,
+    indexPredictionsMax: LIMITS.indexPredictionsMax.min,
+    eventBatchBytesMax: eventBatchBytesMax.min,
+    eventQueueBytesMax: eventQueueBytesMax.max,
+  };
   for (const [name, { min, max }] of Object.entries(LIMITS)) {
-    const others = name === 'bodyBytesMax' ? roomy : { bodyBytesMax: bodyBytesMax.min };
+    const others = name === 'bodyBytesMax' ? roomy : small;
     for (const value of [min, max])
       t.ok(load({ options: { limits: { ...others, [name]: value } } }), `${name}=${value}`);
     for (const value of [min - 1, max + 1, Number.NaN, 1.5]) {

@@ -61,6 +61,7 @@ export function makeInput(changes: Partial<EncodeInput> = {}): EncodeInput {
     maxTokens: 7,
     eosIds: Uint32Array.of(2),
     requestId: 'req-1',
+    rank: null,
     ...changes,
   };
 }

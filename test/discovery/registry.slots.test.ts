@@ -56,7 +56,9 @@ t.test('from probing to ready, away and back', t => {
   t.ok(registry.setFacts(slot, generation, { ...FACTS, engine: 'not kept' } as typeof FACTS));
   t.ok(registry.setHealthy(slot, generation, true));
   t.ok(registry.setHealthy(slot, generation, true));
-  t.same(registry.views(), [{ slot, generation, url: 'http://127.0.0.1:8000', engine: 'vllm', ...FACTS }]);
+  t.same(registry.views(), [
+    { slot, generation, url: 'http://127.0.0.1:8000', rank: null, engine: 'vllm', ...FACTS },
+  ]);
   registry.setHealthy(slot, generation, false);
   t.equal(registry.views().length, 1, 'WORLD keeps it: its state is in the load table');
   registry.setFacts(slot, generation, FACTS);
@@ -142,5 +144,60 @@ t.test('bad URLs are configuration errors', t => {
     message: /^((?!secret).)*$/,
   });
   t.equal(registry.size, 0);
+  t.end();
+});
+
+t.test('ranks of one server are workers of their own', t => {
+  const { registry } = setUp(3);
+  const add = (rank: number | null) => registry.add({ url: 'http://a:1', engine: 'vllm', rank });
+  t.match(
+    [add(0), add(1)],
+    [
+      { slot: 0, rank: 0 },
+      { slot: 1, rank: 1 },
+    ],
+  );
+  t.equal(add(1), 'duplicate');
+  t.match(add(null), { slot: 2, rank: null });
+  t.match(registry.find('http://a:1', 1), { slot: 1 });
+  t.match(registry.find('http://a:1'), { slot: 2 });
+  t.ok(registry.setFacts(1, 1, FACTS));
+  t.match(registry.views(), [{ slot: 1, rank: 1 }]);
+  t.end();
+});
+
+t.test('another model or block size at the same address is another worker', t => {
+  const { registry, words, changes, add } = setUp();
+  const { slot } = add('http://a:1');
+  registry.setFacts(slot, 1, FACTS);
+  registry.setHealthy(slot, 1, true);
+  const told = (): string[] =>
+    changes.map(({ kind, worker }) => `${kind} ${worker.generation} ${worker.state}`);
+  changes.length = 0;
+  const more = { ...FACTS, models: [...FACTS.models, { id: 'lora', contextLength: null }], totalBlocks: 50 };
+  t.ok(registry.setFacts(slot, 1, more), 'more models and another size of the cache: still the same');
+  t.same(told(), ['facts 1 ready']);
+  t.equal(registry.setFacts(slot, 1, { ...FACTS, blockSize: 32 }), false, 'the generation is gone');
+  t.same(told().slice(1), ['removed 1 ready', 'added 2 probing']);
+  t.match(registry.get(slot, 2), { state: 'probing', facts: null, url: 'http://a:1' });
+  t.ok(registry.setFacts(slot, 2, { ...FACTS, blockSize: 32 }));
+  t.equal(registry.setFacts(slot, 2, { ...FACTS, models: [{ id: 'other', contextLength: 1 }] }), false);
+  t.equal(registry.get(slot, 2), null);
+  t.same(words.slice(-2), [`state ${slot}/2 0`, `install ${slot}/3 3`]);
+  t.end();
+});
+
+t.test('a block size that events have shown fills in what the probe does not say', t => {
+  const { registry, changes, add } = setUp();
+  const { slot } = add('http://a:1');
+  t.ok(registry.learnBlockSize(slot, 1, 64), 'before the first probe');
+  registry.setFacts(slot, 1, { ...FACTS, blockSize: null });
+  t.equal(registry.views()[0]?.blockSize, 64);
+  registry.setFacts(slot, 1, { ...FACTS, blockSize: null });
+  t.equal(changes.length, 2, 'the same facts are no change');
+  t.ok(registry.setFacts(slot, 1, { ...FACTS, blockSize: 64 }));
+  t.ok(registry.learnBlockSize(slot, 1, 16));
+  t.equal(registry.views()[0]?.blockSize, 64, 'what the probe says counts');
+  t.equal(registry.learnBlockSize(slot, 2, 16), false);
   t.end();
 });

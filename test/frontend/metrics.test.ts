@@ -7,6 +7,7 @@ const SOURCES: MetricSources = {
   readRingDepths: () => [{ ring: 'ask0', unit: 'bytes', depth: 96 }],
   readRetainedBytes: () => 1234,
   readWorkerLoads: () => [{ worker: 'w0', kind: 'prefill_tokens', load: 77 }],
+  readIngest: null,
 };
 
 const REQUEST: EndedRequest = {
@@ -18,6 +19,7 @@ const REQUEST: EndedRequest = {
   seconds: 3,
   promptTokens: 100,
   cachedTokens: null,
+  expectedCachedTokens: null,
   completionTokens: 33_000,
 };
 

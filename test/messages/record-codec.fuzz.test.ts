@@ -110,6 +110,7 @@ const world = fc.record({
       slot: u32,
       generation: u32,
       url: text,
+      rank: fc.option(u32),
       engine: text,
       models: fc.array(fc.record({ id: text, contextLength: amount }), { maxLength: 3 }),
       blockSize: amount,
@@ -247,6 +248,7 @@ t.test('a WORLD of the wrong shape names the field', async t => {
     slot: 0,
     generation: 1,
     url: 'u',
+    rank: null,
     engine: 'vllm',
     models: [{ id: 'm', contextLength: null }],
     blockSize: 16,
@@ -258,6 +260,7 @@ t.test('a WORLD of the wrong shape names the field', async t => {
     [null, 'world'],
     [{ version: 1, workers: {}, models: [] }, 'workers'],
     [{ version: 1, workers: [{ ...worker, slot: -1 }], models: [] }, 'workers[0].slot'],
+    [{ version: 1, workers: [{ ...worker, rank: -1 }], models: [] }, 'workers[0].rank'],
     [{ version: 1, workers: [{ ...worker, blockSize: 0 }], models: [] }, 'workers[0].blockSize'],
     [{ version: 1, workers: [worker, { ...worker, models: [{}] }], models: [] }, 'workers[1].models[0].id'],
   ];

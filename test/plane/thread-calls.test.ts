@@ -62,7 +62,7 @@ t.test('a call that is not answered ends at its deadline; those to a dead end at
   clock.advance(99);
   t.ok(calls.isWaiting);
   clock.advance(1);
-  await t.rejects(late, { message: 'a socket thread did not answer "never" within 100 ms' });
+  await t.rejects(late, { message: 'a thread did not answer "never" within 100 ms' });
   const cut = calls.call('never', 100);
   calls.abandon(new Error('gone'));
   await t.rejects(cut, { message: 'gone' });
@@ -135,6 +135,7 @@ t.test('the board: health of the process, and phases that only grow', async t =>
     status: 'degraded',
     workers: { ready: 1, total: 2 },
     poolThreads: { running: 2, off: 0 },
+    prefixIndex: 'none',
     requestsInFlight: 0,
   });
   board.setWorkers(2, 2);

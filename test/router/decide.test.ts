@@ -34,6 +34,7 @@ const worker = (
   totalBlocks: null,
   returnsTokenIds: true,
   foreignIds: [],
+  rank: null,
 });
 const ask = (model: string, promptTokens = 100, excludedSlots: number[] = []): DecideRequest => ({
   model,

@@ -119,6 +119,7 @@ const fleet = (slots: number) => {
       totalBlocks: 1000,
       returnsTokenIds: true,
       foreignIds: [],
+      rank: null,
     };
   });
   let nowMs = 0;

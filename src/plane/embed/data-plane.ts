@@ -9,10 +9,11 @@ import { exchangeFromFetch } from '../../frontend/http/fetch.js';
 import type { Limits } from '../../limits.js';
 import type { Delta } from '../../messages/delta.js';
 import { TOKENIZER_NAMES } from '../../preprocess/tokenizers/load.js';
-import { LOAD_POLICY_NAMES } from '../../router/policies/policies.js';
+import { POLICY_NAMES } from '../../router/policies/policies.js';
 import { type Clock, systemClock } from '../../runtime/clock.js';
 import { createLogger, type Logger } from '../../runtime/logger.js';
 import { type MockThread, MockWorker, startMockThread } from '../../simulate/mock-worker.js';
+import type { WorkerConfig, WorkerOptions } from '../../worker-config.js';
 import { GeneratePort } from '../generate-port.js';
 import type { PickedWorker } from '../pick-request.js';
 import { Plane } from '../plane.js';
@@ -33,12 +34,17 @@ const MOCK_TOKENIZER = 'chatml-cl100k';
 /** Settings of `millrace serve` that mean nothing here. */
 const SERVE_ONLY = ['mockWorkers', 'mockSpeed'];
 
+/** What is set for one model; what is left out is as the plane's own options say. */
+export interface ModelOptions extends Partial<Omit<ModelConfig, 'workers'>> {
+  readonly workers?: readonly WorkerOptions[];
+}
+
 /** Configuration of an embedded plane: the keys of the configuration file, and what only a host can give. */
 export interface DataPlaneOptions
   extends Partial<Omit<Config, 'workers' | 'models' | 'limits' | 'mockWorkers' | 'mockSpeed'>> {
-  /** Origins of engine servers (`http://host:port`), and `mockWorker()`s. */
-  readonly workers?: readonly (string | MockWorker)[];
-  readonly models?: Readonly<Record<string, Partial<ModelConfig>>>;
+  /** Engine servers (`http://host:port`, or an object that says more of one), and `mockWorker()`s. */
+  readonly workers?: readonly (WorkerOptions | MockWorker)[];
+  readonly models?: Readonly<Record<string, ModelOptions>>;
   readonly limits?: Partial<Limits>;
   /** Takes the log lines; default: standard error from `warn` on. */
   readonly logger?: Logger;
@@ -157,12 +163,12 @@ export async function createDataPlane(options: DataPlaneOptions): Promise<DataPl
   if (serveOnly !== undefined)
     throw new ConfigError(`${serveOnly} belongs to millrace serve; here it is workers: [mockWorker()]`);
   if (!Array.isArray(workers))
-    throw new ConfigError('workers must be a list of http://host:port and mockWorker()');
+    throw new ConfigError('workers must be a list of http://host:port, objects with a url and mockWorker()');
   const mocks = workers.filter(worker => worker instanceof MockWorker);
   const urls = workers.filter(worker => !(worker instanceof MockWorker));
   const areMocks = mocks.length > 0 && urls.length === 0;
   const config = loadConfig(
-    { policies: LOAD_POLICY_NAMES, tokenizers: TOKENIZER_NAMES },
+    { policies: POLICY_NAMES, tokenizers: TOKENIZER_NAMES },
     {
       options: {
         logLevel: 'warn',
@@ -180,7 +186,10 @@ export async function createDataPlane(options: DataPlaneOptions): Promise<DataPl
   const threads = await startAll(mocks, clock, logger);
   try {
     const plane = await Plane.start({
-      config: Object.freeze({ ...config, workers: [...config.workers, ...threads.map(({ url }) => url)] }),
+      config: Object.freeze({
+        ...config,
+        workers: [...config.workers, ...threads.map(({ url }) => mockConfig(url))],
+      }),
       clock,
       logger,
       seed: clock.wallMs() >>> 0,
@@ -192,6 +201,11 @@ export async function createDataPlane(options: DataPlaneOptions): Promise<DataPl
     await closeAll(threads);
     throw error;
   }
+}
+
+/** A mock worker publishes no KV events: what it holds is guessed from what is routed there. */
+function mockConfig(url: string): WorkerConfig {
+  return Object.freeze({ url, kvEvents: null, kvEventsReplay: null, kvEventsTopic: '', dpRanks: 1 });
 }
 
 async function startAll(

@@ -24,14 +24,6 @@ const POLICIES = {
 /** Every policy that `createSelector` knows. */
 export const POLICY_NAMES: readonly string[] = Object.freeze(Object.keys(POLICIES));
 
-/**
- * The policies that need no prefix index, for a plane that has none. The others run in `millrace replay`, which feeds an
- * index from its simulated engines.
- */
-export const LOAD_POLICY_NAMES: readonly string[] = Object.freeze(
-  POLICY_NAMES.filter(name => !createSelector(name).usesPrefix),
-);
-
 /** Makes a selector with fresh memory. Throws ConfigError for an unknown name; it lists the valid ones. */
 export function createSelector(policy: string): Selector {
   if (!Object.hasOwn(POLICIES, policy)) {

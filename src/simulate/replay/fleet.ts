@@ -329,5 +329,6 @@ function workerView(slot: number, engine: EngineSettings): WorkerView {
     totalBlocks: engine.numGpuBlocks,
     returnsTokenIds: true,
     foreignIds: [],
+    rank: null,
   };
 }

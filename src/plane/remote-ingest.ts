@@ -1,0 +1,123 @@
+/**
+ * The core's end of the ingest thread: starts it, passes every call on, and tells the core once when it has failed. It is
+ * never terminated, which would abort the process inside ZeroMQ; after `stop` it ends by itself. A process that exits
+ * without closing its plane waits here for the sockets, for the same reason. Runs on the core's thread.
+ */
+import { type MessagePort, Worker } from 'node:worker_threads';
+import { MillraceError } from '../errors.js';
+import type { EventEndpoints, HolderFacts } from '../router/events/contract.js';
+import type { Clock } from '../runtime/clock.js';
+import { allocateShared, sharedWords } from '../runtime/shared-memory.js';
+import {
+  INGEST_CONTROL,
+  type IngestCore,
+  type IngestCounts,
+  type IngestSide,
+  type IngestTask,
+} from './ingest-side.js';
+import { ThreadCalls } from './thread-calls.js';
+
+/** The thread answers at once, unless it is blocked or still starting. */
+const ANSWER_DEADLINE_MS = 5000;
+/** How long an exiting process waits for the sockets. */
+const LEAVE_DEADLINE_MS = 1000;
+const CONTROL_BYTES = 64;
+
+/** The ingest thread; see the head of the file. */
+export class RemoteIngest implements IngestSide {
+  /** The thread itself, for tests that make it fail. */
+  readonly thread: Worker;
+  readonly #calls: ThreadCalls<IngestSide>;
+  readonly #ended: Promise<void>;
+  readonly #clock: Clock;
+  readonly #control: Int32Array;
+  readonly #onExit = (): void => this.#leave();
+  /** It is being stopped, or its end was told. */
+  #isOver = false;
+
+  /** @param core what the thread may call; its `fault` is told once, of the thread's end too. */
+  constructor(task: Omit<IngestTask, 'controlMemory'>, core: IngestCore, clock: Clock) {
+    this.#clock = clock;
+    const controlMemory = allocateShared(CONTROL_BYTES, 'ingest control');
+    this.#control = sharedWords(controlMemory);
+    this.thread = new Worker(new URL('./ingest-thread.js', import.meta.url), {
+      workerData: { ...task, controlMemory } satisfies IngestTask,
+      name: 'millrace ingest',
+      // The host's loaders are not for our files.
+      execArgv: [],
+    });
+    let isTold = false;
+    const fault = (text: string): void => {
+      if (this.#isOver || isTold) return;
+      isTold = true;
+      core.fault(text);
+    };
+    this.#calls = new ThreadCalls<IngestSide>(this.thread, { ...core, fault }, clock);
+    this.thread.on('error', error => fault(error.stack ?? error.message));
+    this.#ended = new Promise(resolve => {
+      this.thread.on('exit', () => {
+        process.off('exit', this.#onExit);
+        fault('the ingest thread has ended');
+        this.#calls.abandon(new MillraceError('MILLRACE_INTERNAL', 'the ingest thread has ended'));
+        this.#isOver = true;
+        resolve();
+      });
+    });
+    process.on('exit', this.#onExit);
+  }
+
+  addWorker(slot: number, facts: HolderFacts, endpoints: EventEndpoints | null): void {
+    this.#calls.tell('addWorker', slot, facts, endpoints);
+  }
+
+  removeWorker(slot: number): void {
+    this.#calls.tell('removeWorker', slot);
+  }
+
+  attachRing(index: number, epoch: number, ringMemory: SharedArrayBuffer): void {
+    this.#calls.tell('attachRing', index, epoch, ringMemory);
+  }
+
+  attachPort(port: MessagePort, news: MessagePort): void {
+    this.#calls.tellWith([port, news], 'attachPort', port, news);
+  }
+
+  poolLost(index: number): void {
+    this.#calls.tell('poolLost', index);
+  }
+
+  counts(): Promise<IngestCounts> {
+    return this.#calls.call('counts', ANSWER_DEADLINE_MS);
+  }
+
+  async stop(): Promise<void> {
+    try {
+      if (!this.#isOver) {
+        this.#isOver = true;
+        await this.#calls.call('stop', ANSWER_DEADLINE_MS);
+      }
+    } finally {
+      await this.#waitForEnd();
+    }
+  }
+
+  #waitForEnd(): Promise<void> {
+    return new Promise(resolve => {
+      const timer = this.#clock.after(ANSWER_DEADLINE_MS, () => {
+        this.thread.unref();
+        resolve();
+      });
+      void this.#ended.then(() => {
+        timer.cancel();
+        resolve();
+      });
+    });
+  }
+
+  /** On `exit` of the process, whose threads end after it. */
+  #leave(): void {
+    Atomics.store(this.#control, INGEST_CONTROL.leave, 1);
+    Atomics.notify(this.#control, INGEST_CONTROL.leave);
+    Atomics.wait(this.#control, INGEST_CONTROL.gone, 0, LEAVE_DEADLINE_MS);
+  }
+}
