@@ -11,7 +11,7 @@ import { makeWorkload } from '#millrace/simulate/replay/workloads.js';
 import { commit, machine, parseFlags, printResult, progress } from './lib/report.js';
 import { TOKENIZER } from './lib/ttft-fleet.js';
 import { resultOf, tableOf, verdictOf } from './lib/ttft-result.js';
-import { LAG_SHARE_MAX, runLive } from './lib/ttft-run.js';
+import { LAG_SHARE_MAX, runLive, TIE_SPREAD } from './lib/ttft-run.js';
 
 const WORKLOAD = 'multi-turn';
 
@@ -99,6 +99,7 @@ try {
     timeScale: done.result.timeScale,
     arrivalSeconds: done.summary.arrivalSeconds,
     lagShareMax,
+    tieSpread: TIE_SPREAD,
     prompts: `text to /v1/completions, ${done.promptBytes} bytes in all, so that the plane tokenizes: under 1 ms for 12,000 tokens`,
     tokenizer: TOKENIZER,
   };
