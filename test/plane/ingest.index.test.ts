@@ -3,10 +3,17 @@
 import t, { type Test } from 'tap';
 import { type MockEngineOptions, startMockEngine } from '#millrace/simulate/mock-engine.js';
 import { until } from '../plane-fixture.js';
-import { compute, type HashedPrompt, hashedPrompt, INDEX_KINDS, IngestFixture } from './ingest-fixture.js';
+import {
+  BLOCK_SIZE,
+  compute,
+  type HashedPrompt,
+  hashedPrompt,
+  INDEX_KINDS,
+  IngestFixture,
+} from './ingest-fixture.js';
 
 const startEngine = async (t: Test, options: MockEngineOptions = { events: {} }) => {
-  const engine = await startMockEngine({ speed: 'unlimited', ...options });
+  const engine = await startMockEngine({ speed: 'unlimited', blockSize: BLOCK_SIZE, ...options });
   t.teardown(() => engine.close());
   return engine;
 };
@@ -42,7 +49,6 @@ for (const kind of INDEX_KINDS) {
     other.events!.restart();
     await compute(other, await hashedPrompt(words(2000)));
     await until(() => fixture.depth(3, two) === 0, 'a publisher that begins anew has an empty cache');
-    await until(() => fixture.log.length === 0 || true, '');
     t.same(fixture.faults, []);
   });
 
@@ -93,12 +99,7 @@ for (const kind of INDEX_KINDS) {
     for (const prompt of prompts) await compute(engine, prompt);
     await until(() => engine.events!.counters.dropped > 0, 'batches were lost');
     // A loss shows with the next batch that arrives.
-    let more = 100;
-    while (fixture.depth(2, prompts[7]!) < prompts[7]!.blocks || fixture.depth(2, prompts[0]!) === 0) {
-      await compute(engine, await hashedPrompt(words(1000 * more++)));
-      t.ok(more < 200, 'it converges');
-      if (more === 200) break;
-    }
+    for (let more = 100; more < 120; more++) await compute(engine, await hashedPrompt(words(1000 * more)));
     for (const prompt of prompts) await whole(fixture, 2, prompt);
     t.same(fixture.learned, [[2, 9, 16]]);
     await until(() => engine.events!.counters.replaysServed > 0, 'a replay was served');

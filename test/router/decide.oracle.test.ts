@@ -194,6 +194,7 @@ function drawFleet(random: Random, table: LoadTable, slots: number, generations:
       slot,
       generation: generations[slot]! - (random() < 0.05 ? 1 : 0),
       url: '',
+      rank: null,
       engine: 'vllm',
       models: MODELS.filter(() => random() < 0.8).map(id => ({ id, contextLength: null })),
       blockSize: [16, 64, null][randomInteger(random, 3)]!,

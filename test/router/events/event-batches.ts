@@ -7,6 +7,7 @@ import { Packr } from 'msgpackr';
 import type { IdentityHashers } from '#millrace/router/events/applier.js';
 import { EVENT_MEDIA_WORDS } from '#millrace/router/events/event-tables.js';
 import { DEFAULT_SEEDS, identitySeeds } from '#millrace/router/hashing/seeds.js';
+import { Xxh3 } from '#millrace/router/hashing/xxh3.js';
 
 const packr = new Packr({ useRecords: false, variableMapSize: true });
 
@@ -91,9 +92,10 @@ export async function referenceHashers(
   identities: readonly [adapter: string, salt: string][],
 ): Promise<IdentityHashers> {
   const chain = await createXXHash3(DEFAULT_SEEDS.chain.low, DEFAULT_SEEDS.chain.high);
+  const xxh3 = await Xxh3.create();
   const hashers = new Map<string, IHasher>();
   for (const [adapter, salt] of identities) {
-    const { block } = await identitySeeds(DEFAULT_SEEDS, adapter, salt);
+    const { block } = identitySeeds(xxh3, DEFAULT_SEEDS, adapter, salt);
     hashers.set(`${adapter}|${salt}`, await createXXHash3(block.low, block.high));
   }
   return {
