@@ -65,8 +65,9 @@ export function verdictOf({ policies, best, ratios }) {
     `best: ${best}; mean TTFT of round-robin ${times(ratios.ttftMeanRoundRobinOverBest)}, ` +
     `of least-loaded ${times(ratios.ttftMeanLeastLoadedOverBest)}; p99 of round-robin ${times(ratios.ttftP99RoundRobinOverBest)}\n`;
   const lines = Object.entries(policies).map(
-    ([policy, { liveOverReplay, agrees: within }]) =>
-      `${policy}: live mean TTFT is ${times(liveOverReplay)} that of the replay, ${within ? '' : 'not '}within ${100 * AGREEMENT} %\n`,
+    ([policy, { liveOverReplay, agrees: within, hitRate, replay }]) =>
+      `${policy}: live mean TTFT is ${times(liveOverReplay)} that of the replay, ${within ? '' : 'not '}within ` +
+      `${100 * AGREEMENT} %; hit rate ${hitRate.toFixed(3)}, in the replay ${replay.hitRate.toFixed(3)}\n`,
   );
   return head + lines.join('');
 }

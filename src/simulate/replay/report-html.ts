@@ -4,7 +4,7 @@
  */
 import type { LoadSamples } from './load-samples.js';
 import type { ReplayResult } from './replay.js';
-import { figuresOf, measured, type ReplaySummary, type RunRecord } from './summary.js';
+import { comparePolicies, figuresOf, measured, type ReplaySummary, type RunRecord } from './summary.js';
 import { FIGURE_COLUMNS, figureRow, TABLE_COLUMNS, tableRows } from './table.js';
 
 const COLORS = ['#0b6e4f', '#c8553d', '#3b5ba5', '#b8860b', '#7b4b94', '#2a9d8f', '#6c757d', '#111827'];
@@ -40,7 +40,7 @@ table{border-collapse:collapse;font-variant-numeric:tabular-nums}td,th{padding:.
 td:first-child,th:first-child{text-align:left}.best{font-weight:600}svg{display:block;margin:.5em 0 1.5em}
 svg text{font-size:11px;fill:#52606d}.scroll{overflow-x:auto}code{font-size:12px;overflow-wrap:anywhere}
 </style></head><body><h1>Replay of routing policies</h1>
-<p>Virtual time; times in milliseconds. Load is prefill compute seconds offered under round-robin ÷ worker seconds.</p>
+<p>Times are modelled milliseconds. Load is prefill compute seconds offered under round-robin ÷ worker seconds.</p>
 <p><code>${escapeHtml(JSON.stringify(settings))}</code></p>
 ${sections.join('\n')}
 </body></html>
@@ -73,17 +73,20 @@ function renderSection({ result, summary, live }: ReportSection): string {
       seen === undefined ? '' : `<h4>${escapeHtml(policy)}, live</h4>${renderLoad(seen.load)}`;
     return `${liveChart}<h4>${escapeHtml(policy)}${replayName}</h4>${renderLoad(run.load)}`;
   });
-  const liveRows = [...(live ?? [])].map(([policy, record]) => figureRow(policy, figuresOf(record)));
-  const liveTable =
-    live === undefined
-      ? ''
-      : `<h3>Live over HTTP</h3>${renderRows(FIGURE_COLUMNS, liveRows, '')}<h3>Replay</h3>`;
+  const replayTable = renderRows(TABLE_COLUMNS, tableRows(summary), summary.best);
+  const tables = live === undefined ? replayTable : `${renderLiveTable(live)}<h3>Replay</h3>${replayTable}`;
   return `<h2>${escapeHtml(summary.workload)}</h2>
 <p>${summary.requests} requests over ${summary.arrivalSeconds.toFixed(1)} s; prefill load ${summary.load.prefill.toFixed(3)},
 decode ${summary.load.decode.toFixed(3)} on top; an infinite cache would have ${(100 * summary.infiniteHitRate).toFixed(1)} % of the prompt tokens.</p>
-${liveTable}${renderRows(TABLE_COLUMNS, tableRows(summary), summary.best)}
+${tables}
 <h3>Time to first token</h3>${renderTtft(series)}
 <h3>Requests in each worker over time</h3>${charts.join('\n')}`;
+}
+
+function renderLiveTable(live: ReadonlyMap<string, RunRecord>): string {
+  const figures = Object.fromEntries([...live].map(([policy, record]) => [policy, figuresOf(record)]));
+  const rows = Object.entries(figures).map(([policy, run]) => figureRow(policy, run));
+  return `<h3>Live over HTTP</h3>${renderRows(FIGURE_COLUMNS, rows, comparePolicies(figures).best)}`;
 }
 
 /** A table; the row of `best` stands out. */
@@ -117,7 +120,7 @@ function renderTtft(series: readonly Series[]): string {
   });
   const decades = Array.from({ length: high - low + 1 }, (_, step) => {
     const at = x(10 ** (low + step)).toFixed(1);
-    return `<line x1="${at}" x2="${at}" y1="10" y2="${HEIGHT - BOTTOM}" stroke="#e4e7eb"/><text x="${at}" y="${HEIGHT - 12}" text-anchor="middle">${10 ** (low + step)} ms</text>`;
+    return `<line x1="${at}" x2="${at}" y1="10" y2="${HEIGHT - BOTTOM}" stroke="#e4e7eb"/><text x="${at}" y="${HEIGHT - 12}" text-anchor="${step === high - low ? 'end' : 'middle'}">${10 ** (low + step)} ms</text>`;
   });
   const shares = [0, 0.5, 0.9, 1].map(
     share => `<text x="${LEFT - 8}" y="${y(share) + 4}" text-anchor="end">${100 * share} %</text>`,
