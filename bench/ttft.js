@@ -50,8 +50,7 @@ const flags = parseFlags({
       type: 'number',
       min: 0.01,
       max: 1000,
-      default: 1,
-      help: 'divides modelled time; a speed at which event loops are late is refused',
+      help: 'divides modelled time (default: 1 or less, by the TTFT of the replay); one at which event loops are late is refused',
     },
     'lag-share': {
       type: 'number',
@@ -95,7 +94,7 @@ try {
     numGpuBlocks,
     maxNumBatchedTokens,
     maxNumSeqs,
-    speed,
+    speed: done.speed,
     timeScale: done.result.timeScale,
     arrivalSeconds: done.summary.arrivalSeconds,
     lagShareMax,

@@ -15,6 +15,10 @@ import { idsOf, textOf } from './ttft-prompts.js';
 
 /** Share of the mean TTFT that the latest 1 % of event-loop turns may have. */
 export const LAG_SHARE_MAX = 0.05;
+/** What two cores with nothing else to do keep below, in wall milliseconds at p99. */
+const LAG_EXPECTED_MS = 10;
+const SPEED_DEFAULT_MIN = 0.1;
+const SPEED_DEFAULT_MAX = 1;
 /** Moments at which the load of the workers is looked at. */
 const SAMPLES = 60;
 const PREPARE_DEADLINE_MS = 120_000;
@@ -36,7 +40,7 @@ const CHECKED_REQUESTS = 5;
  * @property {readonly string[]} policies
  * @property {number} load
  * @property {number} seed
- * @property {number} speed
+ * @property {number | undefined} speed  Undefined: by the replay, so that the expected lateness is allowed.
  * @property {number} lagShareMax
  * @property {(what: string) => void} onStep
  *
@@ -90,6 +94,8 @@ export async function runLive(given, options) {
     onRun: () => {},
   });
   options.onStep('replayed');
+  const summary = summarize(result);
+  const speed = options.speed ?? defaultSpeed(summary, options.lagShareMax);
   const load = startLoad('ttft-load.js');
   try {
     const { requests, traceBlockTokens } = workload;
@@ -105,13 +111,30 @@ export async function runLive(given, options) {
     /** @type {Map<string, LiveRun>} */
     const live = new Map();
     for (const policy of options.policies) {
-      live.set(policy, await runPolicy(result, load, policy, options));
+      live.set(policy, await runPolicy(result, load, policy, { ...options, speed }));
       options.onStep(policy);
     }
-    return { result, summary: summarize(result), live, promptBytes: bytes };
+    return { result, summary, live, speed, promptBytes: bytes };
   } finally {
     load.stop();
   }
+}
+
+/**
+ * A careful speed: the slower, the less of a short TTFT is lateness.
+ * @param {import('#millrace/simulate/replay/summary.js').ReplaySummary} summary
+ * @param {number} lagShareMax
+ */
+export function defaultSpeed({ policies }, lagShareMax) {
+  const means = Object.values(policies).map(({ ttftMs }) => ttftMs.mean ?? 0);
+  const speed = (lagShareMax * Math.min(...means)) / LAG_EXPECTED_MS;
+  return floorToDigit(Math.min(SPEED_DEFAULT_MAX, Math.max(SPEED_DEFAULT_MIN, speed)));
+}
+
+/** The number of one digit at or below a positive value. @param {number} value */
+function floorToDigit(value) {
+  const unit = 10 ** Math.floor(Math.log10(value));
+  return Number((Math.floor(value / unit + 1e-9) * unit).toPrecision(1));
 }
 
 /** The answer of the load generator, or its error. @param {ReturnType<typeof startLoad>} load @param {object} message @param {number} withinMs */
@@ -125,7 +148,7 @@ async function told(load, message, withinMs) {
  * @param {ReplayResult} result
  * @param {ReturnType<typeof startLoad>} load
  * @param {string} policy
- * @param {LiveOptions} options
+ * @param {LiveOptions & { speed: number }} options
  * @returns {Promise<LiveRun>}
  */
 async function runPolicy(result, load, policy, { workers, speed, lagShareMax }) {
@@ -208,7 +231,7 @@ export function checkLags(policy, lags, ttftMeanMs, speed, lagShareMax) {
   for (const [process, lagMs] of Object.entries(lags)) {
     const share = (lagMs * speed) / ttftMeanMs;
     if (share <= lagShareMax) continue;
-    const lower = Number(((0.8 * speed * lagShareMax) / share).toPrecision(1));
+    const lower = floorToDigit((0.9 * speed * lagShareMax) / share);
     throw new Error(
       `${policy}: this machine cannot keep up at --speed ${speed}: the event loop of ${WORDS[process]} was late by ` +
         `${lagMs.toFixed(1)} ms at p99, ${(100 * share).toFixed(1)} % of the mean TTFT (allowed: ${100 * lagShareMax} %). ` +
