@@ -24,6 +24,7 @@ export type {
 } from './frontend/openai/bodies.js';
 export type { LimitName, Limits } from './limits.js';
 export type { Delta, FinishReason, Usage } from './messages/delta.js';
+export type { Decision } from './plane/decision-log.js';
 export {
   createDataPlane,
   type DataPlane,

@@ -100,6 +100,9 @@ export const LIMITS = {
     'a guess of what a worker without KV events holds',
   ),
   stopTokenIdsMax: limit('count', 1, 4096, 256, 'ids in `stop_token_ids` and in `stop` together'),
+  tokenizeDeadlineMs: limit('ms', 1, 60_000, 250, 'prompt ids that a worker makes for routing by prefix'),
+  tokenizeBytesMax: limit('bytes', 0, 16 * MIB, 256 * KIB, 'a body whose prompt ids a worker is asked for'),
+  tokenizeCacheBytesMax: limit('bytes', 0, GIB, 32 * MIB, 'prompt ids of workers that a pool thread keeps'),
 } as const satisfies Record<string, Limit>;
 
 /** The name of a limit, as in the configuration. */

@@ -153,6 +153,8 @@ export interface FixtureOptions {
   readonly modelPath?: string;
   readonly limits?: Partial<Record<LimitName, number>>;
   readonly poolThreads?: number;
+  /** Default: round-robin. */
+  readonly policy?: string;
   /** 'real' for tests in which many things happen at once; else the clock moves only by `tick`. */
   readonly clock?: 'manual' | 'real';
 }
@@ -183,6 +185,7 @@ export class PlaneFixture {
 
   static async start(options: FixtureOptions): Promise<PlaneFixture> {
     const { server = 'node', tokenizer = null, poolThreads = 1, limits = {} } = options;
+    const { policy = 'round-robin' } = options;
     const shared = options.mocks === undefined ? undefined : await loadTokenizer(TOKENIZER);
     const mocks = await Promise.all(
       (options.mocks ?? []).map(mock =>
@@ -208,7 +211,7 @@ export class PlaneFixture {
           modelPath: options.modelPath,
           poolThreads,
           httpServer: server,
-          policy: 'round-robin',
+          policy,
           limits,
         },
       },

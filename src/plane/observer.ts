@@ -46,7 +46,7 @@ export function createObserver(metrics: Metrics): PlaneObserver {
         seconds: durationMs / 1000,
         promptTokens: usage?.promptTokens ?? null,
         cachedTokens: usage?.cachedTokens ?? null,
-        expectedCachedTokens: null,
+        expectedCachedTokens: plan?.placement.cachedTokens ?? null,
         completionTokens: usage?.completionTokens ?? null,
       });
     },

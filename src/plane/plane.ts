@@ -16,6 +16,7 @@ import { addonStatus } from '../runtime/addon.js';
 import type { Clock } from '../runtime/clock.js';
 import { FaultGuard, throwLater } from '../runtime/fault-guard.js';
 import type { Logger } from '../runtime/logger.js';
+import { type Decision, mergedDecisions } from './decision-log.js';
 import { configuredWorkers, Fleet } from './fleet.js';
 import { readIngest } from './ingest-metrics.js';
 import type { IngestCore } from './ingest-side.js';
@@ -211,6 +212,11 @@ export class Plane {
     return mergedText(await Promise.all(samples));
   }
 
+  /** The newest decisions of all threads, newest first, `count` at most. */
+  async decisions(count: number): Promise<readonly Decision[]> {
+    return mergedDecisions(await Promise.all(this.#sides.map(side => side.decisions(count))), count);
+  }
+
   /** What the outside calls has to run under it; see PlaneOptions.onFault. */
   get guard(): FaultGuard {
     return this.#guard;
@@ -229,9 +235,8 @@ export class Plane {
     if (this.health().status === 'failed') return;
     this.#board.setPhase('failed');
     const text = error instanceof Error ? (error.stack ?? error.message) : String(error);
-    this.#options.logger.error('the plane has failed, which is a bug: it answers 503 until it is closed', {
-      error: text,
-    });
+    const message = 'the plane has failed, which is a bug: it answers 503 until it is closed';
+    this.#options.logger.error(message, { error: text });
     this.#inPlace().socket.fail('the plane has failed');
     this.#guard.run(() => this.#fleet.stop());
   }
@@ -303,6 +308,7 @@ export class Plane {
     return {
       reportFailure: (slot, generation, failure) => this.#fleet.reportFailure(slot, generation, failure),
       metricsText: () => this.metrics(),
+      decisions: count => this.decisions(count),
       fault: text => this.#guard.report(new Error(`a socket thread has failed: ${text}`)),
     };
   }

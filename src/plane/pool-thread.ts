@@ -5,6 +5,8 @@
  * one request ends it for the supervisor to replace.
  */
 import { strict as assert } from 'node:assert';
+import { parentPort } from 'node:worker_threads';
+import { EngineClient } from '../engines/client.js';
 import { createVllmAdapter } from '../engines/vllm.js';
 import type { Limits } from '../limits.js';
 import { decodeAsk, decodeDone, decodeWorld } from '../messages/record-codec.js';
@@ -14,6 +16,7 @@ import { loadTextModel, type TextModel } from '../preprocess/text-model.js';
 import { Bell, BellRinger } from '../ring/bell.js';
 import { RingMemory } from '../ring/ring-memory.js';
 import { createDecider } from '../router/decide.js';
+import { createHashers, type Hashers } from '../router/hashing/block-hasher.js';
 import { Ledger } from '../router/ledger.js';
 import { LoadTable } from '../router/load-table.js';
 import { loadAddon } from '../runtime/addon.js';
@@ -25,6 +28,7 @@ import { PoolLane } from './pool-lane.js';
 import type { LinkMemory } from './pool-link.js';
 import { openPrefixes, type PoolPrefixes } from './pool-prefixes.js';
 import { ProcessBoard } from './process-board.js';
+import { RemoteIds } from './remote-ids.js';
 
 /** ASKs whose ids are being made on libuv's pool, at most: enough to keep its four threads busy. */
 const PENDING_MAX = 8;
@@ -55,13 +59,16 @@ class PoolThread {
   readonly #textModels = new Map<string, TextModel>();
   /** Rings this thread's own bell: an answer that comes by promise finds it asleep. */
   readonly #ownBell: BellRinger;
+  /** Connections to workers, for prompt ids alone. */
+  readonly #client: EngineClient;
+  readonly #remoteIds: RemoteIds;
   /** ASKs whose ids are being made. */
   readonly #pending = new Set<Promise<void>>();
   #worldVersion = 0;
   #nextWorld: World | null = null;
   #closes = 0;
 
-  constructor(task: PoolTask, prefixes: PoolPrefixes | null) {
+  constructor(task: PoolTask, hashers: Hashers, prefixes: PoolPrefixes | null) {
     const { links, limits, loadMemory, ledgerMemory } = task;
     const { epoch, poolBell } = links[0]!;
     this.#folders = task.folders;
@@ -80,6 +87,16 @@ class PoolThread {
       memory => new PoolLane({ memory, name, queueBytesMax: limits.ringQueueBytesMax, discard }),
     );
     this.#prefixes = prefixes;
+    const adapters = new Map([['vllm', createVllmAdapter()]]);
+    this.#client = new EngineClient({ clock: systemClock, connectDeadlineMs: limits.connectDeadlineMs });
+    this.#remoteIds = new RemoteIds({
+      limits,
+      clock: systemClock,
+      adapters,
+      post: (origin, path, json, deadlineMs, bytesMax) =>
+        this.#client.post(origin, path, json, deadlineMs, bytesMax),
+      onMissing: missing => parentPort?.postMessage(missing),
+    });
     this.#planning = new Planning({
       limits,
       decider: createDecider({
@@ -91,8 +108,10 @@ class PoolThread {
         prefixes: prefixes?.reader ?? null,
         routed: prefixes?.routed ?? null,
       }),
-      adapters: new Map([['vllm', createVllmAdapter()]]),
+      adapters,
       discard,
+      hashers,
+      remoteIds: this.#remoteIds,
     });
   }
 
@@ -103,6 +122,7 @@ class PoolThread {
       // A plan that is finished after its thread is reported gone would leave a reservation that nobody frees.
       await Promise.all(this.#pending);
       this.#prefixes?.close();
+      await this.#client.close();
     }
   }
 
@@ -123,7 +143,8 @@ class PoolThread {
   }
 
   get #takesAsks(): boolean {
-    return this.#pending.size < PENDING_MAX;
+    // One that waits for a worker keeps no thread of libuv busy.
+    return this.#pending.size - this.#remoteIds.asking < PENDING_MAX;
   }
 
   #take(lane: PoolLane, kind: number, key: number, bytes: Uint8Array): void {
@@ -173,5 +194,5 @@ export default async function run(task: PoolTask): Promise<void> {
     random: seededRandom(task.seed),
   };
   const prefixes = task.prefixes === null ? null : await openPrefixes(task.prefixes, services);
-  await new PoolThread(task, prefixes).run();
+  await new PoolThread(task, await createHashers(loadAddon()), prefixes).run();
 }
