@@ -18,6 +18,8 @@ const { resultOf, tableOf, verdictOf } = await import(new URL('lib/ttft-result.j
 
 const SEED = Number(process.env.SEED ?? Date.now() % 2 ** 32);
 t.comment(`SEED=${SEED}`);
+// Two fleets are started: on a busy machine that is most of tap's half minute.
+t.setTimeout(120_000);
 
 const bytes = (ids: Uint32Array): Uint8Array => new Uint8Array(ids.buffer, ids.byteOffset, ids.byteLength);
 
@@ -102,7 +104,7 @@ t.test('a run has every request whole, and figures beside those of the replay', 
 t.test('a run at which event loops are late is refused, with a lower speed', async t => {
   // Timers are never this exact, so this run must be refused on any machine.
   await t.rejects(
-    live(turns(4), { workers: 1, speed: 1, lagShareMax: 1e-9 }),
+    live(turns(4), { workers: 1, load: 0.05, lagShareMax: 1e-9 }),
     /round-robin: this machine cannot keep up/,
   );
   const lags = { load: 1, plane: 12, mocks: 2 };
