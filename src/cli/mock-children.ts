@@ -12,9 +12,19 @@ import type { Clock } from '../runtime/clock.js';
 const START_DEADLINE_MS = 20_000;
 const EXIT_DEADLINE_MS = 2000;
 
+/** Where one mock engine is found. */
+export interface MockAddress {
+  /** Without a path or a slash at the end. */
+  readonly url: string;
+  /** Endpoint of its KV events, such as `tcp://127.0.0.1:5557`. */
+  readonly kvEvents: string;
+  /** Endpoint at which they can be replayed. */
+  readonly kvEventsReplay: string;
+}
+
 /** Running mock engines, owned by `serve`. */
 export interface MockChildren {
-  readonly urls: readonly string[];
+  readonly addresses: readonly MockAddress[];
   readonly pids: readonly number[];
   /** Closes their standard input and waits until they are gone. */
   close(): Promise<void>;
@@ -36,6 +46,7 @@ export async function startMockChildren(
     '0',
     '--speed',
     String(speed),
+    '--events',
     '--json',
     '--exit-with-stdin',
   ];
@@ -47,15 +58,15 @@ export async function startMockChildren(
     await Promise.all(children.map(child => endChild(child, clock)));
   };
   try {
-    const urls = await Promise.all(children.map(child => listeningUrl(child, clock)));
-    return { urls, pids: children.map(child => child.pid!), close };
+    const addresses = await Promise.all(children.map(child => addressOf(child, clock)));
+    return { addresses, pids: children.map(child => child.pid!), close };
   } catch (error) {
     await close();
     throw error;
   }
 }
 
-function listeningUrl(child: ChildProcess, clock: Clock): Promise<string> {
+function addressOf(child: ChildProcess, clock: Clock): Promise<MockAddress> {
   return new Promise((resolve, reject) => {
     const fail = (why: string): void =>
       reject(new MillraceError('MILLRACE_INTERNAL', `a mock engine did not start: ${why}`));
@@ -64,8 +75,11 @@ function listeningUrl(child: ChildProcess, clock: Clock): Promise<string> {
     child.once('exit', code => fail(`it exited with code ${code}`));
     createInterface({ input: child.stdout! }).once('line', line => {
       timer.cancel();
-      const said = JSON.parse(line) as { event?: string; url?: string };
-      if (said.event === 'listening' && said.url !== undefined) resolve(said.url);
+      const { event, url, kvEvents, kvEventsReplay } = JSON.parse(line) as Partial<
+        MockAddress & { event: string }
+      >;
+      if (event === 'listening' && url && kvEvents && kvEventsReplay)
+        resolve({ url, kvEvents, kvEventsReplay });
       else fail(`it said ${line.slice(0, 200)}`);
     });
   });

@@ -12,7 +12,9 @@ import {
   type MockEngineOptions,
   startMockEngine,
 } from '../simulate/mock-engine.js';
-import { type Command, type FlagKind, readFlags } from './command.js';
+import { EVENT_FORMS, EVENT_HASHES } from '../simulate/vllm/kv-event-encoder.js';
+import type { MockEventOptions } from '../simulate/vllm/kv-events.js';
+import { type Command, type FlagKind, type FlagValues, readFlags } from './command.js';
 
 const ENGINES_MAX = 64;
 const PORT_MAX = 65_535;
@@ -35,6 +37,12 @@ const FLAGS = {
   port: 'value',
   model: 'value',
   faults: 'value',
+  events: 'switch',
+  'events-port': 'value',
+  'events-replay-port': 'value',
+  'event-form': 'value',
+  'event-hashes': 'value',
+  'event-loss': 'value',
   'exit-with-stdin': 'switch',
   json: 'switch',
   speed: 'value',
@@ -46,6 +54,14 @@ const FLAGS = {
   'max-batched-tokens': 'value',
   'max-model-len': 'value',
 } as const satisfies Readonly<Record<string, FlagKind>>;
+
+const EVENT_FLAGS = [
+  'events-port',
+  'events-replay-port',
+  'event-form',
+  'event-hashes',
+  'event-loss',
+] as const satisfies readonly (keyof typeof FLAGS)[];
 
 interface MockCommand {
   readonly count: number;
@@ -74,6 +90,12 @@ answer is a function of all tokens before it, so an answer that moves to another
   --max-batched-tokens N  tokens computed per pass (${standard('maxNumBatchedTokens')})
   --max-model-len N       prompt and output tokens of a request (${standard('maxModelLen')}, or what the blocks hold)
   --faults LIST           faults per request, as kind=probability,…; kinds: ${FAULT_KINDS.join(', ')}
+  --events                publish KV events over ZeroMQ, as vLLM does: PUB and a replay ROUTER per engine
+  --events-port P         PUB port of the first engine, the next ones follow; 0: chosen by the system (0)
+  --events-replay-port P  replay port, likewise (0)
+  --event-form FORM       array: vLLM before 0.24; map: later ones; sglang: one store per block (array)
+  --event-hashes KIND     int, signed or bytes (int, for sglang signed)
+  --event-loss R          chance that a batch is not sent live and can only be replayed (0)
   --exit-with-stdin       end when stdin closes, so that nothing outlives a parent that was killed
   --json                  one JSON object per line on stdout
 
@@ -81,6 +103,7 @@ Examples:
   millrace mock
   millrace mock --count 4 --port 9001 --speed 10
   millrace mock --speed unlimited --faults error500=0.05,dieAfter=0.01 --seed 7
+  millrace mock --count 2 --events --events-port 5557 --events-replay-port 6557 --event-loss 0.01
 `;
 
 function numberIn(flag: string, text: string, min: number, max: number, integer: boolean): number {
@@ -88,6 +111,32 @@ function numberIn(flag: string, text: string, min: number, max: number, integer:
   if (value >= min && value <= max && (!integer || Number.isInteger(value))) return value;
   const kind = integer ? 'an integer' : 'a number';
   throw new ConfigError(`--${flag} must be ${kind} from ${min} to ${max}; got '${text}'`, { param: flag });
+}
+
+function oneOf<Name extends string>(flag: string, text: string, names: readonly Name[]): Name {
+  const found = names.find(name => name === text);
+  if (found !== undefined) return found;
+  throw new ConfigError(`--${flag} must be one of ${names.join(', ')}; got '${text}'`, { param: flag });
+}
+
+function readEvents(values: FlagValues<typeof FLAGS>, count: number): MockEventOptions | null {
+  const port = values['events-port'];
+  const replayPort = values['events-replay-port'];
+  const form = values['event-form'];
+  const hashes = values['event-hashes'];
+  const loss = values['event-loss'];
+  if (values.events !== true) {
+    const needless = EVENT_FLAGS.find(flag => values[flag] !== undefined);
+    if (needless === undefined) return null;
+    throw new ConfigError(`--${needless} needs --events`, { param: needless });
+  }
+  return {
+    port: numberIn('events-port', port ?? '0', 0, PORT_MAX - count + 1, true),
+    replayPort: numberIn('events-replay-port', replayPort ?? '0', 0, PORT_MAX - count + 1, true),
+    loss: numberIn('event-loss', loss ?? '0', 0, 1, false),
+    ...(form === undefined ? {} : { form: oneOf('event-form', form, EVENT_FORMS) }),
+    ...(hashes === undefined ? {} : { hashes: oneOf('event-hashes', hashes, EVENT_HASHES) }),
+  };
 }
 
 function readCommand(argv: readonly string[]): MockCommand {
@@ -102,12 +151,14 @@ function readCommand(argv: readonly string[]): MockCommand {
       setting === 'speed' && text === 'unlimited' ? text : numberIn(flag, text, min, max, integer);
   }
   const { host, model, faults } = values;
+  const events = readEvents(values, count);
   const engine = {
     ...(settings as Partial<EngineSettings>),
     port: numberIn('port', values.port ?? '0', 0, PORT_MAX - count + 1, true),
     ...(host === undefined ? {} : { host }),
     ...(model === undefined ? {} : { model }),
     ...(faults === undefined ? {} : { faults: parseFaultRates(faults) }),
+    ...(events === null ? {} : { events }),
   };
   return { count, engine, exitWithStdin: values['exit-with-stdin'] ?? false, json: values.json ?? false };
 }
@@ -125,18 +176,31 @@ function listenForStop(exitWithStdin: boolean, stop: () => void): () => void {
 
 async function startAll(given: MockCommand, engines: MockEngine[]): Promise<void> {
   const tokenizer = await loadMockTokenizer();
-  const first = given.engine.port ?? 0;
+  const { events } = given.engine;
   for (let at = 0; at < given.count; at++) {
-    const port = first === 0 ? 0 : first + at;
-    const faultSeed = (given.engine.seed ?? standard('seed')) + at;
-    const engine = await startMockEngine({ ...given.engine, port, faultSeed, tokenizer });
+    const portAt = (first = 0): number => (first === 0 ? 0 : first + at);
+    const engine = await startMockEngine({
+      ...given.engine,
+      port: portAt(given.engine.port),
+      faultSeed: (given.engine.seed ?? standard('seed')) + at,
+      tokenizer,
+      ...(events === undefined
+        ? {}
+        : { events: { ...events, port: portAt(events.port), replayPort: portAt(events.replayPort) } }),
+    });
     engines.push(engine);
-    const { url, model } = engine;
-    const line = given.json
-      ? JSON.stringify({ event: 'listening', url, model })
-      : `mock engine ${model} on ${url}`;
-    process.stdout.write(`${line}\n`);
+    process.stdout.write(`${given.json ? jsonLine(engine) : textLine(engine)}\n`);
   }
+}
+
+function jsonLine({ url, model, events }: MockEngine): string {
+  const endpoints = { kvEvents: events?.publish ?? null, kvEventsReplay: events?.replay ?? null };
+  return JSON.stringify({ event: 'listening', url, model, ...endpoints });
+}
+
+function textLine({ url, model, events }: MockEngine): string {
+  const kvEvents = events === null ? '' : `, KV events on ${events.publish}, replay on ${events.replay}`;
+  return `mock engine ${model} on ${url}${kvEvents}`;
 }
 
 async function run(argv: readonly string[]): Promise<number> {

@@ -89,7 +89,10 @@ async function withWorkers(
   const mocks = await startMockChildren(config.mockWorkers, config.mockSpeed, clock);
   // A model folder stays in force, and is compared with the mock's tokenizer as with any worker's.
   const tokenizer = config.tokenizer ?? (config.modelPath === null ? MOCK_TOKENIZER : null);
-  return { config: Object.freeze({ ...config, workers: mocks.urls, tokenizer }), mocks };
+  return {
+    config: Object.freeze({ ...config, workers: mocks.addresses.map(({ url }) => url), tokenizer }),
+    mocks,
+  };
 }
 
 function announce(

@@ -33,18 +33,30 @@ export interface BlockPoolSnapshot {
   readonly free: number;
 }
 
+/** A sequence as BlockEvents see it, valid during the call. */
+export interface CachedSequence {
+  /** Keys of its full blocks, in order. */
+  readonly keys: readonly number[];
+  /** `cache_salt` of its request; empty without one. */
+  readonly cacheSalt: string;
+  /** Token id at a position of prompt and answer. Only for a sequence whose prompt has ids. */
+  tokenAt(position: number): number;
+}
+
 /**
  * Hears which prefixes are resident, as an engine's KV events tell it (Dynamo's mocker: `Stored` only on a key's first
  * copy, `Removed` only with its last one). Called while a pass is scheduled: what it hears is true at the pass's start.
  */
 export interface BlockEvents {
   /**
-   * `keys[from]` to `keys[to − 1]`, consecutive blocks of one sequence, became resident; the parent of the first is
-   * `keys[from − 1]`, none when `from` is 0. The list is the sequence's own: not to be kept.
+   * The blocks `from` to `to − 1` of a sequence became resident; the parent of the first is block `from − 1`, none when
+   * `from` is 0.
    */
-  stored(keys: readonly number[], from: number, to: number): void;
+  stored(sequence: CachedSequence, from: number, to: number): void;
   /** The last copy of `key` is gone. */
   removed(key: number): void;
+  /** Nothing is resident any more. */
+  cleared(): void;
 }
 
 /** Blocks are integers from 0 to capacity − 1. Keys are integers below 2^53 that name a whole prefix. */
@@ -162,6 +174,23 @@ export class BlockPool {
       if (--this.#refs[block]! === 0) this.#linkNewest(block);
     }
     blocks.length = 0;
+  }
+
+  /**
+   * Forgets every prefix. Returns false, and changes nothing, while a request holds a block, as vLLM's
+   * `reset_prefix_cache` does.
+   */
+  reset(): boolean {
+    if (this.active > 0) return false;
+    this.#state.fill(FREE, 0, this.#untouched);
+    this.#firstCopy.clear();
+    this.#freed.length = 0;
+    this.#untouched = 0;
+    this.#inactive = 0;
+    this.#previous[this.capacity] = this.capacity;
+    this.#next[this.capacity] = this.capacity;
+    this.#events?.cleared();
+    return true;
   }
 
   /** A copy of the whole state. */

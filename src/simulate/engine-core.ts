@@ -222,7 +222,7 @@ export class EngineCore<Owner> {
     while (at < full) {
       const from = at;
       while (at < full && this.pool.publish(sequence.blocks[at]!, sequence.keys[at]!)) at++;
-      if (at > from) this.#events?.stored(sequence.keys, from, at);
+      if (at > from) this.#events?.stored(sequence, from, at);
       if (at < full) at++;
     }
     this.#batch.push(sequence);

@@ -30,6 +30,11 @@ export class KeyTable {
     this.#slots[this.#find(this.#keys[block]!)] = block;
   }
 
+  /** Takes out everything. */
+  clear(): void {
+    this.#slots.fill(EMPTY);
+  }
+
   /** Takes out a key that is in the table, by its block. */
   delete(block: number): void {
     const slots = this.#slots;

@@ -21,6 +21,8 @@ export interface LiveEngineOptions {
   readonly clock: Clock;
   /** Runs a function in a later turn of the event loop, without waiting (`setImmediate`). */
   readonly defer: (fn: () => void) => void;
+  /** Told when a pass is scheduled and its blocks are resident; its tokens come later. */
+  readonly onPass?: () => void;
 }
 
 /** Behind by more than this, the schedule starts anew from the present: the machine was too busy to keep it. */
@@ -34,6 +36,7 @@ export class LiveEngine {
   readonly core: EngineCore<SequenceOwner>;
   readonly #clock: Clock;
   readonly #defer: (fn: () => void) => void;
+  readonly #onPass: (() => void) | undefined;
   #pass: PassResult<SequenceOwner> | null = null;
   #scheduled = false;
   #timer: Timer | null = null;
@@ -45,6 +48,7 @@ export class LiveEngine {
     this.core = core;
     this.#clock = options.clock;
     this.#defer = options.defer;
+    this.#onPass = options.onPass;
   }
 
   /** Queues one choice, which must fit the engine. Its first token comes in a later turn of the event loop. */
@@ -91,6 +95,7 @@ export class LiveEngine {
     const nowMs = this.#clock.nowMs();
     if (nowMs - this.#nextMs > LAG_MS_MAX) this.#nextMs = nowMs;
     this.#pass = this.core.executePass(this.#nextMs);
+    this.#onPass?.();
     this.#nextMs = this.#pass.endMs;
     this.#waitUntil(this.#nextMs);
   }

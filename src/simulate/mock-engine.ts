@@ -3,6 +3,8 @@
  * Used by `millrace mock`, by the examples that `millrace serve` starts, and by tests, which can arm faults and
  * read counters. The caller owns it and must close it; it runs on the caller's thread.
  */
+import { webcrypto } from 'node:crypto';
+import type { HttpServer } from '../frontend/http/http-exchange.js';
 import { createHttpServer, type HttpServerKind } from '../frontend/http/server.js';
 import { LIMITS } from '../limits.js';
 import { loadTokenizer } from '../preprocess/tokenizers/load.js';
@@ -14,6 +16,8 @@ import { EngineCore } from './engine-core.js';
 import { type EngineSettings, resolveEngineSettings } from './engine-settings.js';
 import { FaultPlan, type FaultRates } from './faults.js';
 import { LiveEngine, type SequenceOwner } from './live-engine.js';
+import type { KvEventPublisher } from './vllm/kv-event-publisher.js';
+import { KvEvents, type MockEventOptions } from './vllm/kv-events.js';
 import { type RequestCounters, VllmSurface } from './vllm/vllm-surface.js';
 
 /** Name of the model that a mock engine serves unless told otherwise. */
@@ -34,6 +38,8 @@ export interface MockEngineOptions extends Partial<EngineSettings> {
   readonly returnsTokenIds?: boolean;
   /** Seeds the draw of faults; default: `seed`. Engines of one fleet must not all fail at the same request. */
   readonly faultSeed?: number;
+  /** Publishes KV events over ZeroMQ; absent: it does not. */
+  readonly events?: MockEventOptions;
   /** Shared by several engines of a process; loaded when absent. */
   readonly tokenizer?: Tokenizer;
   readonly serverKind?: HttpServerKind;
@@ -51,6 +57,8 @@ export interface MockEngine {
   /** Arms faults (`next`) and counts those that took place (`fired`). */
   readonly faults: FaultPlan;
   readonly counters: Readonly<RequestCounters>;
+  /** Its KV events: endpoints, counters, and a restart for tests; null when it publishes none. */
+  readonly events: KvEventPublisher | null;
   /** Closes every connection and stops the simulation. */
   close(): Promise<void>;
 }
@@ -68,9 +76,21 @@ export async function startMockEngine(options: MockEngineOptions = {}): Promise<
   const clock = options.clock ?? systemClock;
   const tokenizer = options.tokenizer ?? (await loadMockTokenizer());
   const vocabulary = createAnswerVocabulary(tokenizer);
-  const core = new EngineCore<SequenceOwner>(settings, vocabulary);
-  const engine = new LiveEngine(core, { clock, defer: setImmediate });
-  const faults = new FaultPlan(options.faults ?? {}, seededRandom(options.faultSeed ?? settings.seed));
+  const faultSeed = options.faultSeed ?? settings.seed;
+  const faults = new FaultPlan(options.faults ?? {}, seededRandom(faultSeed));
+  const [seedHigh, seedLow] = webcrypto.getRandomValues(new Uint32Array(2));
+  const events =
+    options.events === undefined
+      ? null
+      : await KvEvents.open(options.events, {
+          host,
+          blockSize: settings.blockSize,
+          hashSeed: [seedHigh!, seedLow!],
+          random: seededRandom(faultSeed),
+          clock,
+        });
+  const core = new EngineCore<SequenceOwner>(settings, vocabulary, events?.encoder);
+  const engine = new LiveEngine(core, { clock, defer: setImmediate, onPass: () => events?.flush() });
   let answers = 0;
   let idPrefix = '';
   const surface = new VllmSurface({
@@ -82,12 +102,10 @@ export async function startMockEngine(options: MockEngineOptions = {}): Promise<
     returnsTokenIds: options.returnsTokenIds ?? true,
     newId: () => `${idPrefix}-${++answers}`,
   });
-  const server = await createHttpServer(options.serverKind ?? 'auto', {
-    headerBytesMax: LIMITS.headerBytesMax.default,
-    headerDeadlineMs: LIMITS.headerDeadlineMs.default,
-    onExchange: exchange => surface.handle(exchange),
+  const { server, port } = await listen(surface, host, options).catch(async error => {
+    await events?.publisher.close();
+    throw error;
   });
-  const { port } = await server.listen(host, options.port ?? 0);
   idPrefix = `${clock.wallMs().toString(36)}-${port}`;
   return {
     url: `http://${host.includes(':') ? `[${host}]` : host}:${port}`,
@@ -96,9 +114,24 @@ export async function startMockEngine(options: MockEngineOptions = {}): Promise<
     core,
     faults,
     counters: surface.counters,
-    close: () => {
+    events: events?.publisher ?? null,
+    close: async () => {
       engine.close();
-      return server.close();
+      await Promise.all([events?.publisher.close(), server.close()]);
     },
   };
+}
+
+async function listen(
+  surface: VllmSurface,
+  host: string,
+  options: MockEngineOptions,
+): Promise<{ server: HttpServer; port: number }> {
+  const server = await createHttpServer(options.serverKind ?? 'auto', {
+    headerBytesMax: LIMITS.headerBytesMax.default,
+    headerDeadlineMs: LIMITS.headerDeadlineMs.default,
+    onExchange: exchange => surface.handle(exchange),
+  });
+  const { port } = await server.listen(host, options.port ?? 0);
+  return { server, port };
 }

@@ -3,6 +3,8 @@
  * the core (engine-core.ts) changes; whoever submitted it reads `lastToken` and `finish` after each pass and keeps
  * its own things in `owner`.
  */
+import assert from 'node:assert';
+import type { CachedSequence } from './block-pool.js';
 import { advanceDigest, blockKey, type PromptDigest, type SequenceDigest } from './token-source.js';
 
 /** What one choice asks for. */
@@ -23,7 +25,7 @@ export interface SequenceRequest<Owner> {
 export type SequenceState = 'waiting' | 'running' | 'preempted' | 'finished' | 'rejected' | 'aborted';
 
 /** See the head of the file. All counts are tokens. */
-export class EngineSequence<Owner> {
+export class EngineSequence<Owner> implements CachedSequence {
   readonly request: SequenceRequest<Owner>;
   readonly owner: Owner;
   /** Physical KV blocks held, in order of the sequence. */
@@ -34,6 +36,8 @@ export class EngineSequence<Owner> {
   /** End-of-sequence and stop ids, which `minTokens` masks; null when nothing is masked. */
   readonly masked: ReadonlySet<number> | null;
   readonly arrivedMs: number;
+  /** Kept where the prompt's ids are. */
+  readonly #generatedIds: number[] = [];
   state: SequenceState = 'waiting';
   /** Prompt and generated tokens. The newest generated one has no KV yet. */
   length: number;
@@ -67,11 +71,22 @@ export class EngineSequence<Owner> {
     return this.state === 'waiting' || this.state === 'running' || this.state === 'preempted';
   }
 
+  get cacheSalt(): string {
+    return this.request.prompt.cacheSalt;
+  }
+
+  tokenAt(position: number): number {
+    const { ids, length } = this.request.prompt;
+    assert(ids !== null && position < this.length);
+    return position < length ? ids[position]! : this.#generatedIds[position - length]!;
+  }
+
   /** Takes in the token that a pass generated, and decides whether it was the last one (vLLM's `check_stop`). */
   append(token: number, eosId: number, blockSize: number): void {
     const { request } = this;
     advanceDigest(this.digest, token);
     this.lastToken = token;
+    if (request.prompt.ids !== null) this.#generatedIds.push(token);
     this.length++;
     this.generated++;
     if (this.length % blockSize === 0) this.keys.push(blockKey(this.digest, request.prompt.salt));

@@ -46,17 +46,32 @@ export interface PromptDigest {
   readonly keys: readonly number[];
   readonly digest: Readonly<SequenceDigest>;
   readonly salt: number;
+  /** What `salt` is made of; empty without one. */
+  readonly cacheSalt: string;
+  /** The prompt itself; null where a trace says no more than which blocks are equal. */
+  readonly ids: ArrayLike<number> | null;
 }
 
-/** Digests a prompt once, O(length). `salt` keeps tenants' blocks apart and does not change the text. */
-export function digestPrompt(ids: ArrayLike<number>, blockSize: number, salt = 0): PromptDigest {
+/** 32 bits of a `cache_salt`; 0 for an empty one. */
+function saltOf(cacheSalt: string): number {
+  let salt = 0;
+  for (let at = 0; at < cacheSalt.length; at++) salt = mix32(salt ^ cacheSalt.charCodeAt(at)) + at + 1;
+  return salt | 0;
+}
+
+/**
+ * Digests a prompt once, O(length), and keeps `ids`, which must not change any more. `cacheSalt` keeps tenants' blocks
+ * apart and does not change the text.
+ */
+export function digestPrompt(ids: ArrayLike<number>, blockSize: number, cacheSalt = ''): PromptDigest {
+  const salt = saltOf(cacheSalt);
   const digest = { ...EMPTY_DIGEST };
   const keys: number[] = [];
   for (let at = 0; at < ids.length; at++) {
     advanceDigest(digest, ids[at]!);
     if ((at + 1) % blockSize === 0) keys.push(blockKey(digest, salt));
   }
-  return { length: ids.length, keys, digest, salt };
+  return { length: ids.length, keys, digest, salt, cacheSalt, ids };
 }
 
 /** What may be drawn. */

@@ -3,6 +3,8 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import t, { type Test } from 'tap';
 import { command } from '#millrace/cli/mock.js';
+import { startMockChildren } from '#millrace/cli/mock-children.js';
+import { systemClock } from '#millrace/runtime/clock.js';
 
 const module = import.meta.resolve('#millrace/cli/mock.js');
 const script = `const { command } = await import(${JSON.stringify(module)});
@@ -40,7 +42,7 @@ t.test('several engines, announced as JSON, end when stdin closes', async t => {
   t.equal(new Set(announced.map(one => one.url)).size, 3);
   const texts: string[] = [];
   for (const { url, ...rest } of announced) {
-    t.same(rest, { event: 'listening', model: 'm' });
+    t.same(rest, { event: 'listening', model: 'm', kvEvents: null, kvEventsReplay: null });
     const body = JSON.stringify({ model: 'm', prompt: 'hi', max_tokens: 5 });
     const answer = await fetch(`${url}/v1/completions`, { method: 'POST', body });
     texts.push(((await answer.json()) as { choices: { text: string }[] }).choices[0]!.text);
@@ -48,6 +50,23 @@ t.test('several engines, announced as JSON, end when stdin closes', async t => {
   t.equal(new Set(texts).size, 1, 'all engines of a fleet give the same text');
   child.stdin!.end();
   t.same(await once(child, 'exit'), [0, null]);
+});
+
+t.test('KV events: the endpoints are announced, on the ports that were asked for', async t => {
+  const child = launch(t, '--count', '2', '--events', '--event-form', 'map', '--event-loss', '0.5');
+  const shape = /^mock engine .* on http:\S+, KV events on (tcp:\S+), replay on (tcp:\S+)$/;
+  const [[, publish, replay], other] = (await lines(child, 2)).map(line => shape.exec(line)!) as string[][];
+  t.equal(new Set([publish, replay, ...other!.slice(1)]).size, 4);
+  child.kill('SIGTERM');
+  t.same(await once(child, 'exit'), [0, null]);
+  const [port, replayPort] = [publish, replay].map(endpoint => endpoint!.split(':')[2]!);
+  const again = launch(t, '--events', '--events-port', port!, '--events-replay-port', replayPort!, '--json');
+  t.match(JSON.parse((await lines(again, 1))[0]!), { kvEvents: publish, kvEventsReplay: replay });
+  const children = await startMockChildren(2, 'unlimited', systemClock);
+  t.teardown(() => children.close());
+  const endpoints = children.addresses.flatMap(({ kvEvents, kvEventsReplay }) => [kvEvents, kvEventsReplay]);
+  t.equal(new Set(endpoints).size, 4);
+  for (const endpoint of endpoints) t.match(endpoint, /^tcp:\/\/127\.0\.0\.1:[1-9]\d+$/);
 });
 
 for (const signal of ['SIGTERM', 'SIGINT'] as const)
@@ -73,6 +92,11 @@ t.test('wrong flags are explained', async t => {
     [['--count', '2', '--port', '65535'], /--port must be an integer from 0 to 65534/],
     [['--blocks', '2', '--max-model-len', '1000'], /maxModelLen must be at most .* = 128/],
     [['--faults', 'boom=1'], /unknown kind 'boom'/],
+    [['--event-loss', '0.1'], /--event-loss needs --events/],
+    [['--events', '--event-loss', '1.1'], /--event-loss must be a number from 0 to 1; got '1.1'/],
+    [['--events', '--event-form', 'json'], /--event-form must be one of array, map, sglang; got 'json'/],
+    [['--events', '--event-hashes', 'hex'], /--event-hashes must be one of int, signed, bytes/],
+    [['--events', '--events-port', '65536'], /--events-port must be an integer from 0 to 65535/],
     [['extra'], /extra/],
     [['--model'], /--model/],
   ];
@@ -83,6 +107,13 @@ t.test('wrong flags are explained', async t => {
     write.restore();
     t.match(written.join(''), wanted, flags.join(' '));
   }
-  for (const flag of ['--count', '--faults', '--exit-with-stdin', '--max-batched-tokens'])
+  for (const flag of [
+    '--count',
+    '--faults',
+    '--events',
+    '--event-loss',
+    '--exit-with-stdin',
+    '--max-batched-tokens',
+  ])
     t.ok(command.help.includes(flag), flag);
 });

@@ -150,7 +150,7 @@ t.test(
     const again = core.add(requestOf(core, prompt, { maxTokens: 1 }), 0);
     t.equal(core.executePass(0).prefillMs, prefillMs(1));
     t.equal(again.cachedTokens, 63);
-    const salted = { ...requestOf(core, prompt), prompt: digestPrompt(prompt, 16, 5), maxTokens: 1 };
+    const salted = { ...requestOf(core, prompt), prompt: digestPrompt(prompt, 16, 'tenant'), maxTokens: 1 };
     const other = core.add(salted, 0);
     drain(core);
     t.equal(other.cachedTokens, 0, 'another salt shares nothing');

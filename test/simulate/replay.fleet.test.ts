@@ -95,7 +95,7 @@ t.test('block events say at each pass what the pool holds', async t => {
     settings,
     { ids: Uint32Array.of(1, 2, 3), eosId: 9 },
     {
-      stored(keys, from, to) {
+      stored({ keys }, from, to) {
         for (let at = from; at < to; at += 1) {
           if (resident.has(keys[at]!)) wrong.push('stored twice');
           resident.set(keys[at]!, at === 0 ? null : keys[at - 1]!);
@@ -104,6 +104,7 @@ t.test('block events say at each pass what the pool holds', async t => {
       removed(key) {
         if (!resident.delete(key)) wrong.push('removed what was not there');
       },
+      cleared: () => wrong.push('cleared'),
     },
   );
   let removals = 0;
@@ -131,7 +132,7 @@ t.test('block events say at each pass what the pool holds', async t => {
 
 t.test('the last of several copies is the one whose going is told', async t => {
   const told: number[] = [];
-  const pool = new BlockPool(3, { stored: () => {}, removed: key => told.push(key) });
+  const pool = new BlockPool(3, { stored: () => {}, removed: key => told.push(key), cleared: () => {} });
   const [a, b, c]: number[][] = [[], [], []];
   pool.reserve([], 1, a!);
   pool.reserve([], 1, b!);

@@ -4,7 +4,7 @@
  */
 import type { Hash64 } from '../../router/hashing/seeds.js';
 import type { PrefixIndexWriter, Tier } from '../../router/index/contract.js';
-import type { BlockEvents } from '../block-pool.js';
+import type { BlockEvents, CachedSequence } from '../block-pool.js';
 import { writeHash } from './workload.js';
 
 const ROOM_START = 256;
@@ -25,7 +25,7 @@ export class IndexFeed implements BlockEvents {
     this.#tier = tier;
   }
 
-  stored(keys: readonly number[], from: number, to: number): void {
+  stored({ keys }: CachedSequence, from: number, to: number): void {
     this.flush();
     const count = to - from;
     if (this.#hashes.length < 2 * count) this.#hashes = new Uint32Array(4 * count);
@@ -40,6 +40,11 @@ export class IndexFeed implements BlockEvents {
       this.#removed = larger;
     }
     writeHash(key, this.#removed, this.#removedCount++);
+  }
+
+  cleared(): void {
+    this.#removedCount = 0;
+    this.#index.clear(this.#holder);
   }
 
   /** Sends the removals that are collected. */

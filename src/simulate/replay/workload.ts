@@ -79,7 +79,7 @@ function prepareRequest(
   return {
     arrivalMs: request.arrivalMs,
     outputTokens: request.outputTokens,
-    prompt: { length: promptTokens, keys, digest, salt: 0 },
+    prompt: { length: promptTokens, keys, digest, salt: 0, cacheSalt: '', ids: null },
     blocks: { hashes, count, blockSize },
   };
 }

@@ -103,7 +103,7 @@ export class GenerationAnswer implements SequenceOwner {
   #submit(promptIds: Uint32Array, promptAt: number): void {
     const { engine } = this.#context;
     const request = this.#request;
-    const prompt = digestPrompt(promptIds, engine.core.settings.blockSize, request.salt);
+    const prompt = digestPrompt(promptIds, engine.core.settings.blockSize, request.cacheSalt);
     const collects = !request.stream || request.stopStrings.length > 0;
     for (let choice = 0; choice < request.n; choice++) {
       const index = promptAt * request.n + choice;

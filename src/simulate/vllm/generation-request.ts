@@ -7,7 +7,6 @@ import { LIMITS } from '../../limits.js';
 import type { Api, ChatMessage } from '../../messages/token-request.js';
 import { renderChat } from '../../preprocess/chat-template.js';
 import type { Tokenizer } from '../../preprocess/tokenizers/tokenizer.js';
-import { mix32 } from '../token-source.js';
 import { type Body, booleanOf, idsOf, integerOf, objectOf, stringOf } from './body-fields.js';
 import type { LogprobsRequest } from './token-logprobs.js';
 import { VllmError } from './vllm-error.js';
@@ -31,8 +30,8 @@ export interface GenerationRequest {
   readonly returnTokenIds: boolean;
   /** Null: no log-probabilities are wanted. */
   readonly logprobs: LogprobsRequest | null;
-  /** 32 bits of `cache_salt`; 0 without one. */
-  readonly salt: number;
+  /** Empty without one. */
+  readonly cacheSalt: string;
 }
 
 /** What the engine says about itself. */
@@ -82,7 +81,7 @@ export function readGenerationRequest(api: Api, body: Body, model: ServedModel):
     continuousUsage: booleanOf(streamOptions, 'continuous_usage_stats', false),
     returnTokenIds: booleanOf(body, 'return_token_ids', false),
     logprobs: logprobsOf(api, body),
-    salt: saltOf(body),
+    cacheSalt: stringOf(body, 'cache_salt', ''),
   };
 }
 
@@ -192,11 +191,4 @@ function logprobsOf(api: Api, body: Body): LogprobsRequest | null {
   if (top > 0)
     throw new VllmError(400, 'when using `top_logprobs`, `logprobs` must be set to true.', 'top_logprobs');
   return null;
-}
-
-function saltOf(body: Body): number {
-  const text = stringOf(body, 'cache_salt', '');
-  let salt = 0;
-  for (let at = 0; at < text.length; at++) salt = mix32(salt ^ text.charCodeAt(at)) + at + 1;
-  return salt | 0;
 }

@@ -85,6 +85,7 @@ export class VllmSurface {
     this.#posts = {
       '/v1/completions': exchange => this.#generate('completions', exchange),
       '/v1/chat/completions': exchange => this.#generate('chat', exchange),
+      '/reset_prefix_cache': exchange => this.#resetPrefixCache(exchange),
       '/tokenize': exchange => this.#answer(exchange, body => this.#tokenize(body)),
       '/detokenize': exchange => this.#answer(exchange, body => this.#detokenize(body)),
     };
@@ -153,6 +154,12 @@ export class VllmSurface {
         counters[how]++;
       },
     });
+  }
+
+  /** vLLM answers 200 also when it keeps the cache because requests hold blocks; the event goes with the next pass. */
+  #resetPrefixCache(exchange: HttpExchange): void {
+    this.#options.engine.core.pool.reset();
+    exchange.respond(200, [], '');
   }
 
   #models(): string {
