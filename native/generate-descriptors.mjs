@@ -5,6 +5,7 @@
  */
 import { readFileSync, writeFileSync } from 'node:fs';
 import * as frame from '#millrace/engines/frame-descriptor.js';
+import * as event from '#millrace/router/events/event-tables.js';
 import { ENGINE_HASH_WORDS, HOLDERS_MAX, TIER } from '#millrace/router/index/contract.js';
 import * as index from '#millrace/router/index/index-descriptor.js';
 import * as load from '#millrace/router/load-descriptor.js';
@@ -17,6 +18,23 @@ const constants = (prefix, values, type) =>
 
 const headers = {
   'addon_abi.h': ['src/runtime/addon.ts', [constant('AddonAbi', ADDON_ABI, 'uint32_t')]],
+  'event_descriptor.h': [
+    'src/router/events/event-tables.ts',
+    [
+      ...constants('EventKind', event.EVENT_KIND, 'int32_t'),
+      ...constants('EventTier', event.EVENT_TIER, 'int32_t'),
+      ...constants('EventGroup', event.EVENT_GROUP, 'int32_t'),
+      constant('EventRowWords', event.EVENT_ROW_WORDS, 'uint32_t'),
+      ...constants('EventRow', event.EVENT_ROW, 'uint32_t'),
+      constant('EventMediaWords', event.EVENT_MEDIA_WORDS, 'uint32_t'),
+      constant('EventHashWords', ENGINE_HASH_WORDS, 'uint32_t'),
+      constant('EventRowsMax', event.EVENT_ROWS_MAX, 'uint32_t'),
+      constant('EventBlocksMax', event.EVENT_BLOCKS_MAX, 'uint32_t'),
+      constant('EventTokensMax', event.EVENT_TOKENS_MAX, 'uint32_t'),
+      constant('EventMediaMax', event.EVENT_MEDIA_MAX, 'uint32_t'),
+      ...constants('DecodeFault', event.DECODE_FAULT, 'int32_t'),
+    ],
+  ],
   'frame_descriptor.h': [
     'src/engines/frame-descriptor.ts',
     [

@@ -1,9 +1,13 @@
-// The exports of the addon, and its functions for hashing, frames and load: see addon.h.
+// The exports of the addon, and its functions for hashing, frames, load and events: see addon.h.
 #include "addon.h"
 
+#include <span>
+
 #include "block_hash.h"
+#include "event_decode.h"
 #include "frame_scan.h"
 #include "millrace/addon_abi.h"
+#include "millrace/event_descriptor.h"
 #include "millrace/frame_descriptor.h"
 #include "millrace/load_descriptor.h"
 
@@ -18,6 +22,8 @@ MillraceAddon::MillraceAddon(Napi::Env env, Napi::Object exports) {
                function<&MillraceAddon::attach_load>("attachLoad"),
                function<&MillraceAddon::reserve>("reserve"),
                function<&MillraceAddon::detach>("detach"),
+               function<&MillraceAddon::attach_event_tables>("attachEventTables"),
+               function<&MillraceAddon::decode_events>("decodeEvents"),
                function<&MillraceAddon::attach_index<IndexWriter>>("attachIndexWriter"),
                function<&MillraceAddon::attach_index<IndexReader>>("attachIndexReader"),
                function<&MillraceAddon::index_holder>("indexHolder"),
@@ -31,25 +37,37 @@ MillraceAddon::MillraceAddon(Napi::Env env, Napi::Object exports) {
                function<&MillraceAddon::index_lookup>("indexLookup")});
 }
 
+// Entries of media are in the order of their blocks, so that one pass finds those of each.
+bool is_ordered(std::span<const uint32_t> media) {
+  for (size_t i = kBlockMediaWords; i < media.size(); i += kBlockMediaWords) {
+    if (media[i] < media[i - kBlockMediaWords]) return false;
+  }
+  return true;
+}
+
 Napi::Value MillraceAddon::hash_blocks(Call& call) {
   const auto ids = call.array<uint32_t>(0, "ids");
-  const uint32_t block_size = call.u32(1, "blockSize");
-  const uint32_t block_low = call.u32(2, "blockSeedLow");
-  const uint32_t block_high = call.u32(3, "blockSeedHigh");
-  const uint32_t chain_low = call.u32(4, "chainSeedLow");
-  const uint32_t chain_high = call.u32(5, "chainSeedHigh");
-  const auto block_hashes = call.array<uint32_t>(6, "blockHashesOut");
-  const auto sequence_hashes = call.array<uint32_t>(7, "sequenceHashesOut");
+  const uint32_t from = call.u32(1, "from");
+  const uint32_t blocks = call.u32(2, "blocks");
+  const uint32_t block_size = call.u32(3, "blockSize");
+  const uint64_t block_seed = call.u64(4, "blockSeedLow", "blockSeedHigh");
+  const uint64_t chain_seed = call.u64(6, "chainSeedLow", "chainSeedHigh");
+  const bool has_parent = call.u32(8, "hasParent") != 0;
+  const uint64_t parent = call.u64(9, "parentLow", "parentHigh");
+  std::span<uint32_t> media;
+  if (!call.argument(11).IsNull()) media = call.array<uint32_t>(11, "media");
+  uint32_t* hashes = call.list(12, "sequenceHashesOut", blocks, 2);
   call.require(block_size > 0, "blockSize", "must be at least 1");
+  call.require(from <= ids.size(), "from", "must be at most the length of ids");
   if (call.failed()) return {};
-  const size_t blocks = ids.size() / block_size;
-  call.require(block_hashes.size() >= blocks * 2, "blockHashesOut", "must hold 2 words per complete block");
-  call.require(sequence_hashes.size() >= blocks * 2, "sequenceHashesOut", "must hold 2 words per complete block");
+  call.require(blocks <= (ids.size() - from) / block_size, "blocks", "must lie inside ids");
+  call.require(media.size() % kBlockMediaWords == 0, "media", "must be of 3 words each");
+  call.require(is_ordered(media), "media", "must be in the order of their blocks");
   if (call.failed()) return {};
-  const HashSeeds seeds{join_hash(block_low, block_high), join_hash(chain_low, chain_high)};
-  millrace::hash_blocks(ids.data(), block_size, static_cast<uint32_t>(blocks), seeds, block_hashes.data(),
-                        sequence_hashes.data());
-  return call.result(static_cast<int64_t>(blocks));
+  const HashedBlocks what{ids.data() + from, block_size, blocks, media.data(),
+                          static_cast<uint32_t>(media.size() / kBlockMediaWords)};
+  millrace::hash_blocks(what, {block_seed, chain_seed}, has_parent ? &parent : nullptr, hashes);
+  return {};
 }
 
 Napi::Value MillraceAddon::attach_frames(Call& call) {
@@ -59,7 +77,7 @@ Napi::Value MillraceAddon::attach_frames(Call& call) {
   call.require(ids.size() >= kFrameIdsMax, "ids", "must hold FRAME_IDS_MAX words");
   require_place(call);
   if (call.failed()) return {};
-  return call.result(attachments_.add(FrameArrays{table.data(), ids.data()}, call.argument(0), call.argument(1)));
+  return call.result(attachments_.add(FrameArrays{table.data(), ids.data()}, {call.argument(0), call.argument(1)}));
 }
 
 // Room below 2^31, so that no offset of the scanner can overflow.
@@ -93,7 +111,7 @@ Napi::Value MillraceAddon::attach_load(Call& call) {
   require_place(call);
   if (call.failed()) return {};
   const LoadSegments load{table.data(), ledger.data(), static_cast<uint32_t>(lines), static_cast<uint32_t>(entries)};
-  return call.result(attachments_.add(load, call.argument(0), call.argument(1)));
+  return call.result(attachments_.add(load, {call.argument(0), call.argument(1)}));
 }
 
 Napi::Value MillraceAddon::reserve(Call& call) {
@@ -117,6 +135,33 @@ Napi::Value MillraceAddon::reserve(Call& call) {
   call.require(request.slot < load->lines, "slot", "must be less than the lines of the load table");
   if (call.failed()) return {};
   return call.result(millrace::reserve(*load, request));
+}
+
+Napi::Value MillraceAddon::attach_event_tables(Call& call) {
+  const auto rows = call.shared_array<int32_t>(0, "rows");
+  const auto parents = call.shared_array<uint32_t>(1, "parents");
+  const auto hashes = call.shared_array<uint32_t>(2, "hashes");
+  const auto tokens = call.shared_array<uint32_t>(3, "tokens");
+  const auto media = call.shared_array<uint32_t>(4, "media");
+  call.require(rows.size() >= size_t{kEventRowsMax} * kEventRowWords, "rows", "must hold EVENT_ROWS_MAX rows");
+  call.require(parents.size() >= size_t{kEventRowsMax} * kEventHashWords, "parents", "must hold EVENT_ROWS_MAX hashes");
+  call.require(hashes.size() >= size_t{kEventBlocksMax} * kEventHashWords, "hashes", "must hold EVENT_BLOCKS_MAX hashes");
+  call.require(tokens.size() >= kEventTokensMax, "tokens", "must hold EVENT_TOKENS_MAX ids");
+  call.require(media.size() >= size_t{kEventMediaMax} * kEventMediaWords, "media", "must hold EVENT_MEDIA_MAX entries");
+  require_place(call);
+  if (call.failed()) return {};
+  const EventTables tables{rows.data(), parents.data(), hashes.data(), tokens.data(), media.data()};
+  return call.result(attachments_.add(tables, {call.argument(0), call.argument(1), call.argument(2), call.argument(3),
+                                               call.argument(4)}));
+}
+
+Napi::Value MillraceAddon::decode_events(Call& call) {
+  const uint32_t handle = call.u32(0, "handle");
+  const auto payload = call.array<uint8_t>(1, "payload");
+  const auto* tables = attachments_.find<EventTables>(handle);
+  call.require(tables != nullptr, "handle", "is not one that attachEventTables gave to this thread");
+  if (call.failed()) return {};
+  return call.result(millrace::decode_events(*tables, payload.data(), payload.size()));
 }
 
 Napi::Value MillraceAddon::detach(Call& call) {

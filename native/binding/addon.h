@@ -34,6 +34,8 @@ class MillraceAddon : public Napi::Addon<MillraceAddon> {
   Napi::Value scan_frames(Call& call);
   Napi::Value attach_load(Call& call);
   Napi::Value reserve(Call& call);
+  Napi::Value attach_event_tables(Call& call);
+  Napi::Value decode_events(Call& call);
   Napi::Value detach(Call& call);
 
   // The prefix index (index_functions.cc).

@@ -18,13 +18,13 @@ size_t Attachments::free_place() const {
   return index;
 }
 
-uint32_t Attachments::add(Attached attached, Napi::Value first, Napi::Value second) {
+uint32_t Attachments::add(Attached attached, std::initializer_list<Napi::Value> arrays) {
   const size_t index = free_place();
   if (index == places_.size()) places_.emplace_back();
   Place& place = places_[index];
   place.attached = std::move(attached);
-  place.arrays[0] = Napi::Persistent(first.As<Napi::Object>());
-  place.arrays[1] = Napi::Persistent(second.As<Napi::Object>());
+  Napi::ObjectReference* next = place.arrays;
+  for (const Napi::Value& array : arrays) *next++ = Napi::Persistent(array.As<Napi::Object>());
   return (place.generation << kPlaceBits) | static_cast<uint32_t>(index + 1);
 }
 

@@ -6,10 +6,12 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 #include <memory>
 #include <variant>
 #include <vector>
 
+#include "event_decode.h"
 #include "prefix_index.h"
 #include "reserve.h"
 
@@ -21,17 +23,19 @@ struct FrameArrays {
 };
 
 // What a handle stands for; std::monostate where a place is free.
-using Attached = std::variant<std::monostate, FrameArrays, LoadSegments, std::unique_ptr<IndexWriter>,
+using Attached = std::variant<std::monostate, FrameArrays, LoadSegments, EventTables, std::unique_ptr<IndexWriter>,
                               std::unique_ptr<IndexReader>>;
 
 class Attachments {
  public:
   // Handles carry the place in their low 8 bits, from 1 on.
   static constexpr uint32_t kPlacesMax = 255;
+  static constexpr size_t kArraysMax = 5;
 
   bool full() const { return free_place() == kPlacesMax; }
-  // The handle of a free place that now holds `attached` and references to its arrays. Not to be called when full.
-  uint32_t add(Attached attached, Napi::Value first, Napi::Value second);
+  // The handle of a free place that now holds `attached` and references to its arrays, at most kArraysMax. Not to be
+  // called when full.
+  uint32_t add(Attached attached, std::initializer_list<Napi::Value> arrays);
   // What is attached under that handle, or nullptr when the handle names no living attachment of that kind.
   template <class Kind>
   Kind* find(uint32_t handle) {
@@ -46,8 +50,8 @@ class Attachments {
     Attached attached;
     // Raised at every detach, so that an old handle does not name the next tenant of the place.
     uint32_t generation = 0;
-    // Keep the two arrays, and so the shared memory under them, alive.
-    Napi::ObjectReference arrays[2];
+    // Keep the arrays, and so the shared memory under them, alive.
+    Napi::ObjectReference arrays[kArraysMax];
 
     bool is_free() const { return std::holds_alternative<std::monostate>(attached); }
   };

@@ -40,7 +40,7 @@ class Call {
 
  private:
   // The most that a function of the addon takes.
-  static constexpr size_t kArguments = 9;
+  static constexpr size_t kArguments = 13;
 
   template <class Error>
   void fail(const char* name, const char* rule);

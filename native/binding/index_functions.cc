@@ -38,7 +38,7 @@ Napi::Value MillraceAddon::attach_index(Call& call) {
   // Probes go everywhere: with small pages most of them would miss the TLB as well. Only advice: may be refused.
   if constexpr (std::is_same_v<Kind, IndexWriter>) madvise(words.data(), words.size_bytes(), MADV_HUGEPAGE);
 #endif
-  return call.result(attachments_.add(std::make_unique<Kind>(view), call.argument(0), call.argument(0)));
+  return call.result(attachments_.add(std::make_unique<Kind>(view), {call.argument(0)}));
 }
 
 template Napi::Value MillraceAddon::attach_index<IndexWriter>(Call&);

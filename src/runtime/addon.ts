@@ -12,7 +12,7 @@ import { fileURLToPath } from 'node:url';
  * Version of the border between this file and the addon. A change to a signature below, or to the meaning of a
  * descriptor word, raises it; an addon that was built for another number is not used.
  */
-export const ADDON_ABI = 4;
+export const ADDON_ABI = 5;
 
 /**
  * The addon's functions. All are synchronous and safe on any JS thread. Every argument is checked: a wrong type throws
@@ -24,20 +24,24 @@ export interface Addon {
   readonly abi: number;
 
   /**
-   * Hashes the complete blocks of a prompt (reference: Dynamo's scheme, see router/hashing/block-hasher.ts).
-   * Writes block and sequence hashes as (low, high) words: block `i` at words 2i and 2i+1 of each output.
-   * Returns the number of complete blocks. The outputs need 2 words per block each and must not overlap `ids`.
+   * `BlockHasher.hashAfter` (router/hashing/block-hasher.ts) under the given seeds. `hasParent` is 0 or 1. Writes the
+   * sequence hash of block `i` at words 2i (low) and 2i + 1 (high) of the output, which must not overlap `ids`.
    */
   hashBlocks(
     ids: Uint32Array,
+    from: number,
+    blocks: number,
     blockSize: number,
     blockSeedLow: number,
     blockSeedHigh: number,
     chainSeedLow: number,
     chainSeedHigh: number,
-    blockHashesOut: Uint32Array,
+    hasParent: number,
+    parentLow: number,
+    parentHigh: number,
+    media: Uint32Array | null,
     sequenceHashesOut: Uint32Array,
-  ): number;
+  ): void;
 
   /**
    * Binds the output of a frame scanner: `table` of at least FRAME_TABLE_WORDS and `ids` of at least FRAME_IDS_MAX
@@ -75,6 +79,20 @@ export interface Addon {
     blocks: number,
     ownerEpoch: number,
   ): number;
+
+  /**
+   * Binds the tables of an event decoder (router/events/event-tables.ts), all over a SharedArrayBuffer and at least as
+   * long as their `..._MAX` say. Returns a handle (> 0).
+   */
+  attachEventTables(
+    rows: Int32Array,
+    parents: Uint32Array,
+    hashes: Uint32Array,
+    tokens: Uint32Array,
+    media: Uint32Array,
+  ): number;
+  /** `EventDecoder.decode` into the tables of the handle: rows, or a DecodeFault below 0. */
+  decodeEvents(handle: number, payload: Uint8Array): number;
 
   /**
    * Binds a segment of the prefix index (router/index/index-descriptor.ts) to write or to look up. Returns a handle

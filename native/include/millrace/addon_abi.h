@@ -5,6 +5,6 @@
 
 namespace millrace {
 
-inline constexpr uint32_t kAddonAbi = 4;
+inline constexpr uint32_t kAddonAbi = 5;
 
 }  // namespace millrace

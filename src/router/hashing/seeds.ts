@@ -1,10 +1,11 @@
 /**
- * Seeds of block hashing (R3, pool thread). What makes equal tokens mean different KV cache, the LoRA adapter and the
- * cache salt, goes into the seed of the block hashes and not into their bytes, as in ai-dynamo/dynamo `lib/kv-hashing`:
+ * Seeds of block hashing (R3, pool thread; R4, ingest thread). What makes equal tokens mean different KV cache, the LoRA
+ * adapter and the cache salt, goes into the seed of the block hashes and not into their bytes, as in ai-dynamo/dynamo
+ * `lib/kv-hashing`:
  *
  *     seed = 1337 (+ xxh3_64(adapter, seed 0)) (+ xxh3_64(salt, seed 1))   modulo 2^64; an empty string is absent
  */
-import { xxhash3 } from 'hash-wasm';
+import type { Xxh3 } from './xxh3.js';
 
 /** An unsigned 64-bit value as its two 32-bit words. */
 export interface Hash64 {
@@ -12,7 +13,7 @@ export interface Hash64 {
   readonly high: number;
 }
 
-/** Seeds of one hasher; both are settings, because Dynamo's releases differ in the seed of the chain. */
+/** Seeds of one hasher. */
 export interface HashSeeds {
   /** Seed of the block hashes. */
   readonly block: Hash64;
@@ -20,25 +21,20 @@ export interface HashSeeds {
   readonly chain: Hash64;
 }
 
-/** Dynamo's XXH3_SEED. */
+/** Dynamo's XXH3_SEED. Of the chain too, as `compute_seq_hash_for_block` in ai-dynamo-runtime 1.6.1 is compiled. */
 const DYNAMO_SEED: Hash64 = { low: 1337, high: 0 };
-const ADAPTER_SEED = 0;
-const SALT_SEED = 1;
+const ADAPTER_SEED: Hash64 = { low: 0, high: 0 };
+const SALT_SEED: Hash64 = { low: 1, high: 0 };
 
 /** The seeds of a request without adapter and salt. */
 export const DEFAULT_SEEDS: HashSeeds = { block: DYNAMO_SEED, chain: DYNAMO_SEED };
 
 /** The seeds of requests with this adapter and salt: `base` with their hashes added to the block seed. */
-export async function identitySeeds(base: HashSeeds, adapter: string, salt: string): Promise<HashSeeds> {
+export function identitySeeds(xxh3: Xxh3, base: HashSeeds, adapter: string, salt: string): HashSeeds {
   let block = base.block;
-  if (adapter !== '') block = sum(block, await hashText(adapter, ADAPTER_SEED));
-  if (salt !== '') block = sum(block, await hashText(salt, SALT_SEED));
+  if (adapter !== '') block = sum(block, xxh3.hashText(adapter, ADAPTER_SEED));
+  if (salt !== '') block = sum(block, xxh3.hashText(salt, SALT_SEED));
   return { block, chain: base.chain };
-}
-
-async function hashText(text: string, seed: number): Promise<Hash64> {
-  const hex = await xxhash3(text, seed, 0);
-  return { low: Number.parseInt(hex.slice(8), 16), high: Number.parseInt(hex.slice(0, 8), 16) };
 }
 
 function sum(a: Hash64, b: Hash64): Hash64 {

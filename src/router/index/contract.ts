@@ -32,7 +32,7 @@ export interface IndexStats {
   /** Engine hashes that can be translated now, and the most there can be. */
   readonly engineHashes: number;
   readonly engineHashesMax: number;
-  /** Predictions that are neither confirmed nor expired, and the most there can be. */
+  /** Predictions that have not expired, those that were confirmed or cleared since among them; the most there can be. */
   readonly predictions: number;
   readonly predictionsMax: number;
   /** Blocks given in stores and removals that were applied. */

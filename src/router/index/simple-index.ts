@@ -34,7 +34,6 @@ interface Holder {
 }
 
 interface Prediction {
-  readonly owner: Holder;
   readonly holder: number;
   readonly block: Block;
   readonly expiresMs: number;
@@ -50,7 +49,7 @@ class SimpleIndex implements PrefixIndexWriter, PrefixIndexReader {
   readonly #table: BlockTable;
   readonly #predictionsMax: number;
   readonly #holders = new Map<number, Holder>();
-  /** In order of arrival; those before `#expired` are over. */
+  /** In order of arrival. One stays until its time is over, whatever has become of its block by then. */
   #predictions: Prediction[] = [];
   /** The latest expiry of a predicted block, by holder. */
   readonly #expiry = new Map<Block, Map<number, number>>();
@@ -94,7 +93,6 @@ class SimpleIndex implements PrefixIndexWriter, PrefixIndexReader {
       this.#expiry.get(block)?.delete(holder);
       this.#setFlags(holder, state, block, 0);
     }
-    this.#predictions = this.#predictions.filter(({ owner }) => owner !== state);
     return true;
   }
 
@@ -191,7 +189,7 @@ class SimpleIndex implements PrefixIndexWriter, PrefixIndexReader {
       const flags = block.flags.get(holder) ?? 0;
       if ((flags & (1 << TIER.device)) !== 0) continue;
       this.#setFlags(holder, state, block, flags | PREDICTED);
-      this.#predictions.push({ owner: state, holder, block, expiresMs });
+      this.#predictions.push({ holder, block, expiresMs });
       const expiry = this.#expiry.get(block) ?? new Map<number, number>();
       this.#expiry.set(block, expiry.set(holder, expiresMs));
     }
@@ -201,12 +199,13 @@ class SimpleIndex implements PrefixIndexWriter, PrefixIndexReader {
   expire(nowMs: number): void {
     const living = this.#predictions.findIndex(({ expiresMs }) => expiresMs > nowMs);
     const over = this.#predictions.splice(0, living < 0 ? this.#predictions.length : living);
-    for (const { owner, holder, block } of over) {
+    for (const { holder, block } of over) {
       const expiry = this.#expiry.get(block);
       const due = expiry?.get(holder);
+      // Confirmed, forgotten with its holder, or predicted again for longer.
       if (due === undefined || due > nowMs) continue;
       expiry?.delete(holder);
-      this.#setFlags(holder, owner, block, (block.flags.get(holder) ?? 0) & ~PREDICTED);
+      this.#setFlags(holder, this.#holders.get(holder)!, block, (block.flags.get(holder) ?? 0) & ~PREDICTED);
     }
   }
 
