@@ -136,6 +136,25 @@ function decisionPrompts(hasher, { promptTokens, seed }) {
   });
 }
 
+/** The decider of a fleet of ready workers, with the ledger that it reserves in. */
+function routerOf(addon, workers, random, prefixes, nowMs) {
+  const loadTable = new LoadTable(createLoadMemory(workers));
+  const views = Array.from({ length: workers }, (_, slot) => workerView(slot));
+  for (const { slot } of views) loadTable.install(slot, 1, SLOT_STATE.ready);
+  const memory = createLedgerMemory(2 * HELD);
+  const ledger = new Ledger({ memory, loadTable, partition: { index: 0, count: 1 }, addon });
+  const decider = createDecider({
+    loadTable,
+    ledger,
+    random,
+    nowMs,
+    ownerEpoch: 1,
+    prefixes,
+    routed: null,
+  });
+  return { decider, ledger, views };
+}
+
 /** Whole decisions of `ttft`: hash the prompt's ids, look up, score all workers, reserve. */
 export async function decisionRow(addon, settings) {
   const { workers, promptTokens, decisions, seed } = settings;
@@ -153,22 +172,9 @@ export async function decisionRow(addon, settings) {
           null,
         );
   });
-  const loadTable = new LoadTable(createLoadMemory(workers));
-  const views = Array.from({ length: workers }, (_, slot) => workerView(slot));
-  for (const { slot } of views) loadTable.install(slot, 1, SLOT_STATE.ready);
-  const memory = createLedgerMemory(2 * HELD);
-  const ledger = new Ledger({ memory, loadTable, partition: { index: 0, count: 1 }, addon });
   const random = seededRandom(seed + 3);
   let nowMs = 0;
-  const decider = createDecider({
-    loadTable,
-    ledger,
-    random,
-    nowMs: () => nowMs,
-    ownerEpoch: 1,
-    prefixes: index.reader,
-    routed: null,
-  });
+  const { decider, ledger, views } = routerOf(addon, workers, random, index.reader, () => nowMs);
   const held = new Float64Array(HELD);
   // As when the prompt has just been tokenized.
   const ids = new Uint32Array(promptTokens);
