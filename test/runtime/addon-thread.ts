@@ -45,6 +45,7 @@ for (let round = 0; ; round++) {
       index,
     );
   if (round % 8 === 0) scanner.scan(bytes, 0, bytes.length);
-  if (round % 16 === 0) addon.hashBlocks(ids, 0, ids.length / 16, 16, 1337, 0, 1337, 0, 0, 0, 0, null, hashes);
+  if (round % 16 === 0)
+    addon.hashBlocks(ids, 0, ids.length / 16, 16, 1337, 0, 1337, 0, 0, 0, 0, null, hashes);
   Atomics.add(progress, index, 1);
 }
