@@ -16,6 +16,7 @@ import { createLedgerMemory, Ledger } from '#millrace/router/ledger.js';
 import { SLOT_STATE } from '#millrace/router/load-descriptor.js';
 import { createLoadMemory, LoadTable } from '#millrace/router/load-table.js';
 import { seededRandom } from '#millrace/runtime/random.js';
+import { allocateShared } from '#millrace/runtime/shared-memory.js';
 import { chainOf, eventsOf, fill, mostDepth, storeAll } from './index-load.js';
 import { percentile, progress } from './report.js';
 
@@ -27,6 +28,9 @@ const HELD = 256;
 const GAP_MS = 10;
 /** Blocks of the index without addon: as many as fit in memory beside everything else. */
 const SIMPLE_BLOCKS_MAX = 500_000;
+
+/** Words over shared memory, as pool threads have them: the addon binds them once. */
+const sharedWords = words => new Uint32Array(allocateShared(words * 4, 'bench'), 0, words);
 
 /** Memory for a shared index of the settings' size. */
 export const memoryOf = ({ indexBytes, seed }, bytes = indexBytes) =>
@@ -83,9 +87,10 @@ export async function lookupRow(addon, settings) {
   const random = seededRandom(seed + 1);
   const asked = Array.from({ length: 20_000 }, () => Math.floor(random() * index.prompts));
   const chains = asked.map(prompt => chainOf(prompt, blocks));
-  const holders = Uint32Array.from({ length: workers }, (_, holder) => holder);
-  const depths = new Uint32Array(2 * workers);
-  const hashes = new Uint32Array(2 * blocks);
+  const holders = sharedWords(workers);
+  for (let holder = 0; holder < workers; holder++) holders[holder] = holder;
+  const depths = sharedWords(2 * workers);
+  const hashes = sharedWords(2 * blocks);
   const timesUs = new Float64Array(lookups);
   let retries = 0;
   let overcounts = 0;
@@ -178,7 +183,7 @@ export async function decisionRow(addon, settings) {
   const held = new Float64Array(HELD);
   // As when the prompt has just been tokenized.
   const ids = new Uint32Array(promptTokens);
-  const hashes = new Uint32Array(2 * Math.floor(promptTokens / 64));
+  const hashes = sharedWords(2 * Math.floor(promptTokens / 64));
   const hashUs = new Float64Array(decisions);
   const decisionUs = new Float64Array(decisions);
   const warmUp = Math.ceil(decisions / 5);
@@ -224,9 +229,10 @@ export async function decisionRow(addon, settings) {
 export function throughputRow(addon, settings, stream) {
   const { workers } = settings;
   const index = openIndex(addon, settings);
-  const holders = Uint32Array.from({ length: workers }, (_, holder) => holder);
+  const holders = sharedWords(workers);
+  for (let holder = 0; holder < workers; holder++) holders[holder] = holder;
   for (const holder of holders) index.writer.addHolder(holder);
-  const depths = new Uint32Array(2 * workers);
+  const depths = sharedWords(2 * workers);
   const run = () => {
     let blocks = 0;
     for (const { kind, holder, parent, hashes, names, count } of stream) {
