@@ -16,6 +16,7 @@ import {
 } from '#millrace/router/index/shared-index.js';
 import { loadAddon } from '#millrace/runtime/addon.js';
 import { seededRandom } from '#millrace/runtime/random.js';
+import { allocateShared } from '#millrace/runtime/shared-memory.js';
 import { chainOf, fill } from './lib/index-load.js';
 import { commit, machine, median, parseFlags, percentile, printResult, progress } from './lib/report.js';
 
@@ -86,7 +87,12 @@ const addon = loadAddon();
 if (addon === null) throw new Error('the bench of the prefix index needs the addon');
 const memoryOf = bytes =>
   createIndexMemory({ bytes, predictionsMax: settings.predictionsMax, random: seededRandom(settings.seed) });
-const holders = Uint32Array.from({ length: settings.holders }, (_, holder) => holder);
+// As in the data plane: the arrays of look-ups lie in shared memory and are the same each time.
+const shared = words => new Uint32Array(allocateShared(words * 4, 'look-up arrays'), 0, words);
+const holders = shared(settings.holders);
+holders.forEach((_, holder) => {
+  holders[holder] = holder;
+});
 
 function residentBytes() {
   const kib = /VmRSS:\s+(\d+)/.exec(readFileSync('/proc/self/status', 'utf8'));
@@ -123,9 +129,9 @@ function queries(prompts, count) {
 async function lookupRow() {
   const index = await loaded();
   const asked = queries(index.prompts, 20_000);
-  const depths = new Uint32Array(settings.holders * 2);
+  const depths = shared(settings.holders * 2);
   // As when the prompt has just been hashed: its hashes are in the cache, the index is not.
-  const hashes = new Uint32Array(settings.blocks * 2);
+  const hashes = shared(settings.blocks * 2);
   const look = () => index.reader.lookup(hashes, settings.blocks, holders, settings.holders, depths);
   for (let n = 0; n < settings.warmUpLookups; n++) {
     hashes.set(asked[n % asked.length]);

@@ -49,6 +49,14 @@ t.test('a killed pool thread', { skip }, async t => {
   await until(() => plane.health().requestsInFlight >= KILL_AT, 'requests are in flight');
   await plane.supervisor.threads[0]!.terminate();
   await Promise.all(sent);
+  const page = await fetch(`http://127.0.0.1:${port}/debug/decisions?limit=256`);
+  const { decisions } = (await page.json()) as { decisions: { request: number; end: string }[] };
+  t.equal(
+    new Set(decisions.map(({ request }) => request)).size,
+    REQUESTS,
+    'any thread tells the decisions of all',
+  );
+  t.ok(decisions.every(({ end }) => end === 'completed'));
 
   t.equal(answers.length, REQUESTS);
   t.same(

@@ -24,7 +24,7 @@ export async function readReplay(dealer: Dealer): Promise<Buffer[][]> {
   const messages: Buffer[][] = [];
   for await (const frames of dealer) {
     messages.push(frames);
-    if (frames[1]!.toString('hex') === REPLAY_END) break;
+    if (frames.at(-2)!.toString('hex') === REPLAY_END) break;
   }
   return messages;
 }

@@ -24,6 +24,7 @@ async function openPublisher(
     host: '127.0.0.1',
     port: 0,
     replayPort: 0,
+    replaysTopic: false,
     topic: '',
     bufferBatches: 1000,
     loss: 0,
@@ -76,6 +77,18 @@ t.test('live messages: topic, sequence from 0, batch; a restart begins at 0 agai
   publisher.send(Buffer.from('d'));
   t.same((await readUntil(subscriber, 'd'))[0]!.slice(1), [be64(0), Buffer.from('d')]);
   t.equal((await replayFrom(t, publisher.replay, 0)).length, 2, 'one batch and the end');
+});
+
+t.test('replay of newer releases: the topic stands before the sequence, empty at the end', async t => {
+  const publisher = await openPublisher(t, { replaysTopic: true, topic: 'kv@pod' });
+  publisher.send(Buffer.from('batch'));
+  const shown = (await replayFrom(t, publisher.replay, 0)).map(frames =>
+    frames.map(frame => frame.toString()),
+  );
+  t.same(shown, [
+    ['', 'kv@pod', be64(0).toString(), 'batch'],
+    ['', '', Buffer.alloc(8, 0xff).toString(), ''],
+  ]);
 });
 
 t.test('replay: what is kept from the start on, then the end', async t => {

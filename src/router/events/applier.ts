@@ -5,7 +5,7 @@
  * thread) and owns what is remembered of the holders.
  */
 import type { LogFields } from '../../runtime/logger.js';
-import { HASH_WORDS } from '../hashing/block-hasher.js';
+import { HASH_WORDS, type Hashers } from '../hashing/block-hasher.js';
 import type { Hash64 } from '../hashing/seeds.js';
 import { ENGINE_HASH_WORDS, type PrefixIndexWriter, TIER, type Tier } from '../index/contract.js';
 import { ANOMALY_TEXT, type Anomaly } from './anomalies.js';
@@ -44,33 +44,11 @@ export interface Residency {
   tend(nowMs: number): void;
 }
 
-/** The part of a block hasher that events need. */
-export interface ContinuingHasher {
-  /**
-   * Hashes `blocks` consecutive blocks of `blockSize` ids of `ids`, from index `from` on, whose first one follows `parent`
-   * (null: it begins a sequence); `sequenceHashesOut` gets two words per block. `media`: rows of EVENT_MEDIA_WORDS, or null.
-   */
-  hashAfter(
-    parent: Hash64 | null,
-    ids: Uint32Array,
-    from: number,
-    blocks: number,
-    blockSize: number,
-    media: Uint32Array | null,
-    sequenceHashesOut: Uint32Array,
-  ): void;
-}
-
-/** Hashers by identity; '' stands for no adapter and no salt. */
-export interface IdentityHashers {
-  of(adapter: string, salt: string): ContinuingHasher;
-}
-
 /** What an applier needs. */
 export interface IndexApplierOptions {
   readonly writer: PrefixIndexWriter;
   readonly decoder: EventDecoder;
-  readonly hashers: IdentityHashers;
+  readonly hashers: Hashers;
   readonly residency: Residency;
   readonly log: { warn(message: string, fields?: LogFields): void };
   /** Monotonic milliseconds of the process. */
@@ -181,7 +159,10 @@ export class IndexApplier implements IndexSink {
     this.counters.removedBlocks += blocks;
   }
 
-  /** Why a store cannot be applied, as far as its own words and the holder tell; learns the block size. */
+  /**
+   * Why a store cannot be applied, as far as its own words and the holder tell; learns the block size. Stores that the
+   * decoder joined are judged as one: what continues a store with a repeated block goes with it.
+   */
   #storeAnomaly(holder: number, memory: HolderMemory, row: number, tier: Tier): Anomaly | null {
     const blocks = this.#word(row, EVENT_ROW.blocks);
     const blockSize = this.#word(row, EVENT_ROW.blockSize);
@@ -208,6 +189,7 @@ export class IndexApplier implements IndexSink {
     const { writer, decoder, hashers } = this.#options;
     const { parents, tokens } = decoder.tables;
     const blocks = this.#word(row, EVENT_ROW.blocks);
+    if (blocks === 0) return null;
     let parent: Hash64 | null = null;
     let salt = this.#text(payload, row, EVENT_ROW.saltAt, EVENT_ROW.saltBytes);
     if (this.#word(row, EVENT_ROW.hasParent) === 1) {

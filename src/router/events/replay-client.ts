@@ -1,7 +1,7 @@
 /**
  * ReplayClient (R4): asks the replay socket of one worker rank for batches that it published before, as vLLM and SGLang
  * serve them: a DEALER sends ["", start] and gets ["", sequence, payload] for each, then a terminator whose sequence is
- * eight bytes of 0xff. One replay runs at a time, on a socket of its own, so that no answer of an earlier one can be
+ * eight bytes of 0xff. Newer ones (seen on vLLM 0.32.0) put the topic before the sequence: ["", topic, sequence, payload]. One replay runs at a time, on a socket of its own, so that no answer of an earlier one can be
  * mistaken for its own. The ingest thread owns it.
  */
 import type { Clock, Timer } from '../../runtime/clock.js';
@@ -34,7 +34,12 @@ const BACK_OFF_FIRST_MS = 500;
 const BACK_OFF_MAX_MS = 30_000;
 /** Batches handed on in one turn of the event loop. */
 const BATCHES_PER_TURN = 32;
-/** An engine's ROUTER drops answers that find the queue full: room for its whole ring of 10 000 batches. */
+/**
+ * An engine's ROUTER drops what finds its queue full, the terminator too: a replay that has brought something and then
+ * nothing for this long to twice as long has ended. What it left out is asked for again.
+ */
+const SILENCE_MS = 500;
+/** Room for an engine's whole ring of 10 000 batches. */
 const RECEIVE_QUEUE_MAX = 16_384;
 
 const EMPTY = new Uint8Array(0);
@@ -43,8 +48,10 @@ interface Replay {
   readonly id: number;
   readonly from: number;
   socket: InstanceType<ZeroMq['Dealer']> | null;
-  start: Timer;
-  deadline: Timer;
+  /** Batches that came, and how many of them at the last look for silence. */
+  batches: number;
+  batchesBefore: number;
+  readonly timers: readonly Timer[];
 }
 
 /** Replays of one rank. */
@@ -69,8 +76,13 @@ export class ReplayClient {
       id,
       from,
       socket: null,
-      start: clock.after(random() * JITTER_MS, () => this.#open(replay)),
-      deadline: clock.after(deadlineMs, () => this.#fail(replay)),
+      batches: 0,
+      batchesBefore: 0,
+      timers: [
+        clock.after(random() * JITTER_MS, () => this.#open(replay)),
+        clock.after(deadlineMs, () => this.#fail(replay)),
+        clock.every(SILENCE_MS, () => this.#endIfSilent(replay)),
+      ],
     };
     this.#replay = replay;
     return true;
@@ -81,8 +93,7 @@ export class ReplayClient {
     const replay = this.#replay;
     if (replay === null) return;
     this.#replay = null;
-    replay.start.cancel();
-    replay.deadline.cancel();
+    for (const timer of replay.timers) timer.cancel();
     replay.socket?.close();
   }
 
@@ -99,36 +110,49 @@ export class ReplayClient {
       maxMessageSize: this.#options.messageBytesMax,
     });
     replay.socket = socket;
-    const loop = this.#run(replay, socket)
-      // The socket is closed under a waiting send or receive, or it broke: `#fail` is a no-op in the first case.
-      .catch(() => this.#fail(replay))
-      .finally(() => this.#loops.delete(loop));
+    const loop = this.#run(replay, socket).finally(() => this.#loops.delete(loop));
     this.#loops.add(loop);
   }
 
   async #run(replay: Replay, socket: InstanceType<ZeroMq['Dealer']>): Promise<void> {
-    const { counts, endpoint, batchesMax, bytesMax, replayed } = this.#options;
-    socket.connect(endpoint);
-    const start = Buffer.alloc(8);
-    start.writeBigUInt64BE(BigInt(replay.from));
-    await socket.send([EMPTY, start]);
+    const { counts, batchesMax, bytesMax, replayed } = this.#options;
+    const isSent = await this.#request(socket, replay.from);
     let bytes = 0;
-    for (let batches = 0; batches < batchesMax; ) {
-      const frames = await socket.receive();
+    while (isSent && replay.batches < batchesMax) {
+      const frames = await receive(socket);
       if (this.#replay !== replay) return;
+      if (frames === null) break;
       if (isTerminator(frames)) {
         this.#end(replay);
         return;
       }
-      const sequence = frames.length === 3 && frames[0]!.length === 0 ? readSequence(frames[1]!) : -1;
+      const sequence = isAnswer(frames) ? readSequence(frames.at(-2)!) : -1;
       bytes += frames.reduce((sum, frame) => sum + frame.length, 0);
       if (bytes > bytesMax) break;
-      batches += 1;
+      replay.batches += 1;
       if (sequence < 0) counts.badFrames += 1;
-      else replayed(replay.id, sequence, frames[2]!);
-      if (batches % BATCHES_PER_TURN === 0) await new Promise(setImmediate);
+      else replayed(replay.id, sequence, frames.at(-1)!);
+      if (replay.batches % BATCHES_PER_TURN === 0) await new Promise(setImmediate);
     }
     this.#fail(replay);
+  }
+
+  /** False when the socket refuses the endpoint, or is closed before the request could be sent. */
+  async #request(socket: InstanceType<ZeroMq['Dealer']>, from: number): Promise<boolean> {
+    const start = Buffer.alloc(8);
+    start.writeBigUInt64BE(BigInt(from));
+    try {
+      socket.connect(this.#options.endpoint);
+      await socket.send([EMPTY, start]);
+      return true;
+    } catch {
+      return false;
+    }
+  }
+
+  #endIfSilent(replay: Replay): void {
+    if (replay.batches > 0 && replay.batches === replay.batchesBefore) this.#end(replay);
+    replay.batchesBefore = replay.batches;
   }
 
   #end(replay: Replay): void {
@@ -148,8 +172,20 @@ export class ReplayClient {
   }
 }
 
+/** The next message, or null when the socket is closed or broken. */
+async function receive(socket: InstanceType<ZeroMq['Dealer']>): Promise<readonly Uint8Array[] | null> {
+  try {
+    return await socket.receive();
+  } catch {
+    return null;
+  }
+}
+
+const isAnswer = (frames: readonly Uint8Array[]): boolean =>
+  (frames.length === 3 || frames.length === 4) && frames[0]!.length === 0;
+
 const isTerminator = (frames: readonly Uint8Array[]): boolean =>
-  frames.length === 3 &&
-  frames[2]!.length === 0 &&
-  frames[1]!.length === 8 &&
-  frames[1]!.every(byte => byte === 0xff);
+  isAnswer(frames) &&
+  frames.at(-1)!.length === 0 &&
+  frames.at(-2)!.length === 8 &&
+  frames.at(-2)!.every(byte => byte === 0xff);

@@ -6,24 +6,29 @@
  */
 import type * as ZeroMqModule from 'zeromq';
 import { ConfigError } from '../../errors.js';
-import type { Clock } from '../../runtime/clock.js';
+import type { Clock, Timer } from '../../runtime/clock.js';
 import type { Logger } from '../../runtime/logger.js';
 import type { EventEndpoints, SourceCounts } from './contract.js';
 
 /** The part of the `zeromq` package that events need. */
-export type ZeroMq = Pick<typeof ZeroMqModule, 'Subscriber' | 'Dealer'>;
+export type ZeroMq = Pick<typeof ZeroMqModule, 'Subscriber' | 'Dealer' | 'context'>;
 
 /** `zeromq`, or in one sentence why it is not there. */
 export type ZeroMqStatus =
   | { readonly zmq: ZeroMq; readonly reason: null }
   | { readonly zmq: null; readonly reason: string };
 
+/** Sockets of the process; libzmq's own bound is 1023, and each rank takes up to four with its monitor and its replay. */
+const SOCKETS_MAX = 32_768;
+
 /** Loads `zeromq` and its binary; never rejects. `load` stands in for the import where a test has it fail. */
 export async function loadZeroMq(
   load: () => Promise<ZeroMq> = () => import('zeromq'),
 ): Promise<ZeroMqStatus> {
   try {
-    return { zmq: await load(), reason: null };
+    const zmq = await load();
+    zmq.context.maxSockets = SOCKETS_MAX;
+    return { zmq, reason: null };
   } catch (error) {
     return { zmq: null, reason: `zeromq did not load: ${(error as Error).message.split('\n')[0]}` };
   }
@@ -33,7 +38,10 @@ export async function loadZeroMq(
 const RECEIVE_QUEUE_MAX = 10_000;
 /** Messages that are handed on in one turn of the event loop. */
 const MESSAGES_PER_TURN = 32;
-/** Time until a failed bind is tried again: the port of a source that was just closed takes a moment to be free. */
+/**
+ * Time until a failed bind is tried again (the port of a source that was just closed takes a moment to be free), and
+ * until a connection that libzmq has given up is made anew.
+ */
 const RETRY_MS = 200;
 const TCP_KEEPALIVE_IDLE_S = 15;
 const BIND = 'bind:';
@@ -56,10 +64,11 @@ export interface ZmqSourceOptions {
 export class ZmqSource {
   readonly #options: ZmqSourceOptions;
   readonly #socket: InstanceType<ZeroMq['Subscriber']>;
-  readonly #finished: Promise<void>;
+  readonly #finished: Promise<unknown>;
   #isClosed = false;
   #hasWarned = false;
   #wake: (() => void) | null = null;
+  #renewal: Timer | null = null;
 
   /** Throws ConfigError when an endpoint is not one. */
   constructor(options: ZmqSourceOptions) {
@@ -81,28 +90,32 @@ export class ZmqSource {
       this.#socket.close();
       throw new ConfigError(`publish: '${publish}' is refused: ${(error as Error).message}`);
     }
-    this.#finished = this.#run(bindTo);
+    this.#finished = Promise.all([this.#run(bindTo), bindTo === null ? this.#watch(publish) : null]);
   }
 
   /** Nothing is handed on after this call; resolves when the socket is closed and the loop has ended. */
-  close(): Promise<void> {
+  async close(): Promise<void> {
     this.#isClosed = true;
+    this.#renewal?.cancel();
     this.#socket.close();
     this.#wake?.();
-    return this.#finished;
+    await this.#finished;
   }
 
   async #run(bindTo: string | null): Promise<void> {
     if (bindTo !== null) await this.#bind(bindTo);
     let left = MESSAGES_PER_TURN;
     while (!this.#isClosed) {
+      let frames: readonly Uint8Array[];
       try {
-        this.#take(await this.#socket.receive());
+        frames = await this.#socket.receive();
       } catch (error) {
         if (this.#isClosed) return;
-        this.#warn('an event socket failed to receive; is retried', error);
+        this.#warn('an event socket failed to receive; is retried', (error as Error).message);
         await this.#pause();
+        continue;
       }
+      this.#take(frames);
       left -= 1;
       if (left === 0) {
         left = MESSAGES_PER_TURN;
@@ -118,16 +131,36 @@ export class ZmqSource {
         return;
       } catch (error) {
         if (this.#isClosed) return;
-        this.#warn(`an event socket does not bind to ${endpoint}; is retried`, error);
+        this.#warn(`an event socket does not bind to ${endpoint}; is retried`, (error as Error).message);
         await this.#pause();
       }
     }
   }
 
+  /**
+   * libzmq tries again by itself after a connection broke, and says so at once; a connection that ended over a message
+   * that was too long or broken it gives up for good.
+   */
+  async #watch(publish: string): Promise<void> {
+    const { clock } = this.#options;
+    const monitor = this.#socket.events;
+    for (;;) {
+      const event = await monitor.receive();
+      this.#renewal?.cancel();
+      if (event.type === 'end' || this.#isClosed) return;
+      if (event.type !== 'disconnect' && !event.type.startsWith('handshake:error')) continue;
+      this.#renewal = clock.after(RETRY_MS, () => {
+        this.#warn('an event socket was given up over what the engine sent; is connected anew', event.type);
+        this.#socket.disconnect(publish);
+        this.#socket.connect(publish);
+      });
+    }
+  }
+
   /** Once per source: what fails is tried again several times a second. */
-  #warn(message: string, error: unknown): void {
+  #warn(message: string, reason: string): void {
     const { logger, name } = this.#options;
-    if (!this.#hasWarned) logger.warn(message, { worker: name, reason: (error as Error).message });
+    if (!this.#hasWarned) logger.warn(message, { worker: name, reason });
     this.#hasWarned = true;
   }
 
@@ -162,11 +195,13 @@ export function readSequence(frame: Uint8Array): number {
   return high < SEQUENCE_HIGH_MAX ? high * 2 ** 32 + low : -1;
 }
 
-const ENDPOINT = /^(tcp:\/\/[^\s/]+:\d{1,5}|(ipc|inproc):\/\/\S+)$/;
+const ENDPOINT = /^(?:tcp:\/\/[^\s/]+:(\d{1,5})|(?:ipc|inproc):\/\/\S+)$/;
+const PORT_MAX = 65_535;
 
 /** Throws ConfigError unless `endpoint` is a ZMQ address of a transport that we speak. */
 export function checkEndpoint(field: string, endpoint: string): void {
-  if (ENDPOINT.test(endpoint)) return;
+  const match = ENDPOINT.exec(endpoint);
+  if (match !== null && Number(match[1] ?? 1) <= PORT_MAX) return;
   throw new ConfigError(
     `${field}: '${endpoint}' is no event endpoint (tcp://host:port, ipc://path or inproc://name, without wildcard)`,
   );

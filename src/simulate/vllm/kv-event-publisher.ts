@@ -31,6 +31,8 @@ export interface KvEventPublisherOptions {
   readonly loss: number;
   /** Draws the losses. */
   readonly random: Random;
+  /** A replayed batch carries the topic, as vLLM 0.32.0 sends it; older releases leave that frame out. */
+  readonly replaysTopic: boolean;
 }
 
 /** What a publisher did since its start, restarts included. */
@@ -177,8 +179,11 @@ export class KvEventPublisher {
   async #serveReplay(identity: Buffer, start: bigint): Promise<void> {
     // What is kept changes while this waits for the reader.
     const batches = [...this.#kept.values()].filter(({ sequence }) => sequence >= start);
-    for (const { frame, payload } of batches) await this.#router.send([identity, EMPTY, frame, payload]);
-    await this.#router.send([identity, EMPTY, REPLAY_END, EMPTY]);
+    const { replaysTopic } = this.#options;
+    const head = replaysTopic ? [identity, EMPTY, this.#topic] : [identity, EMPTY];
+    for (const { frame, payload } of batches) await this.#router.send([...head, frame, payload]);
+    const end = replaysTopic ? [identity, EMPTY, EMPTY] : [identity, EMPTY];
+    await this.#router.send([...end, REPLAY_END, EMPTY]);
     this.counters.replaysServed++;
   }
 }

@@ -92,6 +92,8 @@ export class KvEvents {
       port,
       replayPort,
       topic,
+      // Both came with vLLM's newer releases.
+      replaysTopic: form === 'map',
       bufferBatches,
       loss,
       random,

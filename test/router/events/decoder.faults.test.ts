@@ -5,14 +5,20 @@ import {
   DECODE_FAULT,
   EVENT_BLOCKS_MAX,
   EVENT_MEDIA_MAX,
+  EVENT_MEDIA_WORDS,
   EVENT_ROW,
   EVENT_ROW_WORDS,
   EVENT_ROWS_MAX,
   EVENT_TOKENS_MAX,
+  type EventDecoder,
 } from '#millrace/router/events/event-tables.js';
+import { createNativeDecoder } from '#millrace/router/events/native-decoder.js';
+import { ENGINE_HASH_WORDS } from '#millrace/router/index/contract.js';
+import { loadAddon } from '#millrace/runtime/addon.js';
 import { randomInteger, seededRandom } from '#millrace/runtime/random.js';
 import { FORMS, hashAs, ids, pack, packBatch, type WireEvent } from './event-batches.js';
 
+const addon = loadAddon();
 const decoder = await createEventDecoder();
 const { truncated, malformed, oversized } = DECODE_FAULT;
 
@@ -154,33 +160,61 @@ t.test('more than the tables hold is oversized, and just as much is not', async 
   t.equal(decoder.decode(packBatch(WHOLE)), WHOLE.length, 'the decoder goes on');
 });
 
-t.test('random and damaged batches never throw, and rows stay inside the tables', async t => {
-  const seed = Number(process.env.SEED ?? Math.floor(Math.random() * 2 ** 32));
-  t.comment(`SEED=${seed}`);
-  const random = seededRandom(seed);
-  const byte = (): number => randomInteger(random, 256);
-  const wholes = FORMS.map(form => packBatch(WHOLE, form));
-  const outcomes = new Map<number, number>();
-  for (let round = 0; round < 60_000; round += 1) {
-    const payload =
-      random() < 0.2
-        ? Uint8Array.from({ length: randomInteger(random, 64) }, byte)
-        : Uint8Array.from(wholes[round % wholes.length]!);
-    for (let i = randomInteger(random, 4); i > 0; i -= 1)
-      payload[randomInteger(random, payload.length)] = byte();
-    const rows = decoder.decode(payload);
-    outcomes.set(Math.min(rows, 1), (outcomes.get(Math.min(rows, 1)) ?? 0) + 1);
-    for (let row = 0; row < rows; row += 1) {
-      const word = (column: number): number => decoder.tables.rows[row * EVENT_ROW_WORDS + column]!;
-      const isInside =
-        word(EVENT_ROW.adapterAt) + word(EVENT_ROW.adapterBytes) <= payload.length &&
-        word(EVENT_ROW.saltAt) + word(EVENT_ROW.saltBytes) <= payload.length &&
-        word(EVENT_ROW.firstBlock) + word(EVENT_ROW.blocks) <= EVENT_BLOCKS_MAX &&
-        word(EVENT_ROW.firstToken) + word(EVENT_ROW.tokens) <= EVENT_TOKENS_MAX;
-      if (!isInside) t.fail(`row ${row} of ${Buffer.from(payload).toString('hex')}`);
+/** Whether the addon's decoder has the same rows, with the same words behind them. */
+function isSame(native: EventDecoder, nativeRows: number, rows: number): boolean {
+  if (nativeRows !== rows) return false;
+  const last = (rows - 1) * EVENT_ROW_WORDS;
+  const end = (first: number, count: number): number =>
+    rows < 1 ? 0 : decoder.tables.rows[last + first]! + decoder.tables.rows[last + count]!;
+  const used = {
+    rows: Math.max(rows, 0) * EVENT_ROW_WORDS,
+    parents: Math.max(rows, 0) * ENGINE_HASH_WORDS,
+    hashes: end(EVENT_ROW.firstBlock, EVENT_ROW.blocks) * ENGINE_HASH_WORDS,
+    tokens: end(EVENT_ROW.firstToken, EVENT_ROW.tokens),
+    media: end(EVENT_ROW.firstMedia, EVENT_ROW.media) * EVENT_MEDIA_WORDS,
+  };
+  return (Object.keys(used) as (keyof typeof used)[]).every(name =>
+    decoder.tables[name].subarray(0, used[name]).every((word, i) => word === native.tables[name][i]),
+  );
+}
+
+t.test(
+  'random and damaged batches never throw, stay inside the tables, and are to the addon the same',
+  async t => {
+    const seed = Number(process.env.SEED ?? Math.floor(Math.random() * 2 ** 32));
+    t.comment(`SEED=${seed}`);
+    const random = seededRandom(seed);
+    const byte = (): number => randomInteger(random, 256);
+    const wholes = FORMS.map(form => packBatch(WHOLE, form));
+    const native = addon === null ? null : createNativeDecoder(addon);
+    const outcomes = new Map<number, number>();
+    for (let round = 0; round < 60_000; round += 1) {
+      const payload =
+        random() < 0.2
+          ? Uint8Array.from({ length: randomInteger(random, 64) }, byte)
+          : Uint8Array.from(wholes[round % wholes.length]!);
+      for (let i = randomInteger(random, 4); i > 0; i -= 1)
+        payload[randomInteger(random, payload.length)] = byte();
+      const rows = decoder.decode(payload);
+      if (native !== null && !isSame(native, native.decode(payload), rows))
+        return t.fail(`the addon differs for ${Buffer.from(payload).toString('hex')}`);
+      outcomes.set(Math.min(rows, 1), (outcomes.get(Math.min(rows, 1)) ?? 0) + 1);
+      for (let row = 0; row < rows; row += 1) {
+        const word = (column: number): number => decoder.tables.rows[row * EVENT_ROW_WORDS + column]!;
+        const isInside =
+          word(EVENT_ROW.adapterAt) + word(EVENT_ROW.adapterBytes) <= payload.length &&
+          word(EVENT_ROW.saltAt) + word(EVENT_ROW.saltBytes) <= payload.length &&
+          word(EVENT_ROW.firstBlock) + word(EVENT_ROW.blocks) <= EVENT_BLOCKS_MAX &&
+          word(EVENT_ROW.firstToken) + word(EVENT_ROW.tokens) <= EVENT_TOKENS_MAX;
+        if (!isInside) t.fail(`row ${row} of ${Buffer.from(payload).toString('hex')}`);
+      }
     }
-  }
-  for (const outcome of [truncated, malformed, 1])
-    t.ok((outcomes.get(outcome) ?? 0) > 1000, `saw ${outcome}`);
-  t.equal(decoder.decode(packBatch([{ ...WHOLE[1]!, token_ids: ids(1, 2) } as WireEvent])), 1, 'it goes on');
-});
+    for (const outcome of [truncated, malformed, 1])
+      t.ok((outcomes.get(outcome) ?? 0) > 1000, `saw ${outcome}`);
+    t.equal(
+      decoder.decode(packBatch([{ ...WHOLE[1]!, token_ids: ids(1, 2) } as WireEvent])),
+      1,
+      'it goes on',
+    );
+  },
+);

@@ -4,12 +4,10 @@
  */
 import { createXXHash3, type IHasher } from 'hash-wasm';
 import { Packr } from 'msgpackr';
-import type { IdentityHashers } from '#millrace/router/events/applier.js';
 import { EVENT_MEDIA_WORDS } from '#millrace/router/events/event-tables.js';
-import { DEFAULT_SEEDS, identitySeeds } from '#millrace/router/hashing/seeds.js';
-import { Xxh3 } from '#millrace/router/hashing/xxh3.js';
+import type { BlockHasher } from '#millrace/router/hashing/block-hasher.js';
 
-const packr = new Packr({ useRecords: false, variableMapSize: true });
+const packr = new Packr({ useRecords: false, variableMapSize: true, encodeUndefinedAsNil: true });
 
 export interface StoredEvent {
   type: 'BlockStored';
@@ -87,16 +85,25 @@ export function hashAs(hash: bigint, form: HashForm): bigint | Buffer {
 const digestOf = (hasher: IHasher, bytes: Uint8Array): bigint =>
   Buffer.from(hasher.init().update(bytes).digest('binary')).readBigUInt64BE();
 
+/** Of hashers, what appliers use. */
+export interface ReferenceHashers {
+  of(adapter: string, salt: string): Pick<BlockHasher, 'hashAfter'>;
+}
+
 /** Hashers made of the formulas of kv-routing and nothing else, for the identities that a test names. */
 export async function referenceHashers(
   identities: readonly [adapter: string, salt: string][],
-): Promise<IdentityHashers> {
-  const chain = await createXXHash3(DEFAULT_SEEDS.chain.low, DEFAULT_SEEDS.chain.high);
-  const xxh3 = await Xxh3.create();
+): Promise<ReferenceHashers> {
+  const chain = await createXXHash3(1337);
+  const forAdapters = await createXXHash3(0);
+  const forSalts = await createXXHash3(1);
   const hashers = new Map<string, IHasher>();
   for (const [adapter, salt] of identities) {
-    const { block } = identitySeeds(xxh3, DEFAULT_SEEDS, adapter, salt);
-    hashers.set(`${adapter}|${salt}`, await createXXHash3(block.low, block.high));
+    let seed = 1337n;
+    if (adapter !== '') seed += digestOf(forAdapters, Buffer.from(adapter));
+    if (salt !== '') seed += digestOf(forSalts, Buffer.from(salt));
+    const [low, high] = [Number(seed & 0xffff_ffffn), Number(BigInt.asUintN(64, seed) >> 32n)];
+    hashers.set(`${adapter}|${salt}`, await createXXHash3(low, high));
   }
   return {
     of(adapter, salt) {

@@ -54,7 +54,7 @@ t.test('a gap that the replay fills does not clear, and what came meanwhile foll
     lostBatches: 0,
     replays: 1,
     replayedBatches: 5,
-    duplicates: 4,
+    duplicates: 3,
     clearedRanks: 0,
   });
 });
@@ -161,6 +161,28 @@ t.test('numbers that fit but belong to another process are not joined', async t 
   stream.replayEnded(2);
   t.equal(told(), 'old 100, old 101, old 102, old 103, old 104, old 105, old 106, old 107, old 108');
   t.match(counts, { restarts: 1, duplicates: 1 });
+});
+
+t.test('a replay that cannot show the batch before the gap does not join', async t => {
+  const unproven = startStream();
+  unproven.live(0, 1, 2, 5);
+  unproven.replayed(1, 3, 4, 5);
+  t.equal(unproven.told(), '0.5, 1.5, 2.5, ask 2 #1, clear, old 3.5, old 4.5, old 5.5');
+  t.match(unproven.counts, { lostBatches: 0, clearedRanks: 1 });
+  const anew = startStream();
+  anew.live(0, 1, 2, 20);
+  anew.stream.replayed(1, 12, batch(112));
+  t.equal(anew.told(), '0.5, 1.5, 2.5, ask 2 #1, drop, clear, ask 0 #2');
+  t.equal(anew.counts.restarts, 1);
+});
+
+t.test('a replay that failed on its way is not asked for again', async t => {
+  const { stream, counts, live, replayed, told } = startStream();
+  live(0, 5);
+  replayed(1, 0, 1);
+  stream.replayFailed(1);
+  t.equal(told(), '0.5, ask 0 #1, old 1.5, clear, 5.5');
+  t.match(counts, { replays: 1, replayFailures: 1, lostBatches: 3 });
 });
 
 t.test('a clock that was set back costs a replay, not the state', async t => {
