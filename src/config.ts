@@ -34,6 +34,8 @@ export interface Config {
   /** Folder of the workers' model, absolute, or null; never together with `tokenizer`. */
   readonly modelPath: string | null;
   readonly httpServer: 'auto' | 'uws' | 'node';
+  /** Header whose value names a session; '': sessions are switched off. */
+  readonly sessionHeader: string;
   readonly socketThreads: number;
   readonly poolThreads: number;
   readonly mockWorkers: number;

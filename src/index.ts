@@ -24,6 +24,7 @@ export type {
 } from './frontend/openai/bodies.js';
 export type { LimitName, Limits } from './limits.js';
 export type { Delta, FinishReason, Usage } from './messages/delta.js';
+export type { Decision } from './plane/decision-log.js';
 export { createDataPlane, type DataPlane, type DataPlaneOptions } from './plane/embed/data-plane.js';
 export type { GenerateRequest, PickOptions } from './plane/embed/generate-request.js';
 export type { FastifyPlugin, NodeHandler } from './plane/embed/node-handler.js';

@@ -80,6 +80,9 @@ export const LIMITS = {
   poolRestartsMax: limit('count', 1, 100, 5, 'restarts of a pool thread in 10 s before its slot is off'),
   jsonKeysMax: limit('count', 16, 1_000_000, 1000, 'keys of one object in a request body'),
   stopTokenIdsMax: limit('count', 1, 4096, 256, 'ids in `stop_token_ids` and in `stop` together'),
+  tokenizeDeadlineMs: limit('ms', 1, 60_000, 250, 'prompt ids that a worker makes for routing by prefix'),
+  tokenizeBytesMax: limit('bytes', 0, 16 * MIB, 256 * KIB, 'a body whose prompt ids a worker is asked for'),
+  tokenizeCacheBytesMax: limit('bytes', 0, GIB, 32 * MIB, 'prompt ids of workers that a pool thread keeps'),
 } as const satisfies Record<string, Limit>;
 
 /** The name of a limit, as in the configuration. */

@@ -58,6 +58,14 @@ export function text(raw: unknown, source: Source): string {
   throw new ConfigError(`${source} is ${shown(raw)}; allowed: a text of 1 to 4096 characters`);
 }
 
+/** The name of a header, or '' for none. */
+function headerName(raw: unknown, source: Source): string {
+  if (typeof raw === 'string' && /^[\w!#$%&'*+.^`|~-]{0,64}$/.test(raw)) return raw.toLowerCase();
+  throw new ConfigError(
+    `${source} is ${shown(raw)}; allowed: the name of a header (1 to 64 letters, digits, -), or '' for none`,
+  );
+}
+
 /** A path, made absolute. */
 export function path(raw: unknown, source: Source): string {
   return resolve(text(raw, source));
@@ -199,6 +207,14 @@ function processSettings(): readonly Setting[] {
       help: 'auto (uWebSockets.js where it loads), uws or node',
       default: 'auto',
       parse: oneOf(['auto', 'uws', 'node']),
+    },
+    {
+      key: 'sessionHeader',
+      flag: 'session-header',
+      value: 'NAME',
+      help: "request header that names a session, whose requests go to one worker; '' for none",
+      default: 'x-millrace-session-id',
+      parse: headerName,
     },
     {
       key: 'mockWorkers',

@@ -3,14 +3,14 @@
  * `openStream` on a socket thread; neither does I/O. All I/O of a socket thread is in EngineClient (client.ts).
  * Every adapter runs test/contract/engine-adapter.
  */
-import type { AnswerMode } from '../messages/records.js';
+import type { AnswerMode, WorkerModel } from '../messages/records.js';
 import type { TokenRequest } from '../messages/token-request.js';
 
 /** What probing a worker taught us; becomes its WorkerView. */
 export interface WorkerCapabilities {
   readonly engine: string;
   readonly version: string | null;
-  readonly models: readonly { readonly id: string; readonly contextLength: number | null }[];
+  readonly models: readonly WorkerModel[];
   readonly blockSize: number | null;
   readonly totalBlocks: number | null;
   readonly returnsTokenIds: boolean;
@@ -29,10 +29,13 @@ export interface EngineLoad {
 /** POST of a JSON text for a small answer under a deadline; given to `tokenize` for the same reason. */
 export type Poster = (path: string, json: string) => Promise<{ status: number; body: string }>;
 
-/** What a worker is asked to make ids of: a completion's prompt, or a chat with the begin of an answer behind it. */
-export type TokenizeSample =
-  | { readonly prompt: string }
-  | { readonly messages: readonly { readonly role: string; readonly content: string }[] };
+/**
+ * What a worker is asked to make ids of: a completion's prompt, or a chat, by default with the begin of an answer behind
+ * it. `shaping`: further fields of the request that decide about the ids, under the engine's own names.
+ */
+export type TokenizeSample = ({ readonly prompt: string } | { readonly messages: readonly unknown[] }) & {
+  readonly shaping?: Readonly<Record<string, unknown>>;
+};
 
 /** GET of a small answer under a deadline; given to `probe` so that adapters do no I/O of their own. */
 export type Fetcher = (path: string) => Promise<{ status: number; body: string }>;
@@ -103,6 +106,11 @@ export interface EngineAdapter {
    * does not answer or answers nonsense.
    */
   tokenize(post: Poster, model: string, sample: TokenizeSample): Promise<Uint32Array | null>;
+  /**
+   * What to ask `tokenize` for the ids that the engine will make of a request with text; null where it has no way to make
+   * them without the request itself (media, and what its route does not take). Runs on a pool thread. Pure.
+   */
+  sampleOf(request: TokenRequest): TokenizeSample | null;
   /** Path of the health route. */
   readonly healthPath: string;
   /** Path of the metrics route and its parser. */

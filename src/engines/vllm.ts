@@ -5,17 +5,12 @@
  */
 import { strict as assert } from 'node:assert';
 import { WorkerError } from '../errors.js';
-import type {
-  EngineAdapter,
-  EngineLoad,
-  Fetcher,
-  Poster,
-  TokenizeSample,
-  WorkerCapabilities,
-} from './contract.js';
+import type { WorkerModel } from '../messages/records.js';
+import type { EngineAdapter, EngineLoad, Fetcher, WorkerCapabilities } from './contract.js';
 import { readSamples, type Sample } from './prometheus-text.js';
 import { openSseStream, type StreamScanner } from './stream-decoder.js';
 import { encodeVllmCall } from './vllm-encode.js';
+import { sampleForVllm, tokenizeVllm } from './vllm-tokenize.js';
 
 /** The name of the engine in configuration, WORLD and metrics. */
 export const VLLM = 'vllm';
@@ -44,6 +39,7 @@ export function createVllmAdapter(options: VllmAdapterOptions = {}): EngineAdapt
     metricsPath: '/metrics',
     probe: probeVllm,
     tokenize: tokenizeVllm,
+    sampleOf: sampleForVllm,
     parseMetrics,
     encode: encodeVllmCall,
     openStream(limits) {
@@ -68,21 +64,6 @@ async function probeVllm(get: Fetcher): Promise<WorkerCapabilities> {
   };
 }
 
-/** Any status but 200 means that there is nothing to compare: no such route, or a model without a chat template. */
-async function tokenizeVllm(
-  post: Poster,
-  model: string,
-  sample: TokenizeSample,
-): Promise<Uint32Array | null> {
-  const { status, body } = await post('/tokenize', JSON.stringify({ model, ...sample }));
-  if (status !== 200) return null;
-  const tokens = parseObject(body)?.tokens;
-  if (!Array.isArray(tokens) || !tokens.every(id => Number.isSafeInteger(id) && id >= 0)) {
-    throw protocolError('/tokenize did not answer {"tokens": [...]}');
-  }
-  return Uint32Array.from(tokens as number[]);
-}
-
 function protocolError(message: string): WorkerError {
   return new WorkerError('MILLRACE_WORKER_PROTOCOL', message);
 }
@@ -97,13 +78,19 @@ function readModels(answer: { status: number; body: string }): {
   if (answer.status !== 200) throw protocolError(`/v1/models answered ${answer.status}, expected 200`);
   const data = parseObject(answer.body)?.data;
   if (!Array.isArray(data)) throw protocolError('/v1/models did not answer {"data": [...]}');
-  const models: { id: string; contextLength: number | null }[] = [];
+  const models: WorkerModel[] = [];
   let mock = false;
   for (const entry of data as readonly unknown[]) {
-    const model = entry as { id?: unknown; max_model_len?: unknown; owned_by?: unknown } | null;
+    const model = entry as Readonly<Record<string, unknown>> | null;
     if (typeof model?.id !== 'string') throw protocolError('/v1/models lists a model without an id');
     const length = model.max_model_len;
-    models.push({ id: model.id, contextLength: isPositive(length) ? length : null });
+    // A LoRA adapter names the model that it sits on; `root` is a path and differs for renamed base models too.
+    const adapter = typeof model.parent === 'string' && model.parent !== '' && model.parent !== model.id;
+    models.push({
+      id: model.id,
+      contextLength: isPositive(length) ? length : null,
+      ...(adapter ? { adapter } : {}),
+    });
     mock ||= model.owned_by === MOCK_OWNER;
   }
   if (models.length === 0) throw protocolError('/v1/models lists no model');

@@ -67,6 +67,8 @@ export interface EndedRequest {
   /** Token counts; null: never known, not counted. */
   readonly promptTokens: number | null;
   readonly cachedTokens: number | null;
+  /** Cached tokens by which its worker was chosen. */
+  readonly expectedCachedTokens: number | null;
   readonly completionTokens: number | null;
 }
 
@@ -149,6 +151,11 @@ function createRequestMetrics(registry: Registry) {
     canceled: counter('dynamo_frontend_model_cancellation_total', 'Requests canceled by clients', ...kind),
     accepted: counter('millrace_requests_accepted_total', 'Requests taken, by thread', 'thread'),
     asks: counter('millrace_asks_total', 'ASKs sent to the pool', 'reason'),
+    cachedTokens: counter(
+      'millrace_cached_tokens_total',
+      'Prompt tokens in a cache, of requests whose engine tells: reported by it, and expected when it was chosen',
+      'source',
+    ),
     causes: counter('millrace_requests_ended_total', 'Requests ended, by cause', 'cause'),
     slowClients: counter('millrace_slow_clients_total', 'Streams cut because the client did not read'),
     restarts: counter('millrace_pool_thread_restarts_total', 'Pool threads started again'),
@@ -221,6 +228,7 @@ export function createMetrics(models: readonly string[], sources: MetricSources,
   counts.accepted.add(0, thread);
   for (const reason of ASK_REASONS) counts.asks.add(0, reason);
   for (const cause of END_CAUSES) counts.causes.add(0, cause);
+  for (const source of ['expected', 'reported']) counts.cachedTokens.add(0, source);
 
   const modelIndex = (model: string): number => indexOf.get(model) ?? 0;
   const addModel = (model: string): number => {
@@ -253,7 +261,11 @@ export function createMetrics(models: readonly string[], sources: MetricSources,
       }
       perModel.duration.add(index, request.seconds);
       if (promptTokens !== null) perModel.input.add(index, promptTokens);
-      if (cachedTokens !== null) perModel.cached.add(index, cachedTokens);
+      if (cachedTokens !== null) {
+        perModel.cached.add(index, cachedTokens);
+        counts.cachedTokens.add(cachedTokens, 'reported');
+        counts.cachedTokens.add(request.expectedCachedTokens ?? 0, 'expected');
+      }
       if (completionTokens !== null) perModel.output.add(index, completionTokens);
     },
     firstToken: (name, seconds) => perModel.firstToken.add(modelIndex(name), seconds),

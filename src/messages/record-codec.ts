@@ -16,8 +16,11 @@ import {
   type Ask,
   type Done,
   END_CAUSES,
+  IDS_SOURCES,
   type Plan,
   type PlanCall,
+  type PlanCandidate,
+  type PlanPlacement,
   type PlanStep,
   RECORD_VERSION,
   type Reject,
@@ -38,6 +41,7 @@ const LOGPROBS_NONE = 0xff;
 /** Least bytes of a call and of a step: what a count of them is checked against. */
 const CALL_BYTES_MIN = 12;
 const STEP_BYTES_MIN = 32;
+const CANDIDATE_BYTES_MIN = 37;
 
 /** One per thread: a module is loaded once in each. */
 const writer = new ByteWriter();
@@ -61,6 +65,9 @@ export function encodeAsk(ask: Omit<Ask, 'body'>, body: readonly Uint8Array[]): 
     .f64(ask.deadlineWallMs)
     .words(ask.excludedSlots)
     .pairs(ask.headers)
+    .string(ask.hints.worker)
+    .string(ask.hints.session)
+    .bool(ask.hints.explains)
     .blob(body)
     .finish();
 }
@@ -76,6 +83,11 @@ export function decodeAsk(bytes: Uint8Array): Ask {
     deadlineWallMs: reader.f64('deadlineWallMs'),
     excludedSlots: reader.words('excludedSlots'),
     headers: reader.pairs('headers'),
+    hints: {
+      worker: reader.string('hints.worker'),
+      session: reader.string('hints.session'),
+      explains: reader.bool('hints.explains'),
+    },
     body: reader.view('body'),
   };
   reader.end();
@@ -101,7 +113,9 @@ export function encodePlan(plan: Plan): Uint8Array[] {
     .u8(plan.logprobs ?? LOGPROBS_NONE)
     .bool(plan.skipSpecialTokens);
   writeStop(out, plan.stop);
-  out.words(plan.eosIds).string(plan.tokenizer).u32(plan.calls.length);
+  out.words(plan.eosIds).string(plan.tokenizer);
+  writePlacement(out, plan.placement);
+  out.u32(plan.calls.length);
   for (const call of plan.calls) {
     out
       .u32(call.choiceBase)
@@ -134,6 +148,7 @@ export function decodePlan(bytes: Uint8Array): Plan {
     stop: readStop(reader),
     eosIds: new Uint32Array(reader.words('eosIds')),
     tokenizer: reader.string('tokenizer'),
+    placement: readPlacement(reader),
     calls: readCalls(reader),
   };
   reader.end();
@@ -169,6 +184,45 @@ function readStop(reader: ByteReader): Stop {
     tokenIds: reader.words('stop.tokenIds'),
     ignoreEos: reader.bool('stop.ignoreEos'),
     includeStopString: reader.bool('stop.includeStopString'),
+  };
+}
+
+function writePlacement(out: ByteWriter, placement: PlanPlacement): void {
+  const { policy, reason, ids, cachedTokens, candidates } = placement;
+  out.string(policy).string(reason).u8(IDS_SOURCES.indexOf(ids)).integer(cachedTokens);
+  out.bool(candidates !== null).u32(candidates?.length ?? 0);
+  for (const candidate of candidates ?? []) {
+    const { worker, cost, queuedTokens, requests } = candidate;
+    out
+      .string(worker)
+      .bool(cost !== null)
+      .f64(cost ?? 0);
+    out.integer(candidate.cachedTokens).f64(queuedTokens).integer(requests);
+  }
+}
+
+function readPlacement(reader: ByteReader): PlanPlacement {
+  const policy = reader.string('placement.policy');
+  const reason = reader.string('placement.reason');
+  const ids = reader.oneOf('placement.ids', IDS_SOURCES);
+  const cachedTokens = reader.integer('placement.cachedTokens');
+  const hasCandidates = reader.bool('placement.candidates');
+  const candidates: PlanCandidate[] = [];
+  const count = reader.count('placement.candidates', CANDIDATE_BYTES_MIN);
+  for (let index = 0; index < count; index += 1) candidates.push(readCandidate(reader));
+  return { policy, reason, ids, cachedTokens, candidates: hasCandidates ? candidates : null };
+}
+
+function readCandidate(reader: ByteReader): PlanCandidate {
+  const worker = reader.string('candidate.worker');
+  const hasCost = reader.bool('candidate.cost');
+  const cost = reader.f64('candidate.cost');
+  return {
+    worker,
+    cost: hasCost ? cost : null,
+    cachedTokens: reader.integer('candidate.cachedTokens'),
+    queuedTokens: reader.f64('candidate.queuedTokens'),
+    requests: reader.integer('candidate.requests'),
   };
 }
 

@@ -7,7 +7,7 @@ import type { ErrorCode } from '../errors.js';
 import type { Api, Stop } from './token-request.js';
 
 /** Raised when any record changes its bytes; both sides of a ring run the same build, so a mismatch is a bug. */
-export const RECORD_VERSION = 2;
+export const RECORD_VERSION = 3;
 
 /** The kind of a ring record; part of the ring's record header. */
 export const RECORD_KIND = { ask: 1, plan: 2, reject: 3, done: 4, world: 5, close: 6 } as const;
@@ -18,6 +18,19 @@ export type RecordKind = (typeof RECORD_KIND)[keyof typeof RECORD_KIND];
 export const ASK_REASONS = ['first', 'pool_lost', 'worker_failed', 'adoption_failed'] as const;
 /** One of ASK_REASONS. */
 export type AskReason = (typeof ASK_REASONS)[number];
+
+/** What a client says about where its request should go; '' for what it does not say. */
+export interface RoutingHints {
+  /** Origin of the only worker that may serve it. */
+  readonly worker: string;
+  /** Requests of one session go to one worker while it is there. */
+  readonly session: string;
+  /** The PLAN is to tell its candidates. */
+  readonly explains: boolean;
+}
+
+/** A request without hints. */
+export const NO_HINTS: RoutingHints = Object.freeze({ worker: '', session: '', explains: false });
 
 /** Socket thread → pool thread: plan this request. The only way to a plan, first or repeated. */
 export interface Ask {
@@ -33,6 +46,7 @@ export interface Ask {
   readonly excludedSlots: readonly number[];
   /** Request headers that planning may look at, lower-case names. */
   readonly headers: readonly (readonly [string, string])[];
+  readonly hints: RoutingHints;
   /** The request body exactly as it came. */
   readonly body: Uint8Array;
 }
@@ -69,6 +83,38 @@ export interface PlanCall {
   readonly steps: readonly PlanStep[];
 }
 
+/** A worker that a request could have gone to, as the policy saw it; see router/explain.ts. */
+export interface PlanCandidate {
+  /** Origin of the worker. */
+  readonly worker: string;
+  /** In the policy's own unit, lowest best; null: the policy has no cost. */
+  readonly cost: number | null;
+  readonly cachedTokens: number;
+  readonly queuedTokens: number;
+  readonly requests: number;
+}
+
+/**
+ * Where the prompt ids came from by which a request was routed. unused: the policy asks no index, or the prompt has no ids
+ * to ask by. client: the request brought them. tokenizer: ours. worker: a worker's /tokenize. missing: a worker should have
+ * made them and did not in time, so the request was routed by load only.
+ */
+export const IDS_SOURCES = ['unused', 'client', 'tokenizer', 'worker', 'missing'] as const;
+/** One of IDS_SOURCES. */
+export type IdsSource = (typeof IDS_SOURCES)[number];
+
+/** Why the worker of a PLAN was chosen; the worker itself is in its step. */
+export interface PlanPlacement {
+  readonly policy: string;
+  /** In words: the policy and the figures that decided. */
+  readonly reason: string;
+  readonly ids: IdsSource;
+  /** Tokens of the prompt that the worker is expected to have in its cache. */
+  readonly cachedTokens: number;
+  /** Best first, 16 at most; null unless the request asked for them. */
+  readonly candidates: readonly PlanCandidate[] | null;
+}
+
 /** Pool thread → socket thread: the answer to an ASK. Whoever consumes it owns its reservations from then on. */
 export interface Plan {
   readonly request: number;
@@ -82,7 +128,7 @@ export interface Plan {
   /** Model name that the answer reports. */
   readonly model: string;
   readonly choices: number;
-  /** Exact in token mode and for a prompt of ids; else an estimate (bytes ÷ 4). */
+  /** Exact in token mode, for a prompt of ids and where a worker has counted them; else an estimate (bytes ÷ 4). */
   readonly promptTokens: number;
   readonly includeUsage: boolean;
   readonly continuousUsage: boolean;
@@ -98,6 +144,7 @@ export interface Plan {
   readonly eosIds: Uint32Array;
   /** Key of the text model whose table makes text of ids; '' but in token mode. */
   readonly tokenizer: string;
+  readonly placement: PlanPlacement;
   readonly calls: readonly PlanCall[];
 }
 
@@ -137,14 +184,22 @@ export interface Done {
   readonly cause: EndCause;
 }
 
+/** A model that a worker lists. */
+export interface WorkerModel {
+  readonly id: string;
+  /** Tokens of prompt and answer together; null: the worker does not say. */
+  readonly contextLength: number | null;
+  /** Present: a LoRA adapter on another model of the worker; `id` is its name, which the worker's KV events carry. */
+  readonly adapter?: true;
+}
+
 /** A worker as the pool threads know it. */
 export interface WorkerView {
   readonly slot: number;
   readonly generation: number;
   readonly url: string;
   readonly engine: string;
-  /** Model ids that this worker serves, with their context length in tokens (null: it does not say). */
-  readonly models: readonly { readonly id: string; readonly contextLength: number | null }[];
+  readonly models: readonly WorkerModel[];
   /** Tokens per KV block and blocks in all; null when the engine does not say. */
   readonly blockSize: number | null;
   readonly totalBlocks: number | null;

@@ -39,6 +39,11 @@ function flag(value: unknown, field: string): boolean {
   return value;
 }
 
+function onlyTrue(value: unknown, field: string): true {
+  if (value !== true) throw fault(field, 'true or absent');
+  return value;
+}
+
 /** A positive number of tokens or blocks, or null. */
 function amountOrNull(value: unknown, field: string): number | null {
   return value === null ? null : whole(value, field, Number.MAX_SAFE_INTEGER, 1);
@@ -56,6 +61,7 @@ function readWorker(value: unknown, field: string): WorkerView {
       return {
         id: text(model.id, `${name}.id`),
         contextLength: amountOrNull(model.contextLength, `${name}.contextLength`),
+        ...(model.adapter === undefined ? {} : { adapter: onlyTrue(model.adapter, `${name}.adapter`) }),
       };
     }),
     blockSize: amountOrNull(worker.blockSize, `${field}.blockSize`),

@@ -3,9 +3,11 @@
  * OpenAI's bodies and frames, `GeneratePort` an iterator in this process. Owned by its request on the socket thread.
  */
 import type { ErrorCode, ErrorDetail } from '../errors.js';
-import type { HttpExchange } from '../frontend/http/http-exchange.js';
+import type { HeaderList, HttpExchange } from '../frontend/http/http-exchange.js';
+import type { RoutingHints } from '../messages/records.js';
 import type { ClientStream } from './client-stream.js';
 import type { DeltaStream } from './delta-stream.js';
+import type { HintFault } from './routing-hints.js';
 
 /** A streamed answer on its way: SSE on a connection, or Deltas for an iterator. */
 export type AnswerStream = ClientStream | DeltaStream;
@@ -25,6 +27,10 @@ export interface AnswerStreamHooks {
 
 /** Both ends of one request as seen from the plane. After `respond`, `refuse` or `abort` nothing more is called. */
 export interface AnswerPort extends Pick<HttpExchange, 'header' | 'readBody' | 'onAborted'> {
+  /** Where the client wants its request to go. `sessionHeader`: the header that names a session. */
+  hints(sessionHeader: string): RoutingHints | HintFault;
+  /** Headers for the answer that is still to begin; they replace those of an earlier call. */
+  announce(headers: HeaderList): void;
   /** Sends the whole answer of a request that asked for no stream. */
   respond(contentType: string, body: string | Uint8Array): void;
   /** Ends a request that has no answer yet with an error. `close`: its body was not read to the end. */

@@ -6,13 +6,16 @@
 import { type ErrorCode, type ErrorDetail, EvictedError } from '../errors.js';
 import type { BodyFault } from '../frontend/http/http-exchange.js';
 import type { Delta } from '../messages/delta.js';
+import type { RoutingHints } from '../messages/records.js';
 import type { FaultGuard } from '../runtime/fault-guard.js';
 import type { AnswerPort, AnswerStreamHooks } from './answer-port.js';
 import { DeltaStream } from './delta-stream.js';
+import type { EncodedRequest } from './embed/generate-request.js';
 
 /** The port of one `generate()` call, and the iterator that the caller reads. */
 export class GeneratePort implements AnswerPort, AsyncIterableIterator<Delta, undefined, undefined> {
   readonly #body: Uint8Array;
+  readonly #hints: RoutingHints;
   readonly #signal: AbortSignal | null;
   readonly #guard: FaultGuard;
   readonly #stream: DeltaStream;
@@ -22,12 +25,13 @@ export class GeneratePort implements AnswerPort, AsyncIterableIterator<Delta, un
 
   /** @param begin hands the port to the plane; called at the first `next()`, so that an unread call costs nothing */
   constructor(
-    body: Uint8Array,
+    { body, hints }: Pick<EncodedRequest, 'body' | 'hints'>,
     signal: AbortSignal | null,
     guard: FaultGuard,
     begin: (port: GeneratePort) => void,
   ) {
     this.#body = body;
+    this.#hints = hints;
     this.#signal = signal;
     this.#guard = guard;
     this.#begin = begin;
@@ -62,6 +66,13 @@ export class GeneratePort implements AnswerPort, AsyncIterableIterator<Delta, un
   header(name: string): string | undefined {
     return name === 'content-type' ? 'application/json' : undefined;
   }
+
+  hints(): RoutingHints {
+    return this.#hints;
+  }
+
+  /** An iterator has no headers. */
+  announce(): void {}
 
   readBody(
     bytesMax: number,

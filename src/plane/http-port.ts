@@ -6,14 +6,17 @@ import type { ErrorCode, ErrorDetail } from '../errors.js';
 import type { BodyFault, HeaderList, HttpExchange } from '../frontend/http/http-exchange.js';
 import { errorResponse } from '../frontend/openai/error-response.js';
 import { EVENT_STREAM_HEADERS } from '../frontend/openai/stream-format.js';
+import type { RoutingHints } from '../messages/records.js';
 import type { FaultGuard } from '../runtime/fault-guard.js';
 import type { AnswerPort, AnswerStreamHooks } from './answer-port.js';
 import { ClientStream, type StreamExchange } from './client-stream.js';
+import { type HintFault, hintsOfHeaders } from './routing-hints.js';
 
 /** The port of one exchange. */
 export class HttpPort implements AnswerPort, StreamExchange {
   readonly #exchange: HttpExchange;
   readonly #guard: FaultGuard;
+  #announced: HeaderList = [];
 
   constructor(exchange: HttpExchange, guard: FaultGuard) {
     this.#exchange = exchange;
@@ -24,10 +27,19 @@ export class HttpPort implements AnswerPort, StreamExchange {
     return this.#exchange.header(name);
   }
 
-  /** `headers`, and the client's own request id where it sent one: OpenAI's clients show it with an error. */
+  hints(sessionHeader: string): RoutingHints | HintFault {
+    return hintsOfHeaders(name => this.#exchange.header(name), sessionHeader);
+  }
+
+  announce(headers: HeaderList): void {
+    this.#announced = headers;
+  }
+
+  /** `headers`, what was announced, and the client's own request id, which OpenAI's clients show with an error. */
   #named(headers: HeaderList): HeaderList {
     const id = this.#exchange.header('x-request-id');
-    return id === undefined ? headers : [...headers, ['x-request-id', id]];
+    const all = [...headers, ...this.#announced];
+    return id === undefined ? all : [...all, ['x-request-id', id]];
   }
 
   readBody(

@@ -46,6 +46,7 @@ export function createObserver(metrics: Metrics): PlaneObserver {
         seconds: durationMs / 1000,
         promptTokens: usage?.promptTokens ?? null,
         cachedTokens: usage?.cachedTokens ?? null,
+        expectedCachedTokens: plan?.placement.cachedTokens ?? null,
         completionTokens: usage?.completionTokens ?? null,
       });
     },

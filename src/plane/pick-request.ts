@@ -5,7 +5,7 @@
  */
 import { type ErrorCode, type ErrorDetail, MillraceError } from '../errors.js';
 import type { Ask, AskReason, Plan, Reject } from '../messages/records.js';
-import type { Api } from '../messages/token-request.js';
+import type { EncodedRequest } from './embed/generate-request.js';
 import type { RequestContext } from './request-context.js';
 
 /** Load that a picked worker carries for the caller until it is released or expires. Every call but the first is void. */
@@ -26,6 +26,10 @@ export interface PickedWorker {
   readonly model: string;
   /** Tokens of the prompt; without a tokenizer an estimate (bytes ÷ 4). */
   readonly promptTokens: number;
+  /** Tokens of the prompt that the worker is expected to have in its cache. */
+  readonly cachedTokens: number;
+  /** Why this worker, in words: the policy and the figures that decided. */
+  readonly reason: string;
   readonly reservation: Reservation;
 }
 
@@ -40,8 +44,7 @@ export interface PickContext extends Omit<RequestContext, 'onEnded'> {
 /** One pick and the promise of its answer. */
 export class PickRequest {
   readonly #id: number;
-  readonly #api: Api;
-  readonly #body: Uint8Array;
+  readonly #asked: EncodedRequest;
   readonly #expiresInMs: number;
   readonly #context: PickContext;
   readonly #startedMs: number;
@@ -51,10 +54,9 @@ export class PickRequest {
   /** The decision, or a MillraceError. */
   readonly answer: Promise<PickedWorker>;
 
-  constructor(id: number, api: Api, body: Uint8Array, expiresInMs: number, context: PickContext) {
+  constructor(id: number, asked: EncodedRequest, expiresInMs: number, context: PickContext) {
     this.#id = id;
-    this.#api = api;
-    this.#body = body;
+    this.#asked = asked;
     this.#expiresInMs = expiresInMs;
     this.#context = context;
     this.#startedMs = context.clock.nowMs();
@@ -66,14 +68,15 @@ export class PickRequest {
   /** Sends the first ASK. */
   start(): void {
     const { bodyBytesMax } = this.#context.limits;
-    if (this.#body.length > bodyBytesMax) {
+    const { length } = this.#asked.body;
+    if (length > bodyBytesMax) {
       this.fail(
         'MILLRACE_BODY_TOO_LARGE',
         `the request is longer than ${bodyBytesMax} bytes of JSON (bodyBytesMax)`,
       );
       return;
     }
-    this.#retained = this.#context.retain(this.#body.length);
+    this.#retained = this.#context.retain(length);
     if (this.#retained) this.#ask('first');
     else this.fail('MILLRACE_OVERLOADED', 'too many bytes of requests are in flight', { retryAfterMs: 1000 });
   }
@@ -90,7 +93,9 @@ export class PickRequest {
     this.#end();
     const reservation = this.#context.hold(step.reservation, this.#expiresInMs);
     const { model, promptTokens } = plan;
-    this.#settle.resolve({ worker, slot: step.slot, model, promptTokens, reservation });
+    const { cachedTokens, reason } = plan.placement;
+    const picked = { worker, slot: step.slot, model, promptTokens, cachedTokens, reason, reservation };
+    this.#settle.resolve(picked);
     return true;
   }
 
@@ -133,20 +138,21 @@ export class PickRequest {
     const ask: Omit<Ask, 'body'> = {
       request: this.#id,
       attempt: this.#attempt,
-      api: this.#api,
+      api: this.#asked.api,
       reason,
       deadlineWallMs: clock.wallMs() + limits.askDeadlineMs,
       excludedSlots: [],
       headers: [],
+      hints: this.#asked.hints,
     };
-    const sent = this.#context.ask(ask, [this.#body]);
+    const sent = this.#context.ask(ask, [this.#asked.body]);
     if (sent === 'full')
       this.fail('MILLRACE_OVERLOADED', 'the planning queue is full', { retryAfterMs: 1000 });
     else if (sent === 'off') this.fail('MILLRACE_POOL_LOST', 'no planning thread is running');
   }
 
   #end(): void {
-    if (this.#retained) this.#context.unretain(this.#body.length);
+    if (this.#retained) this.#context.unretain(this.#asked.body.length);
     this.#context.forget(this.#id);
   }
 }

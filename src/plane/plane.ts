@@ -12,7 +12,7 @@ import { createVllmAdapter, VLLM } from '../engines/vllm.js';
 import { ConfigError } from '../errors.js';
 import { claimPort } from '../frontend/http/claim-port.js';
 import type { HttpExchange } from '../frontend/http/http-exchange.js';
-import { createMetrics, type MetricSources, type Metrics, mergedText } from '../frontend/metrics.js';
+import { createMetrics, type Metrics, mergedText } from '../frontend/metrics.js';
 import type { ModelView } from '../messages/records.js';
 import { createBell } from '../ring/bell.js';
 import { createLedgerMemory, Ledger } from '../router/ledger.js';
@@ -21,6 +21,7 @@ import { addonStatus } from '../runtime/addon.js';
 import type { Clock } from '../runtime/clock.js';
 import { FaultGuard, throwLater } from '../runtime/fault-guard.js';
 import type { Logger } from '../runtime/logger.js';
+import { type Decision, mergedDecisions } from './decision-log.js';
 import { workerLoads } from './observer.js';
 import { createLinkMemory } from './pool-link.js';
 import { createBoardMemory, ProcessBoard } from './process-board.js';
@@ -61,9 +62,8 @@ export interface PlaneStatus {
 }
 
 /** Every worker that the configuration names, once. */
-function namedWorkers(config: Config): ReadonlySet<string> {
-  return new Set([...config.workers, ...Object.values(config.models).flatMap(model => model.workers)]);
-}
+const namedWorkers = ({ workers, models }: Config): ReadonlySet<string> =>
+  new Set([...workers, ...Object.values(models).flatMap(model => model.workers)]);
 
 /** Throws ConfigError where the configuration cannot be carried out on this machine. */
 function checkOptions({ config, onFault }: PlaneOptions): void {
@@ -164,7 +164,8 @@ export class Plane {
     this.#local =
       tasks.length > 1 ? null : new SocketUnit(tasks[0]!, { clock, guard, core, readWorkerLoads });
     this.#sides = this.#local === null ? tasks.map(task => new RemoteUnit(task, core, clock)) : [this.#local];
-    this.#metrics = this.#local?.metrics ?? this.#createMetrics(readWorkerLoads);
+    const coreSources = { readRetainedBytes: () => 0, readRingDepths: () => [], readWorkerLoads };
+    this.#metrics = this.#local?.metrics ?? createMetrics([], coreSources, 'main');
     this.supervisor = this.#createSupervisor(loadMemory, ledgerMemory, bells);
     for (const url of namedWorkers(config)) this.#addWorker(url);
   }
@@ -196,6 +197,11 @@ export class Plane {
     return mergedText(await Promise.all(samples));
   }
 
+  /** The newest decisions of all threads, newest first, `count` at most. */
+  async decisions(count: number): Promise<readonly Decision[]> {
+    return mergedDecisions(await Promise.all(this.#sides.map(side => side.decisions(count))), count);
+  }
+
   /** What the outside calls has to run under it; see PlaneOptions.onFault. */
   get guard(): FaultGuard {
     return this.#guard;
@@ -203,7 +209,6 @@ export class Plane {
 
   /** Resolves when every worker has answered its first probe, or after `deadlineMs`. */
   workersAnswered(deadlineMs: number): Promise<void> {
-    const areReady = (): boolean => this.workers.every(worker => worker.state === 'ready');
     return new Promise(resolve => {
       const finish = (): void => {
         this.#onWorkerChange = null;
@@ -212,7 +217,7 @@ export class Plane {
       };
       const timer = this.#options.clock.after(deadlineMs, finish);
       this.#onWorkerChange = () => {
-        if (areReady()) finish();
+        if (this.workers.every(worker => worker.state === 'ready')) finish();
       };
       this.#onWorkerChange();
     });
@@ -226,9 +231,8 @@ export class Plane {
     if (this.health().status === 'failed') return;
     this.#board.setPhase('failed');
     const text = error instanceof Error ? (error.stack ?? error.message) : String(error);
-    this.#options.logger.error('the plane has failed, which is a bug: it answers 503 until it is closed', {
-      error: text,
-    });
+    const message = 'the plane has failed, which is a bug: it answers 503 until it is closed';
+    this.#options.logger.error(message, { error: text });
     this.#inPlace().socket.fail('the plane has failed');
     this.#guard.run(() => this.#monitor.stop());
   }
@@ -299,6 +303,7 @@ export class Plane {
         if (failure !== 'protocol') this.#monitor.reportFailure(slot, generation, failure);
       },
       metricsText: () => this.metrics(),
+      decisions: count => this.decisions(count),
       fault: text => this.#guard.report(new Error(`a socket thread has failed: ${text}`)),
     };
   }
@@ -388,10 +393,5 @@ export class Plane {
     const world = { version: ++this.#worldVersion, workers, models: this.#models };
     const listed = listedModels(this.#models, workers, this.#textModels, this.#startedSeconds);
     for (const side of this.#sides) side.setWorld(world, listed);
-  }
-
-  #createMetrics(readWorkerLoads: MetricSources['readWorkerLoads']): Metrics {
-    const sources = { readRetainedBytes: () => 0, readRingDepths: () => [], readWorkerLoads };
-    return createMetrics([], sources, 'main');
   }
 }

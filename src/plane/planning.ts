@@ -6,15 +6,18 @@
  */
 import { strict as assert } from 'node:assert';
 import type { EngineAdapter } from '../engines/contract.js';
-import { InvalidRequestError, MillraceError, RejectedError } from '../errors.js';
+import { MillraceError, RejectedError } from '../errors.js';
 import type { Limits } from '../limits.js';
 import type {
   AnswerMode,
   Ask,
   Done,
+  IdsSource,
   ModelView,
   Plan,
+  PlanPlacement,
   Reject,
+  RoutingHints,
   WorkerView,
   World,
 } from '../messages/records.js';
@@ -22,8 +25,13 @@ import type { TokenRequest } from '../messages/token-request.js';
 import { canStream } from '../preprocess/engine-only.js';
 import { resolveMaxTokens } from '../preprocess/max-tokens.js';
 import { parseRequest } from '../preprocess/parse-request.js';
-import type { PromptIds, TextModel } from '../preprocess/text-model.js';
-import type { Decider } from '../router/decide.js';
+import type { TextModel } from '../preprocess/text-model.js';
+import type { Decider, Placement, PromptBlocks } from '../router/decide.js';
+import { PoolFleet, servesTokens } from './pool-fleet.js';
+import { type HasherSource, PromptHasher } from './prompt-blocks.js';
+import { type KnownIds, PromptSource } from './prompt-source.js';
+import type { RemoteIds } from './remote-ids.js';
+import { WORKER_HEADER } from './routing-hints.js';
 
 /** Bytes of text that count as one token where no tokenizer is held. */
 const BYTES_PER_TOKEN = 4;
@@ -31,8 +39,12 @@ const BYTES_PER_TOKEN = 4;
 const OUTPUT_WEIGHT = 0.05;
 const NO_IDS = new Uint32Array(0);
 
+/** An ASK without what lies in the ring's memory. */
+type AskHead = Omit<Ask, 'body'>;
+
 interface Preprocessed {
   readonly mode: 'token' | 'relay';
+  /** Empty but in token mode. */
   readonly promptIds: Uint32Array;
   readonly promptTokens: number;
   readonly eosIds: Uint32Array;
@@ -46,27 +58,31 @@ export interface PlanningOptions {
   readonly adapters: ReadonlyMap<string, EngineAdapter>;
   /** Gives back a reservation of a plan that could not be finished. */
   readonly discard: (reservation: number) => void;
+  /** Hashers of this thread's requests. */
+  readonly hashers: HasherSource;
+  /** Ids from workers, for routing where we make none. */
+  readonly remoteIds: Pick<RemoteIds, 'idsOf' | 'setWorld'>;
 }
 
 /** Plans the ASKs of one pool thread. */
 export class Planning {
   readonly #options: PlanningOptions;
-  readonly #textModels = new Map<string, TextModel>();
-  readonly #models = new Map<string, ModelView>();
+  readonly #fleet = new PoolFleet();
+  readonly #source: PromptSource;
   readonly #outputTokens = new Map<string, number>();
-  #workers: readonly WorkerView[] = [];
+  readonly #hasher: PromptHasher;
   #decisions = 0;
 
   constructor(options: PlanningOptions) {
     this.#options = options;
+    this.#source = new PromptSource({ ...options, fleet: this.#fleet });
+    this.#hasher = new PromptHasher(options.hashers);
   }
 
   /** Replaces what is known of the fleet. `textModels` holds at least those that the models name. */
   setWorld(world: World, textModels: ReadonlyMap<string, TextModel>): void {
-    this.#workers = world.workers;
-    this.#models.clear();
-    for (const model of world.models) this.#models.set(model.name, model);
-    for (const [key, textModel] of textModels) this.#textModels.set(key, textModel);
+    this.#fleet.setWorld(world, textModels);
+    this.#options.remoteIds.setWorld(world.workers);
   }
 
   /** Learns from an ended request how long answers of its model are. */
@@ -90,53 +106,47 @@ export class Planning {
   }
 
   #plan(ask: Ask): Plan | Promise<Plan> {
-    const request = parseRequest(ask.api, ask.body, this.#options.limits);
-    const model = this.#model(request.model);
+    const { limits, decider } = this.#options;
+    const request = parseRequest(ask.api, ask.body, limits);
+    const model = this.#fleet.model(request.model);
     const bodyBytes = ask.body.byteLength;
-    const promptIds = this.#promptIds(request, model);
-    return promptIds instanceof Promise
-      ? promptIds.then(ids => this.#finish(ask, request, model, ids, bodyBytes))
-      : this.#finish(ask, request, model, promptIds, bodyBytes);
+    const routes = decider.usesBlocks(model.policy);
+    const known = this.#source.knownIds(request, model, bodyBytes, ask.hints, routes);
+    return known instanceof Promise
+      ? known.then(ids => this.#finish(ask, request, model, ids, bodyBytes))
+      : this.#finish(ask, request, model, known, bodyBytes);
   }
 
   /**
-   * The rest of a plan, in one go: whatever came in while the ids were made counts. Null ids: relay mode. The body is
-   * not at hand any more: it was read in the ring's memory.
+   * The rest of a plan, in one go: whatever came in while the ids were made counts. The body is not at hand any more: it
+   * was read in the ring's memory.
    */
-  #finish(
-    ask: Omit<Ask, 'body'>,
-    request: TokenRequest,
-    model: ModelView,
-    promptIds: Uint32Array | null,
-    bodyBytes: number,
-  ): Plan {
-    const serving = this.#serving(model);
-    const contextLength = this.#contextLength(model, serving);
-    const ready = this.#ready(request, model, promptIds, bodyBytes);
+  #finish(ask: AskHead, request: TokenRequest, model: ModelView, known: KnownIds, bodyBytes: number): Plan {
+    const serving = this.#fleet.eligible(model, ask.hints.worker);
+    const contextLength = this.#fleet.contextLength(model, serving);
+    const ready = this.#ready(request, model, known, bodyBytes);
     const maxTokens =
       ready.mode === 'token' || request.prompt.kind === 'ids'
         ? resolveMaxTokens(request, ready.promptTokens, contextLength)
         : request.stop.maxTokens;
+    const able = ready.mode === 'token' ? serving.filter(worker => servesTokens(worker, model)) : serving;
     const decided = this.#options.decider.decide(
       {
         model: model.name,
         promptTokens: ready.promptTokens,
         excludedSlots: ask.excludedSlots,
+        pinnedSlot: ask.hints.worker === '' ? null : serving[0]!.slot,
+        session: ask.hints.session === '' ? null : ask.hints.session,
+        explains: ask.hints.explains,
         outputTokens: this.#expectedOutput(model.name, request.sampling.n, maxTokens),
+        blocks: this.#blocks(request, model, known, able),
       },
       model.policy,
-      ready.mode === 'token' ? serving.filter(worker => servesTokens(worker, model)) : serving,
+      able,
     );
-    if (decided === 'noWorker') {
-      throw new RejectedError('MILLRACE_NO_WORKER', `no worker is ready for model "${model.name}"`, {
-        retryAfterMs: 1000,
-      });
-    }
-    if (decided === 'full') {
-      throw new RejectedError('MILLRACE_OVERLOADED', 'all reservations are taken', { retryAfterMs: 1000 });
-    }
+    if (decided === 'noWorker' || decided === 'full') throw notPlaced(decided, model, ask.hints);
     try {
-      return this.#build(ask, request, model, ready, maxTokens, decided);
+      return this.#build(ask, request, model, ready, maxTokens, decided, known.source);
     } catch (error) {
       this.#options.discard(decided.reservation);
       throw error;
@@ -150,100 +160,44 @@ export class Planning {
     return Math.round(Math.min(learned, (maxTokens ?? Number.POSITIVE_INFINITY) * choices));
   }
 
-  #model(name: string): ModelView {
-    const model = this.#models.get(name);
-    if (model !== undefined) return model;
-    if (this.#models.size === 0) {
-      throw new RejectedError('MILLRACE_NO_WORKER', 'no worker is ready', { retryAfterMs: 1000 });
+  #ready(request: TokenRequest, model: ModelView, { mode, ids }: KnownIds, bodyBytes: number): Preprocessed {
+    if (mode === 'token') {
+      assert(ids !== null && model.tokenizer !== null, 'token mode has ids of our tokenizer');
+      const eosIds = request.stop.ignoreEos ? NO_IDS : this.#fleet.textModel(model)!.eosIds;
+      return { mode, promptIds: ids, promptTokens: ids.length, eosIds, tokenizer: model.tokenizer };
     }
-    const shown = name.length > 100 ? `${name.slice(0, 100)}…` : name;
-    throw new InvalidRequestError(
-      'MILLRACE_UNKNOWN_MODEL',
-      `the model "${shown}" does not exist; GET /v1/models lists those that do`,
-      { param: 'model' },
-    );
-  }
-
-  #serving(model: ModelView): WorkerView[] {
-    return this.#workers.filter(worker => worker.models.some(entry => entry.id === model.name));
-  }
-
-  /** Prompt and answer together, in tokens: what is set, else what the workers say, else what the model's files say. */
-  #contextLength(model: ModelView, serving: readonly WorkerView[]): number | null {
-    return (
-      model.contextLength ??
-      narrowestContext(serving, model.name) ??
-      this.#textModel(model)?.contextLength ??
-      null
-    );
-  }
-
-  #textModel(model: ModelView): TextModel | null {
-    if (model.tokenizer === null) return null;
-    const textModel = this.#textModels.get(model.tokenizer);
-    assert(textModel !== undefined, `the text model ${model.tokenizer} is loaded with its world`);
-    return textModel;
-  }
-
-  /** Ids of the prompt for token mode; null: the request goes in relay mode. */
-  #promptIds(request: TokenRequest, model: ModelView): PromptIds | null {
     const { prompt } = request;
-    const textModel = this.#textModel(model);
-    const serving = this.#serving(model);
-    const canToken =
-      request.engineOnly.length === 0 &&
-      // A chat without max_tokens fills the context; where nobody says how long that is, the engine has to decide.
-      (request.api === 'completions' ||
-        request.stop.maxTokens !== null ||
-        this.#contextLength(model, serving) !== null) &&
-      serving.some(worker => servesTokens(worker, model));
-    if (textModel === null || !canToken) return null;
-    if (prompt.kind === 'text') return textModel.encodePrompt(prompt.text);
-    if (prompt.kind === 'messages') {
-      return textModel.rendersChat ? textModel.encodeChat(prompt.messages) : null;
-    }
-    const outOfRange = prompt.ids.find(id => id >= textModel.vocabularySize);
-    if (outOfRange === undefined) return prompt.ids;
-    throw new InvalidRequestError(
-      'MILLRACE_INVALID_REQUEST',
-      `prompt holds the token id ${outOfRange}; allowed: 0 to ${textModel.vocabularySize - 1}`,
-      { param: 'prompt' },
-    );
+    const counted = prompt.kind === 'ids' ? prompt.ids : ids;
+    const promptTokens = counted?.length ?? Math.ceil(bodyBytes / BYTES_PER_TOKEN);
+    return { mode, promptIds: NO_IDS, promptTokens, eosIds: NO_IDS, tokenizer: '' };
   }
 
-  #ready(
+  /** The prompt's blocks, where the policy asks for them: hashed once, with all that makes equal ids mean other KV. */
+  #blocks(
     request: TokenRequest,
-    model: ModelView,
-    promptIds: Uint32Array | null,
-    bodyBytes: number,
-  ): Preprocessed {
-    if (promptIds === null || model.tokenizer === null) {
-      const { prompt } = request;
-      const estimate = prompt.kind === 'ids' ? prompt.ids.length : Math.ceil(bodyBytes / BYTES_PER_TOKEN);
-      return { mode: 'relay', promptIds: NO_IDS, promptTokens: estimate, eosIds: NO_IDS, tokenizer: '' };
-    }
-    return {
-      mode: 'token',
-      promptIds,
-      promptTokens: promptIds.length,
-      eosIds: request.stop.ignoreEos ? NO_IDS : this.#textModel(model)!.eosIds,
-      tokenizer: model.tokenizer,
-    };
+    { name }: ModelView,
+    { ids, source }: KnownIds,
+    able: readonly WorkerView[],
+  ): PromptBlocks[] {
+    if (ids === null || source === 'unused') return [];
+    const isAdapter = able.some(({ models }) => models.some(({ id, adapter }) => adapter && id === name));
+    const salt = request.raw.cache_salt;
+    return this.#hasher.blocksOf(ids, able, isAdapter ? name : '', typeof salt === 'string' ? salt : '');
   }
 
   #build(
-    ask: Omit<Ask, 'body'>,
+    ask: AskHead,
     request: TokenRequest,
     model: ModelView,
     ready: Preprocessed,
     maxTokens: number | null,
-    decided: { slot: number; generation: number; reservation: number },
+    decided: Placement,
+    ids: IdsSource,
   ): Plan {
-    const worker = this.#workers.find(entry => entry.slot === decided.slot);
-    assert(worker !== undefined, 'the decider chooses among the workers of this world');
+    const worker = this.#fleet.workerIn(decided.slot);
+    const mode = answerMode(ready, request, worker);
     const adapter = this.#options.adapters.get(worker.engine);
     assert(adapter !== undefined, `there is an adapter for ${worker.engine}`);
-    const mode = answerMode(ready, request, worker);
     const call = adapter.encode({
       request,
       mode,
@@ -272,6 +226,7 @@ export class Planning {
       stop: request.stop,
       eosIds: ready.eosIds,
       tokenizer: ready.tokenizer,
+      placement: this.#placement(model, decided, ids),
       calls: [
         {
           choiceBase: 0,
@@ -294,6 +249,19 @@ export class Planning {
       ],
     };
   }
+
+  #placement({ policy }: ModelView, decided: Placement, ids: IdsSource): PlanPlacement {
+    const { reason, cachedTokens } = decided;
+    const candidates =
+      decided.candidates?.map(({ slot, cost, cachedTokens, queuedTokens, requests }) => ({
+        worker: this.#fleet.workerIn(slot).url,
+        cost,
+        cachedTokens,
+        queuedTokens,
+        requests,
+      })) ?? null;
+    return { policy, reason, ids, cachedTokens, candidates };
+  }
 }
 
 /** Without token mode the worker decides: one that returns ids is asked for them, unless that needs a stream it cannot give. */
@@ -302,12 +270,22 @@ function answerMode(ready: Preprocessed, request: TokenRequest, worker: WorkerVi
   return request.output.stream || canStream(request) ? 'relayIds' : 'relay';
 }
 
-/** True where this worker takes our ids of the model and answers in ids. */
-function servesTokens(worker: WorkerView, model: ModelView): boolean {
-  return worker.returnsTokenIds && !worker.foreignIds.includes(model.name);
+function notPlaced(
+  answer: 'noWorker' | 'full',
+  { name }: ModelView,
+  { worker }: RoutingHints,
+): RejectedError {
+  const detail = { retryAfterMs: 1000 };
+  if (answer === 'full')
+    return new RejectedError('MILLRACE_OVERLOADED', 'all reservations are taken', detail);
+  const message =
+    worker === ''
+      ? `no worker is ready for model "${name}"`
+      : `the worker that ${WORKER_HEADER} names is not ready`;
+  return new RejectedError('MILLRACE_NO_WORKER', message, detail);
 }
 
-function rejectOf(ask: Omit<Ask, 'body'>, error: unknown): Reject {
+function rejectOf(ask: AskHead, error: unknown): Reject {
   const known = error instanceof MillraceError;
   return {
     request: ask.request,
@@ -319,17 +297,8 @@ function rejectOf(ask: Omit<Ask, 'body'>, error: unknown): Reject {
   };
 }
 
-function narrowestContext(workers: readonly WorkerView[], model: string): number | null {
-  let narrowest: number | null = null;
-  for (const worker of workers) {
-    const length = worker.models.find(entry => entry.id === model)?.contextLength ?? null;
-    if (length !== null && (narrowest === null || length < narrowest)) narrowest = length;
-  }
-  return narrowest;
-}
-
 /** Unique per attempt: an engine may refuse an id that it still runs. */
-function engineRequestId(ask: Omit<Ask, 'body'>): string {
+function engineRequestId(ask: AskHead): string {
   const given = ask.headers.find(([name]) => name === 'x-request-id')?.[1] ?? 'millrace';
   return `${given}-${ask.request}-${ask.attempt}`;
 }

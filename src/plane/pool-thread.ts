@@ -5,6 +5,8 @@
  * one request ends it for the supervisor to replace.
  */
 import { strict as assert } from 'node:assert';
+import { parentPort } from 'node:worker_threads';
+import { EngineClient } from '../engines/client.js';
 import { createVllmAdapter } from '../engines/vllm.js';
 import type { Limits } from '../limits.js';
 import { decodeAsk, decodeDone, decodeWorld } from '../messages/record-codec.js';
@@ -14,6 +16,8 @@ import { loadTextModel, type TextModel } from '../preprocess/text-model.js';
 import { Bell, BellRinger } from '../ring/bell.js';
 import { RingMemory } from '../ring/ring-memory.js';
 import { createDecider } from '../router/decide.js';
+import { createHasher } from '../router/hashing/block-hasher.js';
+import { DEFAULT_SEEDS } from '../router/hashing/seeds.js';
 import { Ledger } from '../router/ledger.js';
 import { LoadTable } from '../router/load-table.js';
 import { loadAddon } from '../runtime/addon.js';
@@ -22,6 +26,8 @@ import { seededRandom } from '../runtime/random.js';
 import { Planning } from './planning.js';
 import { PoolLane } from './pool-lane.js';
 import type { LinkMemory } from './pool-link.js';
+import type { HasherSource } from './prompt-blocks.js';
+import { RemoteIds } from './remote-ids.js';
 
 /** ASKs whose ids are being made on libuv's pool, at most: enough to keep its four threads busy. */
 const PENDING_MAX = 8;
@@ -48,13 +54,16 @@ class PoolThread {
   readonly #textModels = new Map<string, TextModel>();
   /** Rings this thread's own bell: an answer that comes by promise finds it asleep. */
   readonly #ownBell: BellRinger;
+  /** Connections to workers, for prompt ids alone. */
+  readonly #client: EngineClient;
+  readonly #remoteIds: RemoteIds;
   /** ASKs whose ids are being made. */
   readonly #pending = new Set<Promise<void>>();
   #worldVersion = 0;
   #nextWorld: World | null = null;
   #closes = 0;
 
-  constructor(task: PoolTask) {
+  constructor(task: PoolTask, hashers: HasherSource) {
     const { links, limits, loadMemory, ledgerMemory } = task;
     const { epoch, poolBell } = links[0]!;
     this.#folders = task.folders;
@@ -72,6 +81,16 @@ class PoolThread {
     this.#lanes = links.map(
       memory => new PoolLane({ memory, name, queueBytesMax: limits.ringQueueBytesMax, discard }),
     );
+    const adapters = new Map([['vllm', createVllmAdapter()]]);
+    this.#client = new EngineClient({ clock: systemClock, connectDeadlineMs: limits.connectDeadlineMs });
+    this.#remoteIds = new RemoteIds({
+      limits,
+      clock: systemClock,
+      adapters,
+      post: (origin, path, json, deadlineMs, bytesMax) =>
+        this.#client.post(origin, path, json, deadlineMs, bytesMax),
+      onMissing: missing => parentPort?.postMessage(missing),
+    });
     this.#planning = new Planning({
       limits,
       decider: createDecider({
@@ -83,8 +102,10 @@ class PoolThread {
         prefixes: null,
         routed: null,
       }),
-      adapters: new Map([['vllm', createVllmAdapter()]]),
+      adapters,
       discard,
+      hashers,
+      remoteIds: this.#remoteIds,
     });
   }
 
@@ -94,6 +115,7 @@ class PoolThread {
     } finally {
       // A plan that is finished after its thread is reported gone would leave a reservation that nobody frees.
       await Promise.all(this.#pending);
+      await this.#client.close();
     }
   }
 
@@ -112,7 +134,8 @@ class PoolThread {
   }
 
   get #takesAsks(): boolean {
-    return this.#pending.size < PENDING_MAX;
+    // One that waits for a worker keeps no thread of libuv busy.
+    return this.#pending.size - this.#remoteIds.asking < PENDING_MAX;
   }
 
   #take(lane: PoolLane, kind: number, key: number, bytes: Uint8Array): void {
@@ -155,5 +178,6 @@ class PoolThread {
 
 /** The task that piscina runs; resolves after the CLOSE records. */
 export default async function run(task: PoolTask): Promise<void> {
-  await new PoolThread(task).run();
+  const hasher = await createHasher(loadAddon(), DEFAULT_SEEDS);
+  await new PoolThread(task, { of: () => hasher }).run();
 }

@@ -8,6 +8,7 @@ import type { MetricSamples } from '../frontend/metrics.js';
 import type { ListedModel } from '../frontend/openai/models-response.js';
 import type { World } from '../messages/records.js';
 import type { Clock } from '../runtime/clock.js';
+import type { Decision } from './decision-log.js';
 import type { LinkMemory } from './pool-link.js';
 import type { CoreSide, Listening, SocketSide, SocketTask } from './socket-side.js';
 import { ThreadCalls } from './thread-calls.js';
@@ -101,5 +102,9 @@ export class RemoteUnit implements SocketSide {
 
   samples(): Promise<MetricSamples> {
     return this.#calls.call('samples', ANSWER_DEADLINE_MS);
+  }
+
+  decisions(count: number): Promise<readonly Decision[]> {
+    return this.#calls.call('decisions', ANSWER_DEADLINE_MS, count);
   }
 }

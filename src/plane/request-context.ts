@@ -15,6 +15,7 @@ import type { Clock } from '../runtime/clock.js';
 import type { FaultGuard } from '../runtime/fault-guard.js';
 import type { AttemptFailure } from './attempt.js';
 import type { ClientStream } from './client-stream.js';
+import type { DecisionLog } from './decision-log.js';
 
 /** How a request ended, for metrics and the pool. */
 export interface RequestEnd {
@@ -44,6 +45,9 @@ export interface RequestContext {
   readonly client: EngineClient;
   readonly ledger: Ledger;
   readonly observer: RequestObserver;
+  readonly decisions: DecisionLog;
+  /** Lower-case name of the header that names a session; '': sessions are switched off. */
+  readonly sessionHeader: string;
   /** Accounts bytes that a request keeps; false when the bound is reached (nothing is then accounted). */
   retain(bytes: number): boolean;
   unretain(bytes: number): void;

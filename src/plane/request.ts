@@ -9,19 +9,26 @@ import type { FrameBatch } from '../engines/contract.js';
 import { type EngineError, engineError } from '../engines/engine-error.js';
 import { openingOf } from '../engines/event-rows.js';
 import type { ErrorCode, ErrorDetail } from '../errors.js';
-import type { AskReason, EndCause, Plan, PlanStep, Reject } from '../messages/records.js';
+import {
+  type AskReason,
+  type EndCause,
+  NO_HINTS,
+  type Plan,
+  type PlanStep,
+  type Reject,
+  type RoutingHints,
+} from '../messages/records.js';
 import type { Api } from '../messages/token-request.js';
 import { RESERVATION_NONE } from '../router/load-descriptor.js';
 import { type Answer, openAnswer } from './answer.js';
 import type { AnswerPort, AnswerStream } from './answer-port.js';
 import { type AttemptFailure, EngineAttempt } from './attempt.js';
+import type { OpenDecision } from './decision-log.js';
+import { askHeaders, receiveRequest } from './receive-request.js';
 import { endCauseOf, type RequestContext } from './request-context.js';
+import { placementHeaders } from './routing-hints.js';
 
 type Phase = 'body' | 'asked' | 'dispatched' | 'streaming' | 'flushing' | 'ended';
-
-const JSON_TYPE = /^application\/(?:[\w.+-]+\+)?json\b/i;
-/** Request headers that planning may look at. */
-const ASK_HEADERS = ['x-request-id'] as const;
 
 /** One request and its state; see the top of this file. */
 export class PlaneRequest {
@@ -34,6 +41,7 @@ export class PlaneRequest {
   readonly #excludedSlots: number[] = [];
   #phase: Phase = 'body';
   #phaseSinceMs: number;
+  #hints: RoutingHints = NO_HINTS;
   #body: Uint8Array[] = [];
   #retainedBytes = 0;
   #attempts = 0;
@@ -41,6 +49,7 @@ export class PlaneRequest {
   #plan: Plan | null = null;
   #reservation = RESERVATION_NONE;
   #attempt: EngineAttempt | null = null;
+  #decision: OpenDecision | null = null;
   #answer: Answer | null = null;
   #client: AnswerStream | null = null;
   #lastEventMs = 0;
@@ -61,31 +70,11 @@ export class PlaneRequest {
   /** Starts reading the body. */
   start(): void {
     this.#port.onAborted(() => this.#end('client_gone', null));
-    if (!JSON_TYPE.test(this.#port.header('content-type') ?? '')) {
-      this.fail('MILLRACE_UNSUPPORTED_MEDIA_TYPE', 'content-type must be application/json');
-      return;
-    }
-    const { bodyBytesMax, bodyDeadlineMs } = this.#context.limits;
-    this.#port.readBody(
-      bodyBytesMax,
-      bodyDeadlineMs,
-      (chunks, bytes) => this.#onBody(chunks, bytes),
-      fault => {
-        if (fault === 'tooLarge') {
-          this.fail(
-            'MILLRACE_BODY_TOO_LARGE',
-            `the body is longer than ${bodyBytesMax} bytes (bodyBytesMax)`,
-          );
-        } else if (fault === 'timeout') {
-          this.fail('MILLRACE_BODY_TIMEOUT', `the body did not arrive within ${bodyDeadlineMs} ms`);
-        } else if (fault === 'consumed') {
-          this.fail(
-            'MILLRACE_INTERNAL',
-            'the host read the request body before Millrace and did not keep it',
-          );
-        } else this.#end('client_gone', null);
-      },
-    );
+    receiveRequest(this.#port, this.#context, {
+      onBody: (chunks, bytes, hints) => this.#onBody(chunks, bytes, hints),
+      fail: (code, message, detail) => this.fail(code, message, detail),
+      onGone: () => this.#end('client_gone', null),
+    });
   }
 
   /** The last resort when `fail` itself fails: nobody is left waiting, and nothing is accounted any more. */
@@ -161,7 +150,7 @@ export class PlaneRequest {
     } else this.#client?.keepAlive(nowMs, limits.keepAliveMs);
   }
 
-  #onBody(chunks: Uint8Array[], bytes: number): void {
+  #onBody(chunks: Uint8Array[], bytes: number, hints: RoutingHints): void {
     if (this.#phase !== 'body') return;
     if (!this.#context.retain(bytes)) {
       this.fail('MILLRACE_OVERLOADED', 'too many bytes of requests are in flight', { retryAfterMs: 1000 });
@@ -169,6 +158,7 @@ export class PlaneRequest {
     }
     this.#retainedBytes = bytes;
     this.#body = chunks;
+    this.#hints = hints;
     this.#ask('first');
   }
 
@@ -184,10 +174,8 @@ export class PlaneRequest {
         reason,
         deadlineWallMs: clock.wallMs() + this.#deadlineMs - clock.nowMs(),
         excludedSlots: this.#excludedSlots,
-        headers: ASK_HEADERS.flatMap(name => {
-          const value = this.#port.header(name);
-          return value === undefined ? [] : [[name, value] as const];
-        }),
+        headers: askHeaders(this.#port),
+        hints: this.#hints,
       },
       this.#body,
     );
@@ -204,6 +192,7 @@ export class PlaneRequest {
       this.#onFailed('unreachable', 'MILLRACE_WORKER_UNREACHABLE', 'the worker has left');
       return;
     }
+    this.#tellPlacement(origin);
     this.#attempt = new EngineAttempt(
       {
         client: this.#context.client,
@@ -222,6 +211,13 @@ export class PlaneRequest {
       },
     );
     this.#attempt.start();
+  }
+
+  #tellPlacement(worker: string): void {
+    const { clock, decisions } = this.#context;
+    const plan = this.#plan!;
+    this.#port.announce(placementHeaders(worker, plan.placement));
+    this.#decision = decisions.add(clock.wallMs(), plan, worker, this.#port.header('x-request-id'));
   }
 
   #onBatch(batch: FrameBatch): void {
@@ -259,7 +255,9 @@ export class PlaneRequest {
     else {
       this.#sawToken = true;
       ledger.firstToken(this.#reservation);
-      observer.firstToken(this.#plan!, nowMs - this.#startedMs);
+      const ttftMs = nowMs - this.#startedMs;
+      this.#decision!.ttftMs = ttftMs;
+      observer.firstToken(this.#plan!, ttftMs);
       observer.tokens(this.#plan!, count, null);
     }
   }
@@ -312,6 +310,8 @@ export class PlaneRequest {
     this.#answer = null;
     this.#sawToken = false;
     this.#lastFailure = { code, message, detail };
+    if (this.#decision !== null) this.#decision.end = 'retried';
+    this.#decision = null;
     this.#excludedSlots.push(step.slot);
     this.#letEngineGo();
     this.#ask('worker_failed');
@@ -373,12 +373,17 @@ export class PlaneRequest {
     this.#context.unretain(this.#retainedBytes);
     this.#client?.close();
     this.#body = [];
+    const usage = this.#answer?.usage() ?? null;
+    if (this.#decision !== null) {
+      this.#decision.end = cause;
+      this.#decision.reportedCachedTokens = usage?.cachedTokens ?? null;
+    }
     this.#context.onEnded(this.id, {
       plan: this.#plan,
       api: this.#api,
       cause,
       code,
-      usage: this.#answer?.usage() ?? null,
+      usage,
       durationMs: this.#context.clock.nowMs() - this.#startedMs,
     });
   }

@@ -4,6 +4,7 @@ import type { HttpExchange } from '../frontend/http/http-exchange.js';
 import { errorResponse } from '../frontend/openai/error-response.js';
 import { type ListedModel, modelBody, modelsBody } from '../frontend/openai/models-response.js';
 import type { Api } from '../messages/token-request.js';
+import { DECISIONS_KEPT, type Decision } from './decision-log.js';
 
 /** What `/health` says. */
 export interface Health {
@@ -19,12 +20,16 @@ export interface RouteTargets {
   health(): Health;
   models(): readonly ListedModel[];
   metrics(): Promise<{ readonly text: string; readonly contentType: string }>;
+  /** The newest decisions of all socket threads, newest first, `limit` at most. */
+  decisions(limit: number): Promise<readonly Decision[]>;
 }
 
 type Handler = (exchange: HttpExchange) => void;
 
 const JSON_HEADERS = [['content-type', 'application/json']] as const;
 const API_PATHS: readonly string[] = ['/v1/chat/completions', '/v1/completions', '/v1/models'];
+/** Decisions that are told where `?limit=` is not given. */
+const DECISIONS_TOLD = 50;
 const MODEL_PREFIX = '/v1/models/';
 
 /** Whether a path belongs to the API; the other routes are about the process and stay on Millrace's own server. */
@@ -52,6 +57,7 @@ export function createRoutes(targets: RouteTargets): Handler {
     },
     '/live': { GET: exchange => exchange.respond(200, JSON_HEADERS, '{"status":"live"}') },
     '/metrics': { GET: exchange => void respondMetrics(targets, exchange) },
+    '/debug/decisions': { GET: exchange => void respondDecisions(targets, exchange) },
   };
   const model: Readonly<Record<string, Handler>> = { GET: exchange => respondModel(targets, exchange) };
   return exchange => {
@@ -79,6 +85,21 @@ async function respondMetrics(targets: RouteTargets, exchange: HttpExchange): Pr
     exchange.respond(200, [['content-type', contentType]], text);
   } catch {
     refuse(exchange, 'MILLRACE_INTERNAL', 'the metrics could not be collected');
+  }
+}
+
+async function respondDecisions(targets: RouteTargets, exchange: HttpExchange): Promise<void> {
+  const given = new URLSearchParams(exchange.query).get('limit');
+  const limit = given === null ? DECISIONS_TOLD : Number(given);
+  if (given === '' || !Number.isInteger(limit) || limit < 1 || limit > DECISIONS_KEPT) {
+    refuse(exchange, 'MILLRACE_INVALID_REQUEST', `limit must be a whole number from 1 to ${DECISIONS_KEPT}`);
+    return;
+  }
+  try {
+    const decisions = await targets.decisions(limit);
+    exchange.respond(200, JSON_HEADERS, JSON.stringify({ decisions }));
+  } catch {
+    refuse(exchange, 'MILLRACE_INTERNAL', 'the decisions could not be collected');
   }
 }
 

@@ -8,6 +8,7 @@ import type { ListedModel } from '../frontend/openai/models-response.js';
 import type { World } from '../messages/records.js';
 import type { DetokenizerTable } from '../preprocess/detokenizer.js';
 import type { AttemptFailure } from './attempt.js';
+import type { Decision } from './decision-log.js';
 import type { LinkMemory } from './pool-link.js';
 
 /** What a socket thread is made from; structured-cloned, shared buffers shared. */
@@ -53,6 +54,8 @@ export interface SocketSide {
   stop(): Promise<void>;
   /** Its metrics, to be summed with those of the other threads. */
   samples(): Promise<MetricSamples>;
+  /** Its newest decisions, newest first, `count` at most. */
+  decisions(count: number): Promise<readonly Decision[]>;
 }
 
 /** The core, as a socket thread sees it. */
@@ -61,6 +64,8 @@ export interface CoreSide {
   reportFailure(slot: number, generation: number, failure: AttemptFailure): void;
   /** The metrics of the whole process. */
   metricsText(): Promise<string>;
+  /** The newest decisions of the whole process. */
+  decisions(count: number): Promise<readonly Decision[]>;
   /** An exception that no caller took: the text of its stack. */
   fault(text: string): void;
 }

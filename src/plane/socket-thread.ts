@@ -17,6 +17,8 @@ import type { FaultGuard } from '../runtime/fault-guard.js';
 import type { AnswerPort } from './answer-port.js';
 import type { AttemptFailure } from './attempt.js';
 import type { ClientStream } from './client-stream.js';
+import type { DecisionLog } from './decision-log.js';
+import type { EncodedRequest } from './embed/generate-request.js';
 import type { PlaneObserver } from './observer.js';
 import { type PickContext, type PickedWorker, PickRequest, type Reservation } from './pick-request.js';
 import { PoolLink } from './pool-link.js';
@@ -47,6 +49,10 @@ export interface SocketThreadOptions {
   /** The state of the whole process. */
   readonly board: ProcessBoard;
   readonly observer: PlaneObserver;
+  /** Its last decisions. */
+  readonly decisions: DecisionLog;
+  /** Lower-case name of the header that names a session; '': sessions are switched off. */
+  readonly sessionHeader: string;
   /** Origin of the worker in a slot, or null when it has left. */
   readonly originOf: (slot: number, generation: number) => string | null;
   readonly detokenizerTable: (tokenizer: string) => DetokenizerTable;
@@ -78,6 +84,8 @@ export class SocketThread implements RequestContext, PickContext {
   readonly ledger: Ledger;
   readonly client: EngineClient;
   readonly observer: SocketThreadOptions['observer'];
+  readonly decisions: DecisionLog;
+  readonly sessionHeader: string;
   readonly link: PoolLink;
   readonly #options: SocketThreadOptions;
   readonly #requests = new Map<number, Asker>();
@@ -102,6 +110,8 @@ export class SocketThread implements RequestContext, PickContext {
     this.ledger = options.ledger;
     this.client = options.client;
     this.observer = options.observer;
+    this.decisions = options.decisions;
+    this.sessionHeader = options.sessionHeader;
     this.link = new PoolLink(options.limits, options.clock, options.bellMemory, {
       onPlan: (plan, epoch) => this.#onPlan(plan, epoch),
       onReject: reject => this.#requests.get(reject.request)?.onReject(reject),
@@ -142,12 +152,12 @@ export class SocketThread implements RequestContext, PickContext {
   }
 
   /** Chooses a worker for a request that the caller sends itself; the body is that of an OpenAI request. */
-  pick(api: Api, body: Uint8Array, expiresInMs: number): Promise<PickedWorker> {
+  pick(asked: EncodedRequest, expiresInMs: number): Promise<PickedWorker> {
     const refusal = this.#refusal();
     if (refusal !== null)
       return Promise.reject(new MillraceError(refusal.code, refusal.message, { retryAfterMs: 1000 }));
     const id = this.#takeId();
-    const request = new PickRequest(id, api, body, expiresInMs, this);
+    const request = new PickRequest(id, asked, expiresInMs, this);
     this.#enter(id, request);
     request.start();
     return request.answer;

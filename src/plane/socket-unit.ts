@@ -24,6 +24,7 @@ import { LoadTable } from '../router/load-table.js';
 import { loadAddon } from '../runtime/addon.js';
 import type { Clock } from '../runtime/clock.js';
 import type { FaultGuard } from '../runtime/fault-guard.js';
+import { type Decision, DecisionLog } from './decision-log.js';
 import { HttpPort } from './http-port.js';
 import { createObserver, metricSources } from './observer.js';
 import type { LinkMemory } from './pool-link.js';
@@ -85,6 +86,8 @@ export class SocketUnit implements SocketSide {
       client: this.#client,
       adapter: createVllmAdapter({ scanner: this.#scanner }),
       observer: createObserver(this.metrics),
+      decisions: new DecisionLog(),
+      sessionHeader: config.sessionHeader,
       originOf: (slot, generation) => this.#originOf(slot, generation),
       detokenizerTable: tokenizer => tables.get(tokenizer)!,
       reportFailure: (slot, generation, failure) => core.reportFailure(slot, generation, failure),
@@ -94,6 +97,7 @@ export class SocketUnit implements SocketSide {
       health: () => this.#board.health(),
       models: () => this.#listed,
       metrics: async () => ({ text: await core.metricsText(), contentType: METRICS_CONTENT_TYPE }),
+      decisions: limit => core.decisions(limit),
     });
   }
 
@@ -181,6 +185,10 @@ export class SocketUnit implements SocketSide {
 
   samples(): Promise<MetricSamples> {
     return this.metrics.samples();
+  }
+
+  async decisions(count: number): Promise<readonly Decision[]> {
+    return this.socket.decisions.newest(count);
   }
 
   #originOf(slot: number, generation: number): string | null {

@@ -10,6 +10,7 @@ import type { Clock, Timer } from '../runtime/clock.js';
 import type { Logger } from '../runtime/logger.js';
 import type { LinkMemory } from './pool-link.js';
 import type { PoolTask } from './pool-thread.js';
+import type { MissingIds } from './remote-ids.js';
 
 /** Time in which poolRestartsMax deaths switch a slot off. */
 const RESTART_WINDOW_MS = 10_000;
@@ -60,6 +61,8 @@ export class Supervisor {
   readonly #deaths: number[][];
   readonly #tasks = new Set<Promise<void>>();
   readonly #timers = new Set<Timer>();
+  /** Models whose missing ids were said: each pool thread finds out by itself. */
+  readonly #saidMissing = new Set<string>();
   #nextEpoch = 1;
   #running = 0;
   #off = 0;
@@ -111,12 +114,22 @@ export class Supervisor {
     this.#options.changed(this.state);
     const pool = createPool(limits);
     this.#pools.set(index, pool);
+    pool.on('message', (missing: MissingIds) => this.#sayMissing(missing));
     const running = pool.run(task).then(
       () => this.#ended(index, epoch, null),
       (error: Error) => this.#ended(index, epoch, error),
     );
     this.#tasks.add(running);
     void running.finally(() => this.#tasks.delete(running));
+  }
+
+  /** The one message that a pool thread sends besides its rings' records. */
+  #sayMissing(missing: MissingIds): void {
+    if (this.#saidMissing.has(missing.model)) return;
+    this.#saidMissing.add(missing.model);
+    const message =
+      'a worker makes no prompt ids in time: prompts are routed by load where no other makes them';
+    this.#options.logger.warn(message, { ...missing });
   }
 
   #ended(index: number, epoch: number, error: Error | null): void {

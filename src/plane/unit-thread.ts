@@ -37,6 +37,7 @@ const unit: SocketSide = new ThreadUnit(task, {
   core: {
     reportFailure: (slot, generation, failure) => core.tell('reportFailure', slot, generation, failure),
     metricsText: () => core.call('metricsText', SCRAPE_DEADLINE_MS),
+    decisions: count => core.call('decisions', SCRAPE_DEADLINE_MS, count),
   },
   readWorkerLoads: () => [],
 });

@@ -61,4 +61,9 @@ export interface Selector {
   readonly usesTiming: boolean;
   /** Picks one of `candidates` (never empty, excluded slots already filtered out). */
   pick(request: RequestView, candidates: Candidates, random: Random): Decision;
+  /**
+   * The cost of each row, in the policy's own unit, lowest best; valid until the next call. Only for a request that asks
+   * why; absent for a policy that has no cost.
+   */
+  explain?(request: RequestView, candidates: Candidates): Float64Array;
 }

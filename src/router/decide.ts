@@ -7,6 +7,7 @@ import type { Random } from '../runtime/random.js';
 import { CandidateColumns } from './candidate-columns.js';
 import type { RequestView, Selector } from './contract.js';
 import type { RoutedPrompt } from './events/contract.js';
+import { explain, type ScoredCandidate } from './explain.js';
 import type { PrefixIndexReader } from './index/contract.js';
 import { type Ledger, RESERVATION_AMOUNT_MAX, RESERVE_FULL, RESERVE_STALE } from './ledger.js';
 import { LOAD, LOAD_LINE_WORDS, SLOT_STATE } from './load-descriptor.js';
@@ -34,6 +35,8 @@ export interface Placement {
   readonly cachedTokens: number;
   /** In words: the policy and the figures that decided. */
   readonly reason: string;
+  /** The best candidates, where the request asked for them. */
+  readonly candidates: readonly ScoredCandidate[] | null;
 }
 
 /** 'noWorker': no ready worker serves the model outside the excluded slots. 'full': the ledger has no room. */
@@ -57,6 +60,8 @@ export interface DecideRequest extends RequestView {
    * known, so nothing of it counts as cached.
    */
   readonly blocks?: readonly PromptBlocks[];
+  /** The placement is to tell its candidates. */
+  readonly explains?: boolean;
 }
 
 /** What a decider needs of its pool thread. */
@@ -76,6 +81,8 @@ export interface DeciderOptions {
 
 /** Chooses workers for one pool thread. */
 export interface Decider {
+  /** Whether the policy asks the prefix index and there is one: only then a request needs its `blocks`. */
+  usesBlocks(policy: string): boolean;
   /**
    * Chooses a worker of `workers` that serves `request.model` (the id that the workers report) by the policy and reserves
    * it. A worker that was replaced in between is dropped and the policy picks again.
@@ -102,6 +109,10 @@ class PolicyDecider implements Decider {
     this.#drain = new PrefillDrain(options.loadTable.workersMax);
   }
 
+  usesBlocks(policy: string): boolean {
+    return this.#options.prefixes !== null && this.#selectorOf(policy).usesPrefix;
+  }
+
   decide(request: DecideRequest, policy: string, workers: readonly WorkerView[]): DecideAnswer {
     const selector = this.#selectorOf(policy);
     const columns = this.#columns;
@@ -121,7 +132,9 @@ class PolicyDecider implements Decider {
       if (reservation !== RESERVE_STALE) {
         const slot = columns.slots[row]!;
         const generation = columns.generations[row]!;
-        return { slot, generation, reservation, cachedTokens: columns.cachedTokens[row]!, reason };
+        const cachedTokens = columns.cachedTokens[row]!;
+        const candidates = request.explains === true ? explain(selector, request, columns, row) : null;
+        return { slot, generation, reservation, cachedTokens, reason, candidates };
       }
       // The replaced worker is no longer ready: the next filling leaves it out. Each worker can be replaced once.
       if (tries-- === 0) return 'noWorker';

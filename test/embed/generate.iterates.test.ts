@@ -69,6 +69,22 @@ t.test('in relay mode the frames of the engine become the same text', async t =>
   t.equal(engine.core.running, 0);
 });
 
+t.test('a pin and a session, and the decision behind an answer', async t => {
+  const { plane, engine } = await planeOverMock(t);
+  const request = { model: MODEL, messages, maxTokens: 3 };
+  await collect(plane.generate({ ...request, worker: `${engine.url}/`, session: 's' }));
+  const [decision, ...more] = await plane.decisions();
+  t.match(decision, { worker: engine.url, model: MODEL, end: 'completed', attempt: 1, requestId: null });
+  t.match(decision!.reason, /^session/);
+  t.ok(decision!.ttftMs! >= 0);
+  t.same(more, []);
+  await t.rejects(plane.decisions({ limit: 300 }), { param: 'limit', message: /1 to 256/ });
+  await t.rejects(collect(plane.generate({ ...request, worker: 'http://127.0.0.1:9' })), {
+    code: 'MILLRACE_NO_WORKER',
+  });
+  t.throws(() => plane.generate({ ...request, worker: 'x' }), { message: /^worker must be/ });
+});
+
 t.test('errors are MillraceErrors: of the call at once, of the request by the iterator', async t => {
   const { plane } = await planeOverMock(t);
   const wrong = (request: object, param: string): void => {

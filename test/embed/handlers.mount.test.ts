@@ -34,9 +34,13 @@ t.ok(answer.length > 20);
 
 /** What every host must do under `prefix`. */
 async function servesTheApi(t: Test, call: Call, prefix = ''): Promise<void> {
-  t.equal(await text(await call(`${prefix}${CHAT}`, post(chatBody()))), answer, 'a whole answer');
+  const whole = await call(`${prefix}${CHAT}`, post(chatBody()));
+  t.equal(whole.headers.get('x-millrace-worker'), engine.url, 'it names its worker');
+  t.equal(whole.headers.get('x-millrace-expected-cached-tokens'), '0');
+  t.equal(await text(whole), answer, 'a whole answer');
   const streamed = await call(`${prefix}${CHAT}?a=b`, post(chatBody({ stream: true })));
   t.match(streamed.headers.get('content-type'), /^text\/event-stream/);
+  t.equal(streamed.headers.get('x-millrace-worker'), engine.url);
   const frames = (await streamed.text()).split('\n\n').filter(frame => frame.startsWith('data: {'));
   const pieces = frames.map(frame => JSON.parse(frame.slice(6)).choices[0]?.delta.content ?? '');
   t.equal(pieces.join(''), answer, 'the same as a stream');
@@ -48,6 +52,7 @@ async function servesTheApi(t: Test, call: Call, prefix = ''): Promise<void> {
   t.match(await bad.json(), { error: { code: 'MILLRACE_INVALID_JSON' } });
   const large = await call(`${prefix}${CHAT}`, post(chatBody({ user: 'u'.repeat(5000) })));
   t.equal(large.status, 413, 'the limit of the body holds');
+  t.equal((await call(`${prefix}/debug/decisions`)).status, 404, 'hosts have it as a method');
   const left = new AbortController();
   const long = await call(`${prefix}${CHAT}`, {
     ...post(chatBody({ stream: true, max_tokens: 20_000 })),

@@ -66,6 +66,35 @@ t.test('a forgotten reservation expires', async t => {
   t.equal(await total('requests'), 0);
 });
 
+t.test('a pick says why, and keeps to a pin and a session', async t => {
+  const picks = await Promise.all([
+    plane.pick({ model: MODEL, prompt: 'a' }),
+    ...engines.map(({ url }) => plane.pick({ model: MODEL, prompt: 'a', worker: url })),
+    ...engines.map(() => plane.pick({ model: MODEL, prompt: 'a', session: 's' })),
+  ]);
+  const [free, one, two, ...session] = picks;
+  t.match(free, { cachedTokens: 0, reason: /^least-requests: 0 reserved/ });
+  t.same(
+    [one!.worker, two!.worker],
+    engines.map(({ url }) => url),
+  );
+  t.equal(session[0]!.worker, session[1]!.worker);
+  t.match(session[0]!.reason, /^session: /);
+  for (const { reservation } of picks) reservation.release();
+  const unknown = { model: MODEL, prompt: 'a', worker: 'http://127.0.0.1:9' };
+  await t.rejects(plane.pick(unknown), { code: 'MILLRACE_NO_WORKER' });
+  await t.rejects(plane.pick({ ...unknown, worker: 'nobody' }), {
+    param: 'worker',
+    message: /^worker must be/,
+  });
+  await t.rejects(plane.pick({ model: MODEL, prompt: 'a', session: 'x'.repeat(300) }), {
+    message: /^session has 300/,
+  });
+  await t.rejects(plane.pick({ model: MODEL, prompt: 'a', session: 5 as never }), {
+    message: /^session must be/,
+  });
+});
+
 t.test('bad picks are rejected', async t => {
   await t.rejects(plane.pick({ model: 'nobody', prompt: 'a' }), { code: 'MILLRACE_UNKNOWN_MODEL' });
   await t.rejects(plane.pick({ model: MODEL }), InvalidRequestError);

@@ -22,7 +22,7 @@ vllm:cache_config_info{block_size="16",cache_dtype="auto",engine="1",num_gpu_blo
 const MODELS = JSON.stringify({
   object: 'list',
   data: [
-    { id: 'base', owned_by: 'vllm', max_model_len: 32768 },
+    { id: 'base', owned_by: 'vllm', max_model_len: 32768, root: '/models/base', parent: null },
     { id: 'lora', owned_by: 'vllm', parent: 'base' },
   ],
 });
@@ -75,7 +75,7 @@ t.test('probe: everything that a server says', async t => {
     version: '0.11.0',
     models: [
       { id: 'base', contextLength: 32768 },
-      { id: 'lora', contextLength: null },
+      { id: 'lora', contextLength: null, adapter: true },
     ],
     blockSize: 16,
     totalBlocks: 2000,

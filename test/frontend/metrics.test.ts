@@ -18,6 +18,7 @@ const REQUEST: EndedRequest = {
   seconds: 3,
   promptTokens: 100,
   cachedTokens: null,
+  expectedCachedTokens: 48,
   completionTokens: 33_000,
 };
 
@@ -78,6 +79,8 @@ t.test('requests, tokens and sources', async t => {
     'dynamo_frontend_request_duration_seconds_sum{model="m"}': 9,
     'dynamo_frontend_input_sequence_tokens_bucket{model="m",le="100"}': 2,
     'dynamo_frontend_cached_tokens_count{model="m"}': 1,
+    'millrace_cached_tokens_total{source="reported"}': 50,
+    'millrace_cached_tokens_total{source="expected"}': 48,
     'dynamo_frontend_output_sequence_tokens_bucket{model="m",le="32000"}': 0,
     'dynamo_frontend_output_sequence_tokens_bucket{model="m",le="+Inf"}': 3,
     'dynamo_frontend_output_tokens_total{model="m"}': 6,

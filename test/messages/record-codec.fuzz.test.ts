@@ -8,6 +8,7 @@ import { RecordError } from '#millrace/messages/record-codec.js';
 import {
   ASK_REASONS,
   END_CAUSES,
+  IDS_SOURCES,
   type Plan,
   type PlanStep,
   RECORD_VERSION,
@@ -34,7 +35,27 @@ const ask = fc.record({
   deadlineWallMs: fc.double({ noNaN: true, noDefaultInfinity: true }),
   excludedSlots: fc.array(u32, { maxLength: 5 }),
   headers: pairs,
+  hints: fc.record({ worker: text, session: text, explains: fc.boolean() }),
   body: bytes,
+});
+const finite = fc.double({ noNaN: true, noDefaultInfinity: true });
+const placement = fc.record({
+  policy: text,
+  reason: text,
+  ids: fc.constantFrom(...IDS_SOURCES),
+  cachedTokens: whole,
+  candidates: fc.option(
+    fc.array(
+      fc.record({
+        worker: text,
+        cost: fc.option(finite),
+        cachedTokens: whole,
+        queuedTokens: finite,
+        requests: whole,
+      }),
+      { maxLength: 4 },
+    ),
+  ),
 });
 const stop = fc.record({
   maxTokens: fc.option(whole),
@@ -84,6 +105,7 @@ const plan = fc.record({
   stop,
   eosIds: words,
   tokenizer: text,
+  placement,
   calls: fc.array(call, { maxLength: 3 }),
 });
 const reject = fc.record({
@@ -103,6 +125,10 @@ const done = fc.record({
   cause: fc.constantFrom(...END_CAUSES),
 });
 const amount = fc.option(fc.integer({ min: 1 }));
+const modelOfWorker = fc.record(
+  { id: text, contextLength: amount, adapter: fc.constant(true as const) },
+  { requiredKeys: ['id', 'contextLength'] },
+);
 const world = fc.record({
   version: whole,
   workers: fc.array(
@@ -111,7 +137,7 @@ const world = fc.record({
       generation: u32,
       url: text,
       engine: text,
-      models: fc.array(fc.record({ id: text, contextLength: amount }), { maxLength: 3 }),
+      models: fc.array(modelOfWorker, { maxLength: 3 }),
       blockSize: amount,
       totalBlocks: amount,
       returnsTokenIds: fc.boolean(),
@@ -260,6 +286,14 @@ t.test('a WORLD of the wrong shape names the field', async t => {
     [{ version: 1, workers: [{ ...worker, slot: -1 }], models: [] }, 'workers[0].slot'],
     [{ version: 1, workers: [{ ...worker, blockSize: 0 }], models: [] }, 'workers[0].blockSize'],
     [{ version: 1, workers: [worker, { ...worker, models: [{}] }], models: [] }, 'workers[1].models[0].id'],
+    [
+      {
+        version: 1,
+        workers: [{ ...worker, models: [{ id: 'm', contextLength: 1, adapter: 1 }] }],
+        models: [],
+      },
+      'workers[0].models[0].adapter',
+    ],
   ];
   for (const [value, field] of cases) {
     const record = joined([Uint8Array.of(RECORD_VERSION), Buffer.from(JSON.stringify(value))], 0);

@@ -108,6 +108,7 @@ t.test('a socket thread that dies as it starts: who waits is told, else the core
   const core = {
     reportFailure: () => {},
     metricsText: async () => '',
+    decisions: async () => [],
     fault: (text: string) => {
       faults.push(text);
       told.dispatchEvent(new Event('fault'));

@@ -13,6 +13,7 @@ import { LOAD_POLICY_NAMES } from '../../router/policies/policies.js';
 import { type Clock, systemClock } from '../../runtime/clock.js';
 import { createLogger, type Logger } from '../../runtime/logger.js';
 import { type MockThread, MockWorker, startMockThread } from '../../simulate/mock-worker.js';
+import { DECISIONS_KEPT, type Decision } from '../decision-log.js';
 import { GeneratePort } from '../generate-port.js';
 import type { PickedWorker } from '../pick-request.js';
 import { Plane } from '../plane.js';
@@ -97,9 +98,9 @@ export class DataPlane {
    * InvalidRequestError at once for a field that does not exist; the iterator throws MillraceErrors for all else.
    */
   generate(request: GenerateRequest): AsyncIterableIterator<Delta, undefined, undefined> {
-    const { api, body } = encodeGenerate(request);
-    return new GeneratePort(body, request.signal ?? null, this.#plane.guard, port =>
-      this.#plane.socket.accept(api, port),
+    const encoded = encodeGenerate(request);
+    return new GeneratePort(encoded, request.signal ?? null, this.#plane.guard, port =>
+      this.#plane.socket.accept(encoded.api, port),
     );
   }
 
@@ -120,8 +121,7 @@ export class DataPlane {
         { param: 'expiresInMs' },
       );
     }
-    const { api, body } = encodePick(request);
-    return this.#plane.socket.pick(api, body, expiresInMs);
+    return this.#plane.socket.pick(encodePick(request), expiresInMs);
   }
 
   /** What /health says. */
@@ -132,6 +132,13 @@ export class DataPlane {
   /** What /metrics says: Prometheus' text format, version 0.0.4. */
   metrics(): Promise<string> {
     return this.#plane.metrics();
+  }
+
+  /** What /debug/decisions says: the newest decisions, newest first; `limit` is from 1 to 256. */
+  decisions({ limit = DECISIONS_KEPT } = {}): Promise<readonly Decision[]> {
+    if (Number.isInteger(limit) && limit >= 1 && limit <= DECISIONS_KEPT) return this.#plane.decisions(limit);
+    const message = `limit is ${limit}; allowed: 1 to ${DECISIONS_KEPT}`;
+    return Promise.reject(new InvalidRequestError('MILLRACE_INVALID_REQUEST', message, { param: 'limit' }));
   }
 
   /**

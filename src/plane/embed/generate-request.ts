@@ -4,8 +4,18 @@
  */
 import { InvalidRequestError } from '../../errors.js';
 import type { ChatMessageBody } from '../../frontend/openai/bodies.js';
+import { NO_HINTS, type RoutingHints } from '../../messages/records.js';
 import type { Api } from '../../messages/token-request.js';
 import { nearestName } from '../../runtime/nearest-name.js';
+import { checkedHints } from '../routing-hints.js';
+
+/** Where a request is to go. */
+export interface RoutingFields {
+  /** Address of the only worker that may serve it: `http://host:port`. */
+  readonly worker?: string;
+  /** Requests of one session go to one worker while it is there; 1 to 256 characters. */
+  readonly session?: string;
+}
 
 /** What is asked: exactly one of `messages`, `prompt` and `ids`. */
 export interface PromptFields {
@@ -17,7 +27,7 @@ export interface PromptFields {
 }
 
 /** A request of `generate()`. Ranges are those of the OpenAI fields with the same meaning. */
-export interface GenerateRequest extends PromptFields {
+export interface GenerateRequest extends PromptFields, RoutingFields {
   readonly maxTokens?: number;
   readonly minTokens?: number;
   /** Choices; each Delta says by `index` to which it belongs. */
@@ -39,7 +49,7 @@ export interface GenerateRequest extends PromptFields {
 }
 
 /** A request of `pick()`. */
-export interface PickOptions extends PromptFields {
+export interface PickOptions extends PromptFields, RoutingFields {
   /** Milliseconds after which the reservation is released by itself; default and range: the limit pickExpiryMs. */
   readonly expiresInMs?: number;
 }
@@ -63,14 +73,15 @@ const FIELDS = {
   includeStopString: 'include_stop_str_in_output',
   skipSpecialTokens: 'skip_special_tokens',
 } as const satisfies Partial<Record<keyof GenerateRequest, string>>;
-const OWN_FIELDS = ['ids', 'extra', 'signal'];
+const OWN_FIELDS = ['ids', 'extra', 'signal', 'worker', 'session'];
 
 const invalid = (param: string, message: string): InvalidRequestError =>
   new InvalidRequestError('MILLRACE_INVALID_REQUEST', message, { param });
 
-/** An API and the JSON body for it. */
+/** An API, the JSON body for it, and what goes beside the body. */
 export interface EncodedRequest {
   readonly api: Api;
+  readonly hints: RoutingHints;
   readonly body: Uint8Array;
 }
 
@@ -86,14 +97,29 @@ export function encodeGenerate(request: GenerateRequest): EncodedRequest {
   }
   if (request.signal !== undefined && !(request.signal instanceof AbortSignal))
     throw invalid('signal', 'signal must be an AbortSignal');
-  return { api: promptOf(request, body), body: bytesOf(body, { include_usage: true }) };
+  return {
+    api: promptOf(request, body),
+    hints: hintsOf(request),
+    body: bytesOf(body, { include_usage: true }),
+  };
 }
 
 /** Encodes a request of `pick()`. Throws as `encodeGenerate`. */
-export function encodePick(request: PromptFields): EncodedRequest {
+export function encodePick(request: PickOptions): EncodedRequest {
   const { model, messages, prompt } = request;
   const body: Record<string, unknown> = { model, messages, prompt };
-  return { api: promptOf(request, body), body: bytesOf(body, undefined) };
+  return { api: promptOf(request, body), hints: hintsOf(request), body: bytesOf(body, undefined) };
+}
+
+function hintsOf({ worker, session }: RoutingFields): RoutingHints {
+  if (worker === undefined && session === undefined) return NO_HINTS;
+  for (const [name, value] of Object.entries({ worker, session })) {
+    if (value !== undefined && typeof value !== 'string') throw invalid(name, `${name} must be a string`);
+  }
+  const names = { worker: 'worker', session: 'session' };
+  const hints = checkedHints({ worker, session, explains: false, names });
+  if ('param' in hints) throw invalid(hints.param, hints.message);
+  return hints;
 }
 
 function promptOf({ messages, prompt, ids }: PromptFields, body: Record<string, unknown>): Api {

@@ -33,14 +33,18 @@ const DEFAULTS: KvOptions = {
 export function createKv(options: Partial<KvOptions> = {}): Selector {
   const knobs: KvOptions = { ...DEFAULTS, ...options };
   let costs = new Float64Array(64);
+  const fill = (request: RequestView, candidates: Candidates): Float64Array => {
+    if (costs.length < candidates.count) costs = new Float64Array(candidates.slots.length);
+    score(knobs, request, candidates, costs);
+    return costs;
+  };
   return {
     policy: 'kv',
     usesPrefix: true,
     usesTiming: false,
     pick(request, candidates, random) {
       const { count, cachedTokens, blockSizes } = candidates;
-      if (costs.length < count) costs = new Float64Array(candidates.slots.length);
-      score(knobs, request, candidates, costs);
+      const costs = fill(request, candidates);
       const best = lowest(costs, count, random);
       const row =
         knobs.routerTemperature > 0 ? drawSoftmax(costs, count, knobs.routerTemperature, random) : best.row;
@@ -51,6 +55,7 @@ export function createKv(options: Partial<KvOptions> = {}): Selector {
         reason: `kv: cost ${costs[row]!.toFixed(1)} blocks, overlap ${overlap}${next}, ${best.ties} equal`,
       };
     },
+    explain: fill,
   };
 }
 

@@ -15,5 +15,6 @@ export function createLeastLoaded(): Selector {
       const { row, score, ties } = lowest(activePrefillTokens, count, random);
       return { row, reason: `least-loaded: ${score} prompt tokens outstanding, ${ties} equal` };
     },
+    explain: (_request, { activePrefillTokens }) => activePrefillTokens,
   };
 }

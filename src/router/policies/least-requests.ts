@@ -12,5 +12,6 @@ export function createLeastRequests(): Selector {
       const { row, score, ties } = lowest(requests, count, random);
       return { row, reason: `least-requests: ${score} reserved, ${ties} equal` };
     },
+    explain: (_request, { requests }) => requests,
   };
 }

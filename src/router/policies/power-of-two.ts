@@ -23,5 +23,6 @@ export function createPowerOfTwo(): Selector {
         reason: `power-of-two: ${requests[row]} reserved, slot ${slots[other]} has ${requests[other]}`,
       };
     },
+    explain: (_request, { requests }) => requests,
   };
 }

@@ -24,17 +24,21 @@ const DEFAULTS: TtftOptions = { workWeight: 0.5, decodeWeight: 0.005 };
 export function createTtft(options: Partial<TtftOptions> = {}): Selector {
   const { workWeight, decodeWeight } = { ...DEFAULTS, ...options };
   let costs = new Float64Array(64);
+  const fill = (request: RequestView, candidates: Candidates): Float64Array => {
+    const { count } = candidates;
+    if (costs.length < count) costs = new Float64Array(candidates.slots.length);
+    const weight = workWeight * busyShare(candidates);
+    for (let row = 0; row < count; row += 1)
+      costs[row] = cost(request, candidates, row, weight, decodeWeight);
+    return costs;
+  };
   return {
     policy: 'ttft',
     usesPrefix: true,
     usesTiming: true,
     pick(request, candidates, random) {
       const { count, cachedTokens, queuedTokens } = candidates;
-      if (costs.length < count) costs = new Float64Array(candidates.slots.length);
-      const weight = workWeight * busyShare(candidates);
-      for (let row = 0; row < count; row += 1) {
-        costs[row] = cost(request, candidates, row, weight, decodeWeight);
-      }
+      const costs = fill(request, candidates);
       const { row, score, ties, nextScore } = lowest(costs, count, random);
       const next = Number.isFinite(nextScore) ? `, next ${nextScore.toFixed(0)} ms` : '';
       return {
@@ -44,6 +48,7 @@ export function createTtft(options: Partial<TtftOptions> = {}): Selector {
           `${cachedTokens[row]} of ${request.promptTokens} cached${next}, ${ties} equal`,
       };
     },
+    explain: fill,
   };
 }
 
