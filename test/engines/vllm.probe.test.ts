@@ -37,7 +37,7 @@ const probe = (changes: Pages = {}) =>
   adapter.probe(async path => {
     const [status, body] = { ...pages, ...changes }[path] ?? [404, ''];
     return { status, body };
-  });
+  }, 'http://10.0.0.7:8000');
 
 t.test('metrics: sums over engines, mean of ratios, exact names', t => {
   t.same(adapter.parseMetrics(METRICS), {
@@ -80,6 +80,10 @@ t.test('probe: everything that a server says', async t => {
     blockSize: 16,
     totalBlocks: 2000,
     returnsTokenIds: true,
+    answerModes: ['token', 'relayIds', 'relay'],
+    dpRanks: 2,
+    events: null,
+    notices: [],
   });
 });
 
