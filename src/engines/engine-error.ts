@@ -94,7 +94,8 @@ export function readEngineError(
 }
 
 function messageOf(error: Readonly<Record<string, unknown>> | null): string | null {
-  const said = error?.message ?? error?.detail;
+  // The last is TensorRT-LLM's: a text in the place of the envelope.
+  const said = error?.message ?? error?.detail ?? error?.error;
   const text = typeof said === 'string' ? said : Array.isArray(said) ? detailText(said) : '';
   if (text === '' || INTERNALS.test(text)) return null;
   return text.slice(0, MESSAGE_CHARS_MAX);
