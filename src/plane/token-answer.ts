@@ -169,7 +169,13 @@ export class TokenAnswer {
         else {
           const ids = Uint32Array.from(event.ids ?? []);
           const drawn = this.#plan.logprobs === null ? null : readLogprobs(event.logprobs);
-          this.#takeChoice(call, event.choice, { ids, first: 0, count: ids.length, drawn }, event.finish, outcome);
+          this.#takeChoice(
+            call,
+            event.choice,
+            { ids, first: 0, count: ids.length, drawn },
+            event.finish,
+            outcome,
+          );
         }
       }
       return;

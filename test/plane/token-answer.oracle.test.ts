@@ -133,19 +133,19 @@ function run(
     plan,
     table,
     {
-    text: (choice, text, logprobs) => {
-      texts[choice] += text;
-      for (const { logprob, bytes } of logprobs ?? []) {
-        shown[choice]!.push(-logprob);
-        if (!Buffer.from(tokenizer.bytesOf(-logprob)!).equals(bytes))
-          throw new Error('bytes of another token');
-      }
-      if (finishes[choice] !== undefined) throw new Error('text after the finish');
-    },
-    finish: (choice, reason) => {
-      if (finishes[choice] !== undefined) throw new Error('finished twice');
-      finishes[choice] = reason;
-    },
+      text: (choice, text, logprobs) => {
+        texts[choice] += text;
+        for (const { logprob, bytes } of logprobs ?? []) {
+          shown[choice]!.push(-logprob);
+          if (!Buffer.from(tokenizer.bytesOf(-logprob)!).equals(bytes))
+            throw new Error('bytes of another token');
+        }
+        if (finishes[choice] !== undefined) throw new Error('text after the finish');
+      },
+      finish: (choice, reason) => {
+        if (finishes[choice] !== undefined) throw new Error('finished twice');
+        finishes[choice] = reason;
+      },
     },
     null,
   );
