@@ -8,7 +8,7 @@ import { type BlockEvents, BlockPool } from './block-pool.js';
 import type { EngineSettings } from './engine-settings.js';
 import { EngineSequence, type LoadOutcome, type SequenceRequest } from './sequence.js';
 import { decodeMs, prefillBatchTokens, prefillMs } from './timing.js';
-import { TokenSource, type TokenModel } from './token-source.js';
+import { type TokenModel, TokenSource } from './token-source.js';
 
 /** What one pass did. Valid until the next pass: its lists are used again. */
 export interface PassResult<Owner> {
@@ -327,11 +327,12 @@ export class EngineCore<Owner> {
 
   /** One token, and those that its drafts allow; all but the newest have their KV then. */
   #generate(sequence: EngineSequence<Owner>): void {
-    const { minTokens, choice } = sequence.request;
+    const { minTokens, choice, firstTokens } = sequence.request;
     sequence.fresh.length = 0;
     for (;;) {
       const masked = sequence.generated < minTokens ? sequence.masked : null;
-      const token = this.#model.next(sequence, sequence.generated === 0 ? choice : 0, masked);
+      const given = firstTokens?.[sequence.generated];
+      const token = given ?? this.#model.next(sequence, sequence.generated === 0 ? choice : 0, masked);
       sequence.append(token, this.#model.eosId, this.settings.blockSize);
       this.totals.generatedTokens++;
       if (sequence.finish !== null || sequence.fresh.length > sequence.drafts) return;

@@ -46,6 +46,8 @@ export interface SequenceRequest<Owner> {
   readonly stopTokenIds: readonly number[];
   /** Index of the choice within its request. */
   readonly choice: number;
+  /** Tokens that the answer begins with, drawn by another engine; absent: none. */
+  readonly firstTokens?: readonly number[];
   /** Absent: its KV stays here. */
   readonly handover?: SequenceHandover;
   readonly owner: Owner;

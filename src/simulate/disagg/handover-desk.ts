@@ -3,7 +3,6 @@
  * offer ends exactly once: its peer is done, its lease ran out, or it was withdrawn; a read under way puts the end off,
  * so nothing is handed out anew while it is being read. Owned by one mock engine, on its thread; its clock comes from outside.
  */
-import assert from 'node:assert';
 import type { Clock, Timer } from '../../runtime/clock.js';
 import type { BlockPool } from '../block-pool.js';
 import { HandoverError, type KvAsk, type KvNotice, type KvRead, type KvSource } from './kv-carrier.js';
@@ -82,15 +81,23 @@ export class HandoverDesk implements KvSource {
     return this.#offers.size;
   }
 
-  /** Takes over pinned blocks under a name that no open offer has. `onEnd` is told once. */
+  /**
+   * Takes over pinned blocks. `onEnd` is told once. Under a name that an open offer has it ends at once: two requests
+   * were given the same id.
+   */
   offer(
     key: string,
     blocks: number[],
     fault: OfferFault | null,
     onEnd: (end: OfferEnd) => void = () => {},
   ): void {
-    assert(!this.#offers.has(key));
     this.counters.offered++;
+    if (this.#offers.has(key)) {
+      this.#options.pool.unpin(blocks);
+      this.counters.withdrawn++;
+      onEnd('withdrawn');
+      return;
+    }
     const offer: Offer = { blocks, fault, onEnd, lease: this.#lease(key), reads: 0, end: null };
     this.#offers.set(key, offer);
     const waiters = this.#waiters.get(key);
@@ -112,9 +119,10 @@ export class HandoverDesk implements KvSource {
     for (const key of [...this.#offers.keys(), ...this.#waiters.keys()]) this.withdraw(key);
   }
 
-  notice(engineId: string, key: string, notice: KvNotice): boolean {
+  notice(engineId: string | null, key: string, notice: KvNotice): boolean {
+    if (engineId !== null && engineId !== this.engineId) return false;
     const offer = this.#offers.get(key);
-    if (engineId !== this.engineId || offer === undefined || offer.end !== null) return false;
+    if (offer === undefined || offer.end !== null) return false;
     if (notice === 'done') {
       this.#end(key, offer, 'released');
       return true;
@@ -140,7 +148,7 @@ export class HandoverDesk implements KvSource {
 
   #checkLayout(ask: KvAsk): void {
     const { blockSize, blockBytes } = this.#options;
-    if (ask.engineId !== this.engineId)
+    if (ask.engineId !== null && ask.engineId !== this.engineId)
       throw new HandoverError(`this engine is ${this.engineId}, not ${ask.engineId}`);
     if (ask.blockSize !== blockSize)
       throw new HandoverError(`the puller has ${ask.blockSize} tokens per block, the holder ${blockSize}`);

@@ -9,8 +9,8 @@ export class HandoverError extends Error {}
 
 /** What a puller asks of the engine that holds the blocks. */
 export interface KvAsk {
-  /** The engine that it means: an address may have been taken over by another one. */
-  readonly engineId: string;
+  /** The engine that it means, for its address may be another's by now; null: whoever is there. */
+  readonly engineId: string | null;
   /** Name of the offer. */
   readonly key: string;
   /** Which of the offered blocks, by their numbers over there; null: those from index `from` on. */
@@ -23,9 +23,9 @@ export interface KvAsk {
   readonly blockBytes: number;
 }
 
-/** An engine that can be reached. */
+/** An engine that can be reached; `engineId` null: by its address alone. */
 export interface KvPeer {
-  readonly engineId: string;
+  readonly engineId: string | null;
   readonly host: string;
   readonly port: number;
 }
@@ -50,7 +50,7 @@ export interface KvSource {
    */
   read(ask: KvAsk, signal: AbortSignal): Promise<KvRead>;
   /** False: there is no such offer (any more). */
-  notice(engineId: string, key: string, notice: KvNotice): boolean;
+  notice(engineId: string | null, key: string, notice: KvNotice): boolean;
 }
 
 /** Brings blocks over. One per engine, on its thread. */

@@ -22,13 +22,16 @@ interface Registered {
 /** The mock engines of one process that can reach each other. */
 export class LocalEngines {
   readonly #engines = new Map<string, Registered>();
+  /** In order of joining: the place is the port. */
+  readonly #ids: string[] = [];
 
   /** A carrier for one more engine; `pages` are its KV, null where it has none. */
   join(source: KvSource, pages: KvPages | null): KvCarrier {
     this.#engines.set(source.engineId, { source, pages });
+    this.#ids.push(source.engineId);
     return {
       host: 'localhost',
-      port: 0,
+      port: this.#ids.length,
       pull: (peer, ask, into, signal) => this.#pull(peer, ask, into, pages, signal),
       notify: (peer, key, notice) => this.#notify(peer, key, notice),
       close: async () => {
@@ -38,7 +41,11 @@ export class LocalEngines {
   }
 
   #notify(peer: KvPeer, key: string, notice: KvNotice): void {
-    this.#engines.get(peer.engineId)?.source.notice(peer.engineId, key, notice);
+    this.#find(peer)?.source.notice(peer.engineId, key, notice);
+  }
+
+  #find({ engineId, port }: KvPeer): Registered | undefined {
+    return this.#engines.get(engineId ?? this.#ids[port - 1] ?? '');
   }
 
   async #pull(
@@ -48,8 +55,9 @@ export class LocalEngines {
     pages: KvPages | null,
     signal: AbortSignal,
   ): Promise<void> {
-    const holder = this.#engines.get(peer.engineId);
-    if (holder === undefined) throw new HandoverError(`there is no engine ${peer.engineId} in this process`);
+    const holder = this.#find(peer);
+    if (holder === undefined)
+      throw new HandoverError(`there is no engine ${peer.engineId ?? peer.port} in this process`);
     const read = await holder.source.read(ask, signal);
     try {
       signal.throwIfAborted();
