@@ -30,8 +30,8 @@ export async function startPair(
   return [await startTiny(t, options), await startTiny(t, options)];
 }
 
-/** The flags of a prefill request. */
-export const PREFILL = {
+/** The flags of a prefill request, as routers send them. */
+const PREFILL = {
   do_remote_decode: true,
   do_remote_prefill: false,
   remote_engine_id: null,
