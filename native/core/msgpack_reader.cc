@@ -129,6 +129,25 @@ bool MsgpackReader::skip(uint64_t values) {
 }
 
 bool MsgpackReader::next_word(uint32_t* word) {
+  // Most of a batch are ids, and most of those are in these forms.
+  if (length_ - at_ >= 5) {
+    const uint8_t* bytes = bytes_ + at_;
+    if (bytes[0] <= 0x7f) {
+      *word = bytes[0];
+      at_ += 1;
+      return true;
+    }
+    if (bytes[0] == 0xcd) {
+      *word = uint32_t{bytes[1]} << 8 | bytes[2];
+      at_ += 3;
+      return true;
+    }
+    if (bytes[0] == 0xce) {
+      *word = uint32_t{bytes[1]} << 24 | uint32_t{bytes[2]} << 16 | uint32_t{bytes[3]} << 8 | bytes[4];
+      at_ += 5;
+      return true;
+    }
+  }
   MsgpackValue value;
   if (!next_of(MsgpackKind::kInteger, &value) || value.bits > 0xffffffff) return false;
   *word = static_cast<uint32_t>(value.bits);

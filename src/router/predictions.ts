@@ -50,7 +50,7 @@ export class Predictions {
       const high = hashes[2 * block + 1]!;
       const bucket = (low & (BUCKETS - 1)) * BUCKET_WORDS;
       const way = this.#wayOf(bucket, low, high);
-      if (way < 0) this.#replaceOldest(bucket, low, high, tag, expiresMs);
+      if (way < 0) this.#replace(bucket, low, high, tag, nowMs, expiresMs);
       else {
         const time = (bucket + EXPIRY) / 2 + way;
         this.#addHolder(bucket + TAGS + way * HOLDERS, tag, times[time]! > nowMs);
@@ -109,15 +109,23 @@ export class Predictions {
     return -1;
   }
 
-  /** In turn, and not the one that expires first: that choice would cost more than all the rest of `add`. */
-  #replaceOldest(bucket: number, low: number, high: number, tag: number, expiresMs: number): void {
+  /**
+   * Takes the place of a block that has expired, else of the one that expires first. The ways come in turn, so the next one
+   * has mostly expired: always to compare all of them would cost more than all the rest of `add`.
+   */
+  #replace(bucket: number, low: number, high: number, tag: number, nowMs: number, expiresMs: number): void {
     const words = this.#words;
+    const times = this.#times;
+    const time = (bucket + EXPIRY) / 2;
     const turn = this.#turns[bucket / BUCKET_WORDS]!;
     this.#turns[bucket / BUCKET_WORDS] = turn + 1;
-    const way = turn & (WAYS - 1);
+    let way = turn & (WAYS - 1);
+    if (times[time + way]! > nowMs)
+      for (let other = 0; other < WAYS; other += 1)
+        if (times[time + other]! < times[time + way]!) way = other;
     words[bucket + way] = low;
     words[bucket + HIGH + way] = high;
-    this.#times[(bucket + EXPIRY) / 2 + way] = expiresMs;
+    times[time + way] = expiresMs;
     const first = bucket + TAGS + way * HOLDERS;
     words[first] = tag;
     for (let at = first + 1; at < first + HOLDERS; at += 1) words[at] = 0;
