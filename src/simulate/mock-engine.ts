@@ -198,6 +198,13 @@ async function openDisagg(
   context: Pick<ConnectorContext, 'host' | 'pages' | 'clock'> & { readonly engine: LiveEngine },
 ): Promise<KvConnector | null> {
   if (disagg === undefined) return null;
+  for (const [param, engine] of [
+    ['connector', 'vllm'],
+    ['role', 'sglang'],
+  ] as const) {
+    if (disagg[param] !== undefined && kind !== engine)
+      throw new ConfigError(`disagg.${param} is for ${engine}; got ${kind}`, { param: `disagg.${param}` });
+  }
   const { host, pages, clock, engine } = context;
   return openConnector(disagg, {
     engineId: webcrypto.randomUUID(),

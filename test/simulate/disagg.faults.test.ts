@@ -39,23 +39,26 @@ t.test('a lease ends without heartbeats and lives with them', async t => {
   t.same([leakOf(p), leakOf(d)], [null, null]);
 });
 
-t.test('a read under way outlives the lease', async t => {
-  const clock = new ManualClock();
-  const [p, d] = await startPair(t, 'local', { clock, disagg: { leaseMs: 1000, pullDeadlineMs: 60_000 } });
-  const prompt = promptOf(60);
-  p.faults.next('handoverStall');
-  const params = await prefill(p.url, prompt);
-  const controller = new AbortController();
-  const body = { prompt, kv_transfer_params: params };
-  const answer = post(d.url, completions, body, controller.signal).catch(() => null);
-  await until(() => p.connector!.desk.counters.reads === 1);
-  p.connector!.desk.notice(null, params.remote_request_id, 'done');
-  t.equal(p.core.pool.pinned, 4, 'done, and still being read');
-  controller.abort();
-  await answer;
-  await until(() => p.connector!.desk.open === 0);
-  t.same([d.connector!.pulls.cancelled, leakOf(p), leakOf(d)], [1, null, null]);
-});
+for (const carrier of ['local', 'http'] as const)
+  t.test(`a read under way outlives its offer, ${carrier}`, async t => {
+    const clock = new ManualClock();
+    const [p, d] = await startPair(t, carrier, { clock, disagg: { leaseMs: 1000, pullDeadlineMs: 60_000 } });
+    const prompt = promptOf(60);
+    p.faults.next('handoverStall');
+    const params = await prefill(p.url, prompt);
+    const controller = new AbortController();
+    const body = { prompt, kv_transfer_params: params };
+    const answer = post(d.url, completions, body, controller.signal).catch(() => null);
+    await until(() => p.connector!.desk.counters.reads === 1);
+    clock.advance(5000);
+    t.equal(p.core.pool.pinned, 4, 'heartbeats keep it');
+    p.connector!.desk.notice(null, params.remote_request_id, 'done');
+    t.equal(p.core.pool.pinned, 4, 'done, and still being read');
+    controller.abort();
+    await answer;
+    await until(() => p.connector!.desk.open === 0);
+    t.same([d.connector!.pulls.cancelled, leakOf(p), leakOf(d)], [1, null, null]);
+  });
 
 t.test(
   'wrong engine, wrong request, wrong blocks, wrong layout: refused, with both values named',

@@ -1,5 +1,6 @@
 // Promise: mocks of SGLang and TensorRT-LLM hand KV over by their own contracts, and the text is the aggregated one.
 import t, { type Test } from 'tap';
+import { ManualClock } from '#millrace/runtime/clock.js';
 import { randomInteger, seededRandom } from '#millrace/runtime/random.js';
 import { LocalEngines } from '#millrace/simulate/disagg/local-carrier.js';
 import type { MockEngine, MockEngineOptions } from '#millrace/simulate/mock-engine.js';
@@ -78,6 +79,19 @@ t.test('SGLang: no room, a fake host, and abort_request on either side', async t
   const info = (await (await fetch(`${d.url}/get_server_info`)).json()) as Json;
   t.match(info, { disaggregation_mode: 'decode', disaggregation_bootstrap_port: Number, page_size: 16 });
   t.same([leakOf(p), leakOf(d)], [null, null]);
+});
+
+t.test('SGLang: a prefill that nobody comes for ends with an error and frees its blocks', async t => {
+  const clock = new ManualClock();
+  const [p, d] = await sglangPair(t, true, { clock, disagg: { leaseMs: 5000 } });
+  const body = { input_ids: promptOf(40), ...roomOf(p, 5) };
+  const held = postJson(p.url, '/generate', body);
+  await until(() => p.core.pool.pinned === 3);
+  clock.advance(5000);
+  const { status, json } = await held;
+  t.equal(status, 500);
+  t.match(json.message, /offer has expired/);
+  t.same([leakOf(p), leakOf(d), p.connector!.desk.counters.expired], [null, null, 1]);
 });
 
 const trtllm = { engine: 'trtllm' } as const;
