@@ -73,7 +73,7 @@ t.test('SGLang: no room, a fake host, and abort_request on either side', async t
   const late = await postJson(p.url, '/generate', { ...input, ...roomOf(p, 2) });
   t.equal(late.json.output_ids.length, 1, 'the prefill of a room that was given up ends at once');
   const held = postJson(p.url, '/generate', { ...input, ...roomOf(p, 3), rid: 'held' });
-  await until(() => p.core.pool.pinned > 0);
+  await until(() => p.connector!.desk.open === 1);
   await post(p.url, '/abort_request', { rid: 'held' });
   await held;
   const info = (await (await fetch(`${d.url}/get_server_info`)).json()) as Json;
@@ -86,7 +86,8 @@ t.test('SGLang: a prefill that nobody comes for ends with an error and frees its
   const [p, d] = await sglangPair(t, true, { clock, disagg: { leaseMs: 5000 } });
   const body = { input_ids: promptOf(40), ...roomOf(p, 5) };
   const held = postJson(p.url, '/generate', body);
-  await until(() => p.core.pool.pinned === 3);
+  await until(() => p.connector!.desk.open === 1);
+  t.equal(p.core.pool.pinned, 3);
   clock.advance(5000);
   const { status, json } = await held;
   t.equal(status, 500);
