@@ -217,7 +217,8 @@ export class PlaneFixture {
           poolThreads,
           httpServer: server,
           policy,
-          limits,
+          // A canary would be one request more than a test has sent.
+          limits: { canaryAfterMs: 0, ...limits },
         },
       },
     );

@@ -10,6 +10,7 @@ import { ASK_REASONS, type AskReason, END_CAUSES, type EndCause } from '../messa
 import { type ReadIndex, registerIndexMetrics } from './index-metrics.js';
 import { ModelCounter, ModelHistogram } from './model-histogram.js';
 import { SeriesCounter } from './series-counter.js';
+import { registerWorkerMetrics, type WorkerReadings } from './worker-metrics.js';
 
 /** Models that get a label of their own; a request for any other counts as `unknown`. */
 const MODELS_MAX = 256;
@@ -39,6 +40,8 @@ export interface MetricSources {
     readonly kind: 'prefill_tokens' | 'decode_blocks' | 'requests';
     readonly load: number;
   }>;
+  /** State and health of the workers; null: another thread tells it. */
+  readonly readWorkers: (() => readonly WorkerReadings[]) | null;
   /** The prefix index; null: there is none, or another thread tells it. */
   readonly readIngest: ReadIndex | null;
 }
@@ -240,6 +243,7 @@ export function createMetrics(models: readonly string[], sources: MetricSources,
   const perModel = createModelMetrics(registry, names);
   const counts = createRequestMetrics(registry);
   const stop = createScrapedGauges(registry, sources, thread);
+  if (sources.readWorkers !== null) registerWorkerMetrics(registry, sources.readWorkers);
   if (sources.readIngest !== null) registerIndexMetrics(registry, sources.readIngest);
   // A series that exists from the start shows its first increase; one that appears with it does not.
   counts.accepted.add(0, thread);

@@ -28,7 +28,7 @@ import { parseRequest } from '../preprocess/parse-request.js';
 import type { TextModel } from '../preprocess/text-model.js';
 import type { Decider, Placement, PromptBlocks } from '../router/decide.js';
 import type { Hashers } from '../router/hashing/block-hasher.js';
-import { PoolFleet, type Serving } from './pool-fleet.js';
+import { canAnswer, PoolFleet, type Serving } from './pool-fleet.js';
 import { PromptHasher } from './prompt-blocks.js';
 import { type KnownIds, PromptSource } from './prompt-source.js';
 import type { RemoteIds } from './remote-ids.js';
@@ -205,6 +205,7 @@ export class Planning {
       eosIds: ready.eosIds,
       requestId: engineRequestId(ask),
       rank: worker.rank,
+      isAdapter: worker.models.some(({ id, adapter }) => id === model.name && adapter === true),
     });
     return {
       request: ask.request,
@@ -267,7 +268,7 @@ const nameOf = ({ url, rank }: WorkerView): string => workerName(url, rank);
 
 /** Without token mode the worker decides: one that returns ids is asked for them, unless that needs a stream it cannot give. */
 function answerMode(ready: Preprocessed, request: TokenRequest, worker: WorkerView): AnswerMode {
-  if (ready.mode === 'token' || !worker.returnsTokenIds) return ready.mode;
+  if (ready.mode === 'token' || !canAnswer(worker, 'relayIds')) return ready.mode;
   return request.output.stream || canStream(request) ? 'relayIds' : 'relay';
 }
 

@@ -7,7 +7,7 @@ import type { EngineStream } from '../engines/contract.js';
 import { ERROR_CODES, type ErrorCode } from '../errors.js';
 import type { Limits } from '../limits.js';
 import type { Usage } from '../messages/delta.js';
-import type { Ask, EndCause, Plan, PlanStep } from '../messages/records.js';
+import type { AnswerMode, Ask, EndCause, Plan, PlanStep } from '../messages/records.js';
 import type { Api } from '../messages/token-request.js';
 import type { DetokenizerTable } from '../preprocess/detokenizer.js';
 import type { Ledger } from '../router/ledger.js';
@@ -55,7 +55,8 @@ export interface RequestContext {
   ask(ask: Omit<Ask, 'body'>, body: readonly Uint8Array[]): 'ok' | 'full' | 'off';
   /** Origin of the worker in a slot, or null when the slot was given to another one. */
   originOf(slot: number, generation: number): string | null;
-  openEngineStream(): EngineStream;
+  /** What opens the decoder of the answer to a step, however late its worker leaves; called when the step is sent. */
+  streamOpener(step: PlanStep, mode: AnswerMode): () => EngineStream;
   detokenizerTable(tokenizer: string): DetokenizerTable;
   /** Tells the health monitor what a worker did to a request. */
   reportFailure(step: PlanStep, failure: AttemptFailure): void;

@@ -198,7 +198,7 @@ export class PlaneRequest {
         client: this.#context.client,
         origin,
         step,
-        openStream: () => this.#context.openEngineStream(),
+        openStream: this.#context.streamOpener(step, this.#plan!.mode),
         guard: this.#context.guard,
         answerBytesMax: this.#context.limits.unaryAnswerBytesMax,
       },

@@ -8,7 +8,7 @@ import type { EngineClient } from '../engines/client.js';
 import type { EngineAdapter, EngineStream } from '../engines/contract.js';
 import { type ErrorCode, type ErrorDetail, MillraceError } from '../errors.js';
 import type { Limits } from '../limits.js';
-import type { Ask, Plan, PlanStep, Reject } from '../messages/records.js';
+import type { AnswerMode, Ask, Plan, PlanStep, Reject } from '../messages/records.js';
 import type { Api } from '../messages/token-request.js';
 import type { DetokenizerTable } from '../preprocess/detokenizer.js';
 import { EPOCH_DISCARDED, type Ledger } from '../router/ledger.js';
@@ -43,7 +43,6 @@ export interface SocketThreadOptions {
   readonly epoch: number;
   readonly ledger: Ledger;
   readonly client: EngineClient;
-  readonly adapter: EngineAdapter;
   /** Its doorbell, which pool threads ring. */
   readonly bellMemory: SharedArrayBuffer;
   /** The state of the whole process. */
@@ -55,6 +54,8 @@ export interface SocketThreadOptions {
   readonly sessionHeader: string;
   /** Origin of the worker in a slot, or null when it has left. */
   readonly originOf: (slot: number, generation: number) => string | null;
+  /** The adapter of a worker that has an origin. */
+  readonly adapterOf: (slot: number, generation: number) => EngineAdapter;
   readonly detokenizerTable: (tokenizer: string) => DetokenizerTable;
   readonly reportFailure: (slot: number, generation: number, failure: AttemptFailure) => void;
 }
@@ -276,11 +277,10 @@ export class SocketThread implements RequestContext, PickContext {
     return this.#options.originOf(slot, generation);
   }
 
-  openEngineStream(): EngineStream {
-    return this.#options.adapter.openStream({
-      firstFrameBytesMax: this.limits.sseFirstFrameBytesMax,
-      frameBytesMax: this.limits.sseFrameBytesMax,
-    });
+  streamOpener({ slot, generation }: PlanStep, mode: AnswerMode): () => EngineStream {
+    const adapter = this.#options.adapterOf(slot, generation);
+    const { sseFirstFrameBytesMax: firstFrameBytesMax, sseFrameBytesMax: frameBytesMax } = this.limits;
+    return () => adapter.openStream({ firstFrameBytesMax, frameBytesMax }, mode);
   }
 
   detokenizerTable(tokenizer: string): DetokenizerTable {
