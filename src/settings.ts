@@ -114,6 +114,7 @@ export function settings(policies: readonly string[], tokenizers: readonly strin
     ...serviceSettings(policies, tokenizers),
     ...eventSettings(),
     ...threadSettings(),
+    ...accessSettings(),
     ...processSettings(),
   ];
 }
@@ -214,6 +215,25 @@ function threadSettings(): readonly Setting[] {
   ];
 }
 
+function accessSettings(): readonly Setting[] {
+  return [
+    {
+      key: 'sessionHeader',
+      flag: 'session-header',
+      value: 'NAME',
+      help: "request header that names a session, whose requests go to one worker; '' for none",
+      default: 'x-millrace-session-id',
+      parse: headerName,
+    },
+    {
+      key: 'adminToken',
+      help: 'secret of the routes under /admin, as a bearer token; without it they do not exist',
+      default: null,
+      parse: token,
+    },
+  ];
+}
+
 function processSettings(): readonly Setting[] {
   return [
     {
@@ -231,20 +251,6 @@ function processSettings(): readonly Setting[] {
       help: 'auto (uWebSockets.js where it loads), uws or node',
       default: 'auto',
       parse: oneOf(['auto', 'uws', 'node']),
-    },
-    {
-      key: 'sessionHeader',
-      flag: 'session-header',
-      value: 'NAME',
-      help: "request header that names a session, whose requests go to one worker; '' for none",
-      default: 'x-millrace-session-id',
-      parse: headerName,
-    },
-    {
-      key: 'adminToken',
-      help: 'secret of the routes under /admin, as a bearer token; without it they do not exist',
-      default: null,
-      parse: token,
     },
     {
       key: 'mockWorkers',

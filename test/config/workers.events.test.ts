@@ -62,7 +62,7 @@ const wrong: [string, Record<string, unknown>, RegExp][] = [
   [
     'an endpoint that is none',
     { kvEvents: 'http://a:1' },
-    /kvEvents \(option\) is "http:\/\/a:1"; allowed: tcp:/,
+    /kvEvents \(option\) is "http:\/\/a:1"; allowed: auto, off, tcp:/,
   ],
   ['a port out of range', { kvEvents: 'tcp://a:70000' }, /kvEvents .*"tcp:\/\/a:70000"/],
   ['a replay that is bound', { kvEventsReplay: 'bind:tcp://a:1' }, /kvEventsReplay .*leave out bind:/],
