@@ -84,8 +84,8 @@ export interface WorkerMonitorOptions {
   readonly findForeignIds: (worker: MonitoredWorker, facts: WorkerCapabilities) => Promise<readonly string[]>;
   /** The adapter of an engine by its name; every watched worker's engine has one. */
   readonly adapters: ReadonlyMap<string, EngineAdapter>;
-  /** A number that is another one after each answer of requests that brought tokens of the worker in a slot. */
-  readonly readActivity: (slot: number) => number;
+  /** A number that is another one after each batch of tokens that a worker brought to requests. */
+  readonly readActivity: (slot: number, generation: number) => number;
   readonly limits: Pick<
     Limits,
     | 'probeDeadlineMs'

@@ -102,7 +102,7 @@ export class HealthWatch {
       afterMs: limits.canaryAfterMs,
       deadlineMs: limits.canaryDeadlineMs,
       send: () => this.#sendCanary(this.#life!.canary),
-      readActivity: () => readActivity(worker.slot),
+      readActivity: () => readActivity(worker.slot, worker.generation),
       onTokens: () => {
         this.#failedCanaries = 0;
       },
@@ -142,8 +142,8 @@ export class HealthWatch {
   /** One attempt to bring the worker up, or one check that it still is; then sets the timer of the next. */
   async #check(): Promise<void> {
     const turn = this.#turn;
-    const { slot } = this.worker;
-    const activity = this.#options.readActivity(slot);
+    const { slot, generation } = this.worker;
+    const activity = this.#options.readActivity(slot, generation);
     this.#checkTimer?.cancel();
     this.#checking = true;
     let fault: Fault | null = null;
@@ -159,7 +159,7 @@ export class HealthWatch {
     if (turn !== this.#turn) return;
     this.#checking = false;
     // A busy server may be late with its health route; one that makes tokens is alive.
-    const isAlive = fault?.isLate === true && this.#options.readActivity(slot) !== activity;
+    const isAlive = fault?.isLate === true && this.#options.readActivity(slot, generation) !== activity;
     if (fault !== null && !(isAlive && this.#life !== null)) this.#failed(fault);
     else if (found !== null) this.#comeUp(found.life, found.facts);
     else this.#passed();

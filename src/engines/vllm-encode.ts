@@ -62,8 +62,8 @@ function callHead(input: EncodeInput): EncodedCall['head'] {
   return [...jsonHead(input.requestId), ...rankHead(input.rank)];
 }
 
-function rankHead(rank: EncodeInput['rank']): [string, string][] {
-  return typeof rank === 'number' ? [['x-data-parallel-rank', String(rank)]] : [];
+function rankHead(rank: number | null): [string, string][] {
+  return rank === null ? [] : [['x-data-parallel-rank', String(rank)]];
 }
 
 function encodeTokens(input: EncodeInput): EncodedCall {

@@ -201,7 +201,7 @@ export class Fleet {
       ask: (request, deadlineMs, bytesMax) => this.#client.ask(request, deadlineMs, bytesMax),
       sink,
       adapters,
-      readActivity: slot => activity.read(slot),
+      readActivity: (slot, generation) => activity.read(slot, generation),
       findForeignIds: ({ url }, facts) =>
         textModels.findForeignIds(url, facts, adapters.get(facts.engine)!, (path, json) =>
           this.#client.post(url, path, json, limits.probeDeadlineMs, limits.probeBytesMax),

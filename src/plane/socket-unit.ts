@@ -34,7 +34,7 @@ import { ProcessBoard } from './process-board.js';
 import { createRoutes, isApiPath, refuseUnknown } from './routes.js';
 import type { CoreSide, Listening, SocketSide, SocketTask } from './socket-side.js';
 import { SocketThread } from './socket-thread.js';
-import { countingTokens, WorkerActivity } from './worker-activity.js';
+import { WorkerActivity } from './worker-activity.js';
 
 /** Owner epoch of the first socket thread; pool threads count up from 1. */
 const SOCKET_EPOCH = 0x8000_0000;
@@ -98,7 +98,8 @@ export class SocketUnit implements SocketSide {
       board: this.#board,
       ledger: new Ledger({ memory: task.ledgerMemory, loadTable, partition: null, addon }),
       client: this.#client,
-      observer: countingTokens(createObserver(this.metrics), new WorkerActivity(task.activityMemory)),
+      observer: createObserver(this.metrics),
+      activity: new WorkerActivity(task.activityMemory),
       decisions: new DecisionLog(),
       sessionHeader: config.sessionHeader,
       originOf: (slot, generation) => this.#worker(slot, generation)?.url ?? null,

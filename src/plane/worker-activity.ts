@@ -1,16 +1,17 @@
 /**
- * Which workers bring tokens (R5): a word of shared memory for each slot, counted up by the socket threads with every batch
- * of an answer, and read by the health monitor, which asks only whether it has changed. It wraps.
+ * Which workers bring tokens (R5): counters in shared memory, counted up by the socket threads with every batch of an answer,
+ * and read by the health monitor, which asks only whether one has changed. They wrap.
+ *
+ *     word slot × 2 + generation mod 2: streams of the tenant before go on, and say nothing of the one that has the slot
  */
-import type { Plan } from '../messages/records.js';
 import { allocateShared, sharedWords } from '../runtime/shared-memory.js';
-import type { PlaneObserver } from './observer.js';
 
 const WORD_BYTES = 4;
+const WORDS_PER_SLOT = 2;
 
 /** Shared memory for the workers of a process. */
 export function createActivityMemory(workersMax: number): SharedArrayBuffer {
-  return allocateShared(workersMax * WORD_BYTES, 'worker activity');
+  return allocateShared(workersMax * WORDS_PER_SLOT * WORD_BYTES, 'worker activity');
 }
 
 /** One thread's view. */
@@ -21,24 +22,15 @@ export class WorkerActivity {
     this.#words = sharedWords(memory);
   }
 
-  /** Tokens came for a request: all workers of its plan count as alive. */
-  add({ calls }: Plan): void {
-    for (const { steps } of calls) for (const { slot } of steps) Atomics.add(this.#words, slot, 1);
+  /** Tokens of the worker came. */
+  add(slot: number, generation: number): void {
+    Atomics.add(this.#words, wordOf(slot, generation), 1);
   }
 
-  /** Another number after each `add` of the slot's worker. */
-  read(slot: number): number {
-    return Atomics.load(this.#words, slot);
+  /** Another number after each `add`. */
+  read(slot: number, generation: number): number {
+    return Atomics.load(this.#words, wordOf(slot, generation));
   }
 }
 
-/** `observer`, which also says that the workers of a plan bring tokens. */
-export function countingTokens(observer: PlaneObserver, activity: WorkerActivity): PlaneObserver {
-  return {
-    ...observer,
-    tokens(plan, count, gapMs) {
-      activity.add(plan);
-      observer.tokens(plan, count, gapMs);
-    },
-  };
-}
+const wordOf = (slot: number, generation: number): number => slot * WORDS_PER_SLOT + (generation & 1);
