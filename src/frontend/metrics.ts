@@ -210,6 +210,7 @@ function createRequestMetrics(registry: Registry) {
 /** Gauges that are read at scrape time. Returns what stops the measurement of the event loop. */
 function createScrapedGauges(registry: Registry, sources: MetricSources, thread: string): () => void {
   const registers = [registry];
+  if (sources.readWorkers !== null) registerWorkerMetrics(registry, sources.readWorkers);
   new Gauge({
     name: 'millrace_ring_depth',
     help: 'Records or bytes waiting in a ring',
@@ -269,7 +270,6 @@ export function createMetrics(models: readonly string[], sources: MetricSources,
   const perModel = createModelMetrics(registry, names);
   const counts = createRequestMetrics(registry);
   const stop = createScrapedGauges(registry, sources, thread);
-  if (sources.readWorkers !== null) registerWorkerMetrics(registry, sources.readWorkers);
   if (sources.readIngest !== null) registerIndexMetrics(registry, sources.readIngest);
   // A series that exists from the start shows its first increase; one that appears with it does not.
   counts.accepted.add(0, thread);
