@@ -154,6 +154,7 @@ export interface FixtureOptions {
   readonly modelPath?: string;
   readonly limits?: Partial<Record<LimitName, number>>;
   readonly poolThreads?: number;
+  readonly adminToken?: string;
   /** Default: round-robin. */
   readonly policy?: string;
   /** 'real' for tests in which many things happen at once; else the clock moves only by `tick`. */
@@ -217,6 +218,7 @@ export class PlaneFixture {
           poolThreads,
           httpServer: server,
           policy,
+          adminToken: options.adminToken,
           // A canary would be one request more than a test has sent.
           limits: { canaryAfterMs: 0, ...limits },
         },
@@ -261,8 +263,8 @@ export class PlaneFixture {
     return (await this.open(path, body, headers)).rest();
   }
 
-  async get(path: string, method = 'GET'): Promise<Reply> {
-    const response = await fetch(this.url + path, { method });
+  async get(path: string, method = 'GET', init: RequestInit = {}): Promise<Reply> {
+    const response = await fetch(this.url + path, { ...init, method });
     const text = await response.text();
     return {
       status: response.status,

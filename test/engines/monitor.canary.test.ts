@@ -44,7 +44,11 @@ function setUp(limits: Partial<typeof DEFAULT_LIMITS> = {}, rank: number | null 
     }
     return Promise.resolve({ status: answer, body: PAGES[path] ?? '' });
   };
-  const log = createLogger({ level: 'info', format: 'json', write: line => lines.push(JSON.parse(line).message) });
+  const log = createLogger({
+    level: 'info',
+    format: 'json',
+    write: line => lines.push(JSON.parse(line).message),
+  });
   const monitor = new WorkerMonitor({
     clock,
     log,
@@ -182,18 +186,21 @@ t.test('stopped: a short stop takes nothing out, one for good is seen within the
   t.match(changes, [{ healthy: false }]);
 });
 
-t.test('a health route that is late under load does not count while tokens come; one that says no does', async t => {
-  const { state, changes, run, start, counts } = setUp();
-  await start();
-  state.health = 'never';
-  await run((probePeriodMs + probeDeadlineMs) * 5, () => {
-    state.tokens++;
-  });
-  t.same(changes, []);
-  t.equal(counts().failures.health, 0);
-  state.health = 503;
-  await run(probeDeadlineMs + probePeriodMs * probeFailuresMax, () => {
-    state.tokens++;
-  });
-  t.match(changes, [{ healthy: false }]);
-});
+t.test(
+  'a health route that is late under load does not count while tokens come; one that says no does',
+  async t => {
+    const { state, changes, run, start, counts } = setUp();
+    await start();
+    state.health = 'never';
+    await run((probePeriodMs + probeDeadlineMs) * 5, () => {
+      state.tokens++;
+    });
+    t.same(changes, []);
+    t.equal(counts().failures.health, 0);
+    state.health = 503;
+    await run(probeDeadlineMs + probePeriodMs * probeFailuresMax, () => {
+      state.tokens++;
+    });
+    t.match(changes, [{ healthy: false }]);
+  },
+);
