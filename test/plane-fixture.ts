@@ -155,6 +155,8 @@ export interface FixtureOptions {
   readonly limits?: Partial<Record<LimitName, number>>;
   readonly poolThreads?: number;
   readonly adminToken?: string;
+  /** Mocks are asked where they publish events, as workers are that say nothing of it. */
+  readonly asked?: boolean;
   /** Default: round-robin. */
   readonly policy?: string;
   /** 'real' for tests in which many things happen at once; else the clock moves only by `tick`. */
@@ -202,8 +204,7 @@ export class PlaneFixture {
     const workers = [
       ...mocks.map(({ url, events }) => ({
         url,
-        kvEvents: events?.publish,
-        kvEventsReplay: events?.replay,
+        ...(options.asked === true ? {} : { kvEvents: events?.publish, kvEventsReplay: events?.replay }),
       })),
       ...fakes.map(fake => fake.url),
       ...(options.workers ?? []),
