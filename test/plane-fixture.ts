@@ -154,6 +154,9 @@ export interface FixtureOptions {
   readonly modelPath?: string;
   readonly limits?: Partial<Record<LimitName, number>>;
   readonly poolThreads?: number;
+  readonly adminToken?: string;
+  /** Mocks are asked where they publish events, as workers are that say nothing of it. */
+  readonly asked?: boolean;
   /** Default: round-robin. */
   readonly policy?: string;
   /** 'real' for tests in which many things happen at once; else the clock moves only by `tick`. */
@@ -201,8 +204,7 @@ export class PlaneFixture {
     const workers = [
       ...mocks.map(({ url, events }) => ({
         url,
-        kvEvents: events?.publish,
-        kvEventsReplay: events?.replay,
+        ...(options.asked === true ? {} : { kvEvents: events?.publish, kvEventsReplay: events?.replay }),
       })),
       ...fakes.map(fake => fake.url),
       ...(options.workers ?? []),
@@ -217,7 +219,9 @@ export class PlaneFixture {
           poolThreads,
           httpServer: server,
           policy,
-          limits,
+          adminToken: options.adminToken,
+          // A canary would be one request more than a test has sent.
+          limits: { canaryAfterMs: 0, ...limits },
         },
       },
     );
@@ -260,8 +264,8 @@ export class PlaneFixture {
     return (await this.open(path, body, headers)).rest();
   }
 
-  async get(path: string, method = 'GET'): Promise<Reply> {
-    const response = await fetch(this.url + path, { method });
+  async get(path: string, method = 'GET', init: RequestInit = {}): Promise<Reply> {
+    const response = await fetch(this.url + path, { ...init, method });
     const text = await response.text();
     return {
       status: response.status,

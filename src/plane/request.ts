@@ -166,14 +166,14 @@ export class PlaneRequest {
     if (refusal !== null) this.fail(refusal.code, refusal.message, refusal.detail);
   }
 
-  #start(run: CallRun, { placement }: Plan): void {
+  #start(run: CallRun, { placement, mode }: Plan): void {
     const origin = this.#context.originOf(run.step.slot, run.step.generation);
     if (origin === null) {
       this.#onFailed(run, 'unreachable', 'MILLRACE_WORKER_UNREACHABLE', 'the worker has left');
       return;
     }
     this.#tellPlacement(run, origin, placement);
-    run.start(origin, this.#eventsOf(run), this.#enginePaused);
+    run.start(origin, mode, this.#eventsOf(run), this.#enginePaused);
   }
 
   #eventsOf(run: CallRun): AttemptEvents {
@@ -199,7 +199,7 @@ export class PlaneRequest {
     const nowMs = this.#context.clock.nowMs();
     if (outcome.tokens > 0) this.#onTokens(run, outcome.tokens, nowMs);
     this.#lastEventMs = nowMs;
-    run.touch(nowMs);
+    run.touch(nowMs, outcome.tokens);
     if (outcome.malformed)
       this.#onFailed(run, 'protocol', 'MILLRACE_WORKER_PROTOCOL', 'a frame of the worker is not valid');
     else if (outcome.engineError !== null) this.#onRefusal(run, outcome.engineError, 0);
