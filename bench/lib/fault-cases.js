@@ -193,4 +193,14 @@ export const FAULT_CASES = [
     ),
     prove: counted('halfFrame'),
   },
+  {
+    name: 'bad-frame',
+    what: 'an engine sends a frame that is no JSON in mid-stream, then nothing',
+    gapTargetMs: 2000,
+    arm: arming(
+      ({ perWorker, injectAfter }) => [{ kind: 'badFrame', afterTokens: injectAfter, requests: perWorker }],
+      one,
+    ),
+    prove: counted('badFrame'),
+  },
 ];

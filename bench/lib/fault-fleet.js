@@ -205,9 +205,10 @@ export async function placedAgain(fleet) {
  * What is not back to zero within its deadline after the load, by kind; empty when nothing leaks.
  * @param {Fleet} fleet
  * @param {readonly Server[]} answering  Engines that live and can be asked.
+ * @param {number} [withinMs]
  * @returns {Promise<Record<string, number>>}
  */
-export async function leaksOf(fleet, answering) {
+export async function leaksOf(fleet, answering, withinMs = LEAK_DEADLINE_MS) {
   /** @type {Record<string, number>} */
   let left = {};
   const look = async () => {
@@ -230,7 +231,7 @@ export async function leaksOf(fleet, answering) {
     left = Object.fromEntries(Object.entries(seen).filter(([, value]) => value !== 0));
     return Object.keys(left).length === 0;
   };
-  await polled(look, LEAK_DEADLINE_MS, 'leaks').catch(error => {
+  await polled(look, withinMs, 'leaks').catch(error => {
     if (Object.keys(left).length === 0) throw error; // it was the look that failed
   });
   return left;

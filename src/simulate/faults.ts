@@ -9,7 +9,8 @@ import type { Random } from '../runtime/random.js';
 /**
  * refuse: close the connection before anything is read · error500: answer a JSON error · halfFrame: some tokens, then
  * half a frame, then close · stall: some tokens, then never anything again · dieBefore: close before the first token ·
- * dieAfter: close after some tokens · reset: send the headers, then close.
+ * dieAfter: close after some tokens · reset: send the headers, then close · badFrame: some tokens, then a frame that is no
+ * JSON, then never anything again.
  */
 export const FAULT_KINDS = [
   'refuse',
@@ -19,6 +20,7 @@ export const FAULT_KINDS = [
   'dieBefore',
   'dieAfter',
   'reset',
+  'badFrame',
 ] as const;
 
 /** One kind of fault; see FAULT_KINDS. */
@@ -74,6 +76,7 @@ export class FaultPlan {
     dieBefore: 0,
     dieAfter: 0,
     reset: 0,
+    badFrame: 0,
   };
   readonly #rates: FaultRates;
   readonly #random: Random;
