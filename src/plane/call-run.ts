@@ -4,7 +4,7 @@
  * it holds once, whatever happens. Owned by its request on the socket thread.
  */
 import type { Limits } from '../limits.js';
-import type { PlanCall, PlanStep } from '../messages/records.js';
+import type { Plan, PlanCall, PlanStep } from '../messages/records.js';
 import { RESERVATION_NONE } from '../router/load-descriptor.js';
 import type { AttemptEvents, AttemptFailure } from './attempt.js';
 import { EngineAttempt } from './attempt.js';
@@ -38,6 +38,13 @@ export class CallRun {
   /** A token has come. */
   get hasToken(): boolean {
     return this.#hasToken;
+  }
+
+  /** Enters the decision for its worker into the log. */
+  tell(plan: Plan, origin: string, requestId: string | undefined): OpenDecision {
+    const { clock, decisions } = this.#context;
+    this.decision = decisions.add(clock.wallMs(), plan, origin, requestId);
+    return this.decision;
   }
 
   /** Sends the call to its worker. */

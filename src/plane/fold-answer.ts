@@ -105,7 +105,9 @@ export class FoldAnswer implements Answer {
   #openContinued(): ContinuedOutput {
     const isChat = this.#plan.api === 'chat';
     const add = (index: number, text: string, end: object): void =>
-      void this.#fold.add({ choices: [{ index, ...(isChat ? { delta: { content: text } } : { text }), ...end }] });
+      void this.#fold.add({
+        choices: [{ index, ...(isChat ? { delta: { content: text } } : { text }), ...end }],
+      });
     return {
       text: (choice, text) => add(choice, text, {}),
       finish: (choice, reason, stopReason) =>
