@@ -4,12 +4,12 @@
  * behind is counted. Exits with 1 when a fault did not happen, or a request failed, changed or left something behind.
  */
 import { FAULT_CASES } from './lib/fault-cases.js';
-import { askOf, MODE_FLAGS, PLANE_LIMITS, referenceTexts } from './lib/fault-fleet.js';
+import { askOf, MODE_TOKENIZERS, PLANE_LIMITS, referenceTexts } from './lib/fault-fleet.js';
 import { isKept, runCase } from './lib/fault-run.js';
 import { commit, machine, parseFlags, printResult, progress } from './lib/report.js';
 
 const NAMES = FAULT_CASES.map(({ name }) => name);
-const MODES = Object.keys(MODE_FLAGS);
+const MODES = Object.keys(MODE_TOKENIZERS);
 /** Tokens of an answer of the second wave. */
 const LATER_TOKENS = 16;
 
@@ -71,7 +71,13 @@ const injectAfter = tokens >> 2;
 const facts = machine(); // before the load, as it holds the load average
 const asks = Array.from({ length: streams }, (_, index) => askOf(index, tokens));
 const laterAsks = Array.from({ length: 2 * workers }, (_, at) => askOf(streams + at, LATER_TOKENS));
-const chosen = FAULT_CASES.filter(({ name }) => flags.cases.includes(name));
+const wanted = FAULT_CASES.filter(({ name }) => flags.cases.includes(name));
+const skipped = wanted.flatMap(({ name, lacks }) => {
+  const reason = lacks?.() ?? null;
+  return reason === null ? [] : [{ name, reason }];
+});
+for (const { name, reason } of skipped) process.stderr.write(`skipped: ${name}: ${reason}\n`);
+const chosen = wanted.filter(({ name }) => skipped.every(one => one.name !== name));
 const bar = progress('faults', 1 + chosen.length * modes.length);
 /** @type {import('./lib/fault-run.js').CaseResult[]} */
 const cases = [];
@@ -104,7 +110,7 @@ const settings = {
   limits: PLANE_LIMITS,
   policy: 'round-robin',
 };
-const result = { bench: 'faults', commit: commit(), machine: facts, settings, cases };
+const result = { bench: 'faults', commit: commit(), machine: facts, settings, cases, skipped };
 printResult(result, { json: flags.json, table: cases.map(tableRow) });
 for (const seen of cases) {
   if (isKept(seen)) continue;

@@ -3,6 +3,9 @@
  * `millrace serve` before them in another. Also what they say of themselves: counters, readiness, and what has not come
  * back to zero. Fresh for every case, so that no case inherits what the one before has broken.
  */
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import path from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { startServer } from './children.js';
@@ -21,8 +24,8 @@ const PROMPT_TOKENS = 48;
 const WARM_SERIAL = 1_000_000;
 const WARM_TOKENS = 8;
 
-/** Flags of `millrace serve` by mode of answer. */
-export const MODE_FLAGS = { token: ['--tokenizer', TOKENIZER], relayIds: [] };
+/** The setting `tokenizer` of `millrace serve` by mode of answer. */
+export const MODE_TOKENIZERS = { token: TOKENIZER, relayIds: null };
 
 /**
  * Limits of the plane, so that the faults that only a deadline can find are found while the streams run; the others are the
@@ -37,13 +40,14 @@ export const PLANE_LIMITS = {
 
 /**
  * @typedef {Awaited<ReturnType<typeof startServer>>} Server
- * @typedef {keyof typeof MODE_FLAGS} Mode
+ * @typedef {keyof typeof MODE_TOKENIZERS} Mode
  * @typedef {{ id: string, path: string, body: { stream: boolean, [key: string]: unknown } }} Ask
  *
  * @typedef {object} Fleet
  * @property {string} host
  * @property {number} port  Of the plane.
- * @property {readonly Server[]} mocks
+ * @property {readonly Server[]} mocks  Engines that answer requests.
+ * @property {readonly Server[]} prefills  Engines that only compute prompts, one for each of `mocks`; none unless the fleet is split.
  * @property {Server} plane
  * @property {() => Promise<void>} stop
  */
@@ -58,9 +62,10 @@ export function askOf(index, maxTokens) {
   return { id, path: '/v1/chat/completions', body: { ...shared, messages } };
 }
 
-/** @param {string | number} speed */
-function startMock(speed) {
-  const args = ['--import', PROBE, MAIN, 'mock', '--json', '--exit-with-stdin', '--speed', String(speed)];
+/** @param {string | number} speed @param {boolean} handsOver */
+function startMock(speed, handsOver) {
+  const flags = ['--json', '--exit-with-stdin', '--speed', String(speed)];
+  const args = ['--import', PROBE, MAIN, 'mock', ...flags, ...(handsOver ? ['--kv-connector', 'nixl'] : [])];
   return startServer('a mock engine', args, { channel: true });
 }
 
@@ -70,10 +75,10 @@ function startMock(speed) {
  * @returns {Promise<string[]>}
  */
 export async function referenceTexts(asks) {
-  const mock = await startMock('unlimited');
+  const mock = await startMock('unlimited', false);
   try {
-    const answers = asks.map(async ({ path, body }) => {
-      const text = await fetched(`${mock.listening.url}${path}`, { ...body, stream: false });
+    const answers = asks.map(async ({ path: route, body }) => {
+      const text = await fetched(`${mock.listening.url}${route}`, { ...body, stream: false });
       const [choice] = JSON.parse(text).choices;
       return choice.text ?? choice.message.content;
     });
@@ -85,31 +90,25 @@ export async function referenceTexts(asks) {
 
 /**
  * Starts engines and plane. Rejects, with nothing left running, when one of them does not start.
- * @param {{ workers: number, speed: number, mode: Mode }} options
+ * @param {{ workers: number, speed: number, mode: Mode, split?: boolean }} options  `split`: prefill and decode on workers of
+ *   their own, `workers` of each.
  * @returns {Promise<Fleet>}
  */
-export async function startFleet({ workers, speed, mode }) {
-  const started = await Promise.allSettled(Array.from({ length: workers }, () => startMock(speed)));
-  const mocks = started.flatMap(result => (result.status === 'fulfilled' ? [result.value] : []));
-  /** @type {Server[]} */
-  const servers = [...mocks];
+export async function startFleet({ workers, speed, mode, split = false }) {
+  const engines = split ? 2 * workers : workers;
+  const started = await Promise.allSettled(Array.from({ length: engines }, () => startMock(speed, split)));
+  const servers = started.flatMap(result => (result.status === 'fulfilled' ? [result.value] : []));
   const stop = async () => {
     await Promise.all(servers.map(server => server.stop()));
   };
   try {
     for (const result of started) if (result.status === 'rejected') throw result.reason;
-    const limits = Object.entries(PLANE_LIMITS).flatMap(([name, value]) => ['--limit', `${name}=${value}`]);
-    const urls = mocks.flatMap(({ listening }) => ['--worker', listening.url]);
-    const flags = ['--port', '0', '--json', '--policy', 'round-robin', '--log-level', 'warn'];
-    const args = [MAIN, 'serve', ...flags, ...limits, ...urls, ...MODE_FLAGS[mode]];
-    const plane = await startServer('the plane', args);
+    const [mocks, prefills] = [servers.slice(0, workers), servers.slice(workers)];
+    const plane = await startPlane(mocks, prefills, mode);
     servers.push(plane);
-    const fleet = { host: '127.0.0.1', port: plane.listening.port, mocks, plane, stop };
-    await polled(
-      async () => (await health(fleet)).workers.ready === workers,
-      READY_DEADLINE_MS,
-      'some workers are not ready',
-    );
+    const fleet = { host: '127.0.0.1', port: plane.listening.port, mocks, prefills, plane, stop };
+    const areReady = async () => (await health(fleet)).workers.ready === engines;
+    await polled(areReady, READY_DEADLINE_MS, 'some workers are not ready');
     await warm(fleet);
     return fleet;
   } catch (error) {
@@ -118,12 +117,36 @@ export async function startFleet({ workers, speed, mode }) {
   }
 }
 
+/** The configuration goes through a file, as flags have no room for roles. @param {readonly Server[]} mocks @param {readonly Server[]} prefills @param {Mode} mode */
+async function startPlane(mocks, prefills, mode) {
+  const folder = mkdtempSync(path.join(tmpdir(), 'millrace-faults-'));
+  try {
+    const file = path.join(folder, 'millrace.json');
+    const urlOf = (/** @type {Server} */ mock) => mock.listening.url;
+    const roles = [
+      ...mocks.map(mock => ({ url: urlOf(mock), role: 'decode' })),
+      ...prefills.map(mock => ({ url: urlOf(mock), role: 'prefill' })),
+    ];
+    const tokenizer = MODE_TOKENIZERS[mode];
+    const model = { workers: roles, tokenizer, disaggregation: { policy: 'always' } };
+    const served =
+      prefills.length === 0 ? { workers: mocks.map(urlOf), tokenizer } : { models: { [MODEL]: model } };
+    const shared = { port: 0, policy: 'round-robin', logLevel: 'warn', limits: PLANE_LIMITS };
+    // YAML is a superset of JSON.
+    writeFileSync(file, JSON.stringify({ ...shared, ...served }));
+    return await startServer('the plane', [MAIN, 'serve', '--json', '--config', file]);
+  } finally {
+    rmSync(folder, { recursive: true });
+  }
+}
+
 /** Two requests per worker through the whole way, so that the first measured one meets compiled code. @param {Fleet} fleet */
 async function warm(fleet) {
   const asks = Array.from({ length: 2 * fleet.mocks.length }, (_, at) =>
     askOf(WARM_SERIAL + at, WARM_TOKENS),
   );
-  await Promise.all(asks.map(({ path, body }) => fetched(`${planeUrl(fleet)}${path}`, body)));
+  await Promise.all(asks.map(({ path: route, body }) => fetched(`${planeUrl(fleet)}${route}`, body)));
+  await Promise.all(fleet.prefills.map(mock => mock.ask({ reset: true }, 0)));
 }
 
 /** @param {Fleet} fleet */
@@ -158,7 +181,7 @@ async function health(fleet) {
 
 /** Looks at the number of ready workers until it is stopped. @param {Fleet} fleet @returns {() => Promise<number>} Stops; the fewest that were seen. */
 export function watchReady(fleet) {
-  let fewest = fleet.mocks.length;
+  let fewest = fleet.mocks.length + fleet.prefills.length;
   const stopped = new AbortController();
   const watching = (async () => {
     while (!stopped.signal.aborted) {

@@ -2,6 +2,7 @@
  * Runs one case of the fault bench: fresh servers, streams up to their middle, the fault, the end of the streams, a second
  * wave that must find only good workers, and the accounts: what failed, what differs from the undisturbed text, what leaks.
  */
+import { answers } from './fault-blows.js';
 import { leaksOf, placedAgain, planeCounters, startFleet, watchReady } from './fault-fleet.js';
 import { FaultStream } from './fault-stream.js';
 import { percentile } from './report.js';
@@ -14,7 +15,7 @@ const ERROR_EXAMPLES_MAX = 5;
  * @typedef {import('./fault-fleet.js').Ask} Ask
  * @typedef {import('./fault-fleet.js').Server} Server
  * @typedef {import('./fault-fleet.js').Fleet} Fleet
- * @typedef {import('./fault-cases.js').FaultCase} FaultCase
+ * @typedef {import('./fault-blows.js').FaultCase} FaultCase
  *
  * @typedef {object} RunOptions
  * @property {import('./fault-fleet.js').Mode} mode
@@ -34,7 +35,7 @@ const ERROR_EXAMPLES_MAX = 5;
  * @property {number} failed
  * @property {number} textMismatches  Whole answers with another text than the undisturbed one, and failed ones whose text is no beginning of it.
  * @property {number} touched  Streams that the fault has met.
- * @property {{ p50: number | null, p99: number | null }} gapMs  Longest pause between two chunks of each touched stream; of all streams where none is touched by intent.
+ * @property {{ p50: number | null, p99: number | null }} gapMs  Longest pause between two chunks of each touched stream; of every stream where the fault need not touch any.
  * @property {number | null} gapTargetMs  Wished p99.
  * @property {number} migrations  Choices that went on at another worker.
  * @property {number} retries  Requests that were asked for again because a worker failed.
@@ -87,16 +88,14 @@ async function disturb({ arm, strike, prove }, fleet, { asks, laterAsks, injectA
  * @returns {Promise<CaseResult>}
  */
 export async function runCase(faultCase, options) {
-  const fleet = await startFleet(options);
+  const fleet = await startFleet({ ...options, split: faultCase.split });
   try {
     const before = await planeCounters(fleet);
     const stopWatch = watchReady(fleet);
     const seen = await disturb(faultCase, fleet, options).finally(() => stopWatch().catch(() => {}));
     const readyMin = await stopWatch();
     const after = await planeCounters(fleet);
-    const answering = fleet.mocks.filter(
-      mock => mock !== seen.blow?.target || faultCase.untouchable === true,
-    );
+    const answering = [...fleet.mocks, ...fleet.prefills].filter(answers);
     const leaks = await leaksOf(fleet, answering);
     return resultOf(faultCase, options, {
       ...seen,
@@ -119,23 +118,24 @@ export async function runCase(faultCase, options) {
  * @param {Awaited<ReturnType<typeof disturb>> & { readyMin: number, leaks: Record<string, number>, migrations: number, retries: number }} seen
  * @returns {CaseResult}
  */
-function resultOf({ name, gapTargetMs = null, untouchable = false }, { mode, workers, texts }, seen) {
+function resultOf(faultCase, { mode, workers, texts }, seen) {
+  const { name, gapTargetMs = null, untouchable = false, touchesNone = false, split = false } = faultCase;
+  const engines = split ? 2 * workers : workers;
   const { streams, first, touched, proven, readyMin, leaks, migrations, retries } = seen;
   const failed = streams.filter(({ error }) => error !== null);
   const mismatched = streams.filter(({ id, text, error }) => {
     const whole = texts.get(id) ?? '';
     return error === null ? text !== whole : !whole.startsWith(text);
   });
-  const isIdle = name === 'none';
-  const gaps = (isIdle ? first : touched).map(({ longestGapMs }) => longestGapMs);
+  const gaps = (touchesNone ? first : touched).map(({ longestGapMs }) => longestGapMs);
   const broken = [];
   if (untouchable && migrations + retries > 0)
     broken.push(`${migrations} migrations and ${retries} retries, where nothing may be aborted`);
-  if (untouchable && readyMin < workers) broken.push(`only ${readyMin} of ${workers} workers were ready`);
+  if (untouchable && readyMin < engines) broken.push(`only ${readyMin} of ${engines} workers were ready`);
   return {
     name,
     mode,
-    happened: proven?.happened === true && (isIdle || touched.length > 0),
+    happened: proven?.happened === true && (touchesNone || touched.length > 0),
     proof: proven?.proof ?? 'nothing was done',
     requests: streams.length,
     failed: failed.length,
