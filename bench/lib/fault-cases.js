@@ -18,8 +18,8 @@ import {
 
 /** More requests than any run sends. */
 const ALL_REQUESTS = 1_000_000;
-/** Share of hand-overs that fail. */
-const HAND_OVER_FAILURES = 0.05;
+/** One of so many hand-overs of a prefill engine fails: 5 %. */
+const HAND_OVERS_PER_FAILURE = 20;
 
 /**
  * @typedef {import('./fault-blows.js').Rig} Rig
@@ -37,6 +37,18 @@ const firstPrefill = ({ fleet }) => fleet.prefills.slice(0, 1);
 const inMiddle =
   kind =>
   ({ perWorker, injectAfter }) => [{ kind, afterTokens: injectAfter, requests: perWorker }];
+
+/** Every 20th hand-over of an engine fails; those of several engines take turns. @param {Rig} rig @param {number} at @returns {import('./fault-probe.js').ArmedFaults[]} */
+function handOverFailures({ fleet, perWorker }, at) {
+  const before = 1 + Math.floor((at * HAND_OVERS_PER_FAILURE) / fleet.prefills.length);
+  const rounds = 1 + Math.ceil((perWorker * fleet.mocks.length) / HAND_OVERS_PER_FAILURE);
+  const round = [
+    { kind: /** @type {const} */ ('handoverFailure'), afterTokens: 0, requests: 1 },
+    { kind: null, afterTokens: 0, requests: HAND_OVERS_PER_FAILURE - 1 },
+  ];
+  const all = Array.from({ length: rounds }, () => round).flat();
+  return [{ kind: null, afterTokens: 0, requests: before }, ...all];
+}
 
 /** Why `serve` cannot tell prefill from decode workers; null: it can. */
 function lacksRoles() {
@@ -133,7 +145,8 @@ const SPLIT = [
   },
   {
     name: 'prefill-during',
-    what: 'SIGKILL of a prefill engine while it computes its second prompt',
+    what: 'SIGKILL of a prefill engine when its second prompt arrives',
+    touchesNone: true,
     arm: arming(
       () => [
         { kind: null, afterTokens: 0, requests: 1 },
@@ -158,12 +171,9 @@ const SPLIT = [
   {
     name: 'hand-over-5',
     what: '5 % of the hand-overs fail',
-    arm: arming(
-      () => [{ kind: 'handoverFailure', afterTokens: 0, requests: 1 }],
-      ({ fleet, perWorker }) =>
-        fleet.prefills.slice(0, Math.ceil(HAND_OVER_FAILURES * perWorker * fleet.prefills.length)),
-    ),
-    prove: withHandOvers(counted('handoverFailure')),
+    touchesNone: true,
+    arm: arming(handOverFailures, ({ fleet }) => fleet.prefills),
+    prove: withHandOvers(counted('handoverFailure', 'together')),
   },
   {
     name: 'prefill-gone',
