@@ -71,12 +71,13 @@ export class RemoteIngest implements IngestSide {
         resolve();
       });
     });
-    if (!task.hasEvents) return;
-    if (withSockets.size === 0) process.on('exit', leaveAll);
-    withSockets.add(this);
   }
 
   addWorker(slot: number, facts: HolderFacts, endpoints: EventEndpoints | null): void {
+    if (endpoints !== null && !this.#isOver && !withSockets.has(this)) {
+      if (withSockets.size === 0) process.on('exit', leaveAll);
+      withSockets.add(this);
+    }
     this.#calls.tell('addWorker', slot, facts, endpoints);
   }
 
