@@ -76,7 +76,9 @@ t.test('vLLM names the endpoints of its ranks', async t => {
   const pages = (ranks: number) => ({
     '/kv_event_sources': JSON.stringify(Array.from({ length: ranks }, (_, rank) => source(rank))),
   });
-  const fixture = await startPlane(t, { fakes: [1, 2].map(ranks => ({ version: '0.32.0', pages: pages(ranks) })) });
+  const fixture = await startPlane(t, {
+    fakes: [1, 2].map(ranks => ({ version: '0.32.0', pages: pages(ranks) })),
+  });
   const [one, two] = fixture.plane.workerReports;
   t.same(one!.events, { publish: 'tcp://127.0.0.1:6000', replay: null, topic: 'kv' });
   t.equal(two!.events, null, 'two ranks behind one worker cannot be told apart');
