@@ -6,9 +6,9 @@ import { addonStatus } from '../runtime/addon.js';
 import { AUTO_EVENTS } from '../worker-config.js';
 import { configuredWorkers } from './fleet.js';
 
-/** Whether a worker may publish events, now or one that is added later. */
+/** Whether a worker may publish events. One that is added to a plane without such workers has its events left alone. */
 export function mayHaveEvents(config: Config): boolean {
-  return config.kvEvents !== null || configuredWorkers(config).some(worker => worker.kvEvents !== null);
+  return configuredWorkers(config).some(worker => worker.kvEvents !== null);
 }
 
 /** Whether anything of the configuration reads or feeds a prefix index. */
