@@ -1,0 +1,38 @@
+/**
+ * SGLang in prefill and decode mode (R5): both get the whole request at once, with the address of the prefill worker's
+ * bootstrap server and the number of a room in which they meet. The prefill worker stops after one token by itself; its
+ * answer is read and dropped, because an answer that nobody reads can hold it up. Facts: sglang/srt/disaggregation and
+ * `GenerateReqInput` of sglang/srt/managers/io_struct.py, as of 2026.
+ */
+import { strict as assert } from 'node:assert';
+import { type DisaggProtocol, type PrefillPeer, ruledOutByAll } from './contract.js';
+import { withFields } from './json-bytes.js';
+import { bracketed } from './vllm-mooncake.js';
+
+/** See the head of the file. */
+export const sglangRooms: DisaggProtocol = {
+  name: 'sglang-rooms',
+  engine: 'sglang',
+  order: 'parallel',
+  abort: 'atOnce',
+  releasesDecode: true,
+  rulesOut: ruledOutByAll,
+  stage({ prefill, decode, peer, room }) {
+    assert(Number.isSafeInteger(room) && room >= 0, 'a room is a number that JSON keeps');
+    const meeting = [
+      ['bootstrap_host', JSON.stringify(bracketed(peer.host))],
+      ['bootstrap_port', String(peer.port)],
+      ['bootstrap_room', String(room)],
+    ] as const;
+    return {
+      prefill: withFields(prefill.body, meeting),
+      decode: withFields(decode.body, [...meeting, ...prefillRank(peer)]),
+    };
+  },
+  next: () => assert.fail('the answer to an SGLang prefill is not read'),
+};
+
+/** Without it decode takes room modulo ranks for the rank that has the prompt. */
+function prefillRank({ rank }: PrefillPeer): (readonly [string, string])[] {
+  return rank === null ? [] : [['disagg_prefill_dp_rank', String(rank)]];
+}
