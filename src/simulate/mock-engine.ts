@@ -1,9 +1,11 @@
 /**
- * A whole mock engine in this process: simulated core, real-time driver and vLLM's HTTP surface on a loopback port.
+ * A whole mock engine in this process: simulated core, real-time driver and the HTTP surface of the engine that it plays,
+ * on a loopback port.
  * Used by `millrace mock`, by the examples that `millrace serve` starts, and by tests, which can arm faults and
  * read counters. The caller owns it and must close it; it runs on the caller's thread.
  */
 import { webcrypto } from 'node:crypto';
+import { ConfigError } from '../errors.js';
 import type { HttpServer } from '../frontend/http/http-exchange.js';
 import { createHttpServer, type HttpServerKind } from '../frontend/http/server.js';
 import { LIMITS } from '../limits.js';
@@ -12,13 +14,27 @@ import type { Tokenizer } from '../preprocess/tokenizers/tokenizer.js';
 import { type Clock, systemClock } from '../runtime/clock.js';
 import { seededRandom } from '../runtime/random.js';
 import { createAnswerVocabulary } from './answer-vocabulary.js';
+import type { KvConnector } from './disagg/kv-connector.js';
+import { type ConnectorContext, type DisaggOptions, openConnector } from './disagg/open-connector.js';
 import { EngineCore } from './engine-core.js';
 import { type EngineSettings, resolveEngineSettings } from './engine-settings.js';
 import { FaultPlan, type FaultRates } from './faults.js';
 import { LiveEngine, type SequenceOwner } from './live-engine.js';
+import {
+  type EngineSkin,
+  EngineSurface,
+  type RequestCounters,
+  type SkinContext,
+} from './openai/engine-surface.js';
+import { sglangSkin } from './sglang/sglang-skin.js';
+import { KvPages } from './tiny/kv-pages.js';
+import { TinyModel } from './tiny/tiny-model.js';
+import { CacheEvents } from './trtllm/cache-events.js';
+import { trtllmSkin } from './trtllm/trtllm-skin.js';
 import type { KvEventPublisher } from './vllm/kv-event-publisher.js';
-import { KvEvents, type MockEventOptions } from './vllm/kv-events.js';
-import { type RequestCounters, VllmSurface } from './vllm/vllm-surface.js';
+import { type KvEventContext, KvEvents, type MockEventOptions } from './vllm/kv-events.js';
+import { withKvTransfer } from './vllm/kv-transfer.js';
+import { vllmSkin } from './vllm/vllm-skin.js';
 
 /** Name of the model that a mock engine serves unless told otherwise. */
 export const MOCK_MODEL = 'mock-model';
@@ -26,8 +42,20 @@ export const MOCK_MODEL = 'mock-model';
 /** Tokenizer of the mock's answers. */
 const MOCK_TOKENIZER = 'chatml-cl100k';
 
+/** The engines that a mock can play. */
+export const MOCK_ENGINES = ['vllm', 'sglang', 'trtllm'] as const;
+/** One of MOCK_ENGINES. */
+export type MockEngineKind = (typeof MOCK_ENGINES)[number];
+
+/** `event_buffer_max_size` of a mock that plays TensorRT-LLM, whose events are fetched. */
+const CACHE_EVENTS_MAX = 1024;
+
 /** Settings of the simulation and of the server around it; everything has a default. */
 export interface MockEngineOptions extends Partial<EngineSettings> {
+  /** Default `vllm`. */
+  readonly engine?: MockEngineKind;
+  /** Default false, as with SGLang, which this is for: frames of /generate repeat the whole answer. */
+  readonly incrementalStreams?: boolean;
   readonly model?: string;
   /** Default 127.0.0.1. */
   readonly host?: string;
@@ -38,8 +66,14 @@ export interface MockEngineOptions extends Partial<EngineSettings> {
   readonly returnsTokenIds?: boolean;
   /** Seeds the draw of faults; default: `seed`. Engines of one fleet must not all fail at the same request. */
   readonly faultSeed?: number;
-  /** Publishes KV events over ZeroMQ; absent: it does not. */
+  /** Publishes KV events over ZeroMQ, which TensorRT-LLM has not; absent: it does not. */
   readonly events?: MockEventOptions;
+  /** A tiny transformer with KV in real pages makes the tokens; default false: they are drawn by a hash. */
+  readonly tiny?: boolean;
+  /** Memory for the pages of `tiny`, for whoever wants to register it; its own when absent. */
+  readonly kvMemory?: ArrayBufferLike;
+  /** KV goes to other engines and comes from them; absent: the server runs without a connector. */
+  readonly disagg?: DisaggOptions;
   /** Shared by several engines of a process; loaded when absent. */
   readonly tokenizer?: Tokenizer;
   readonly serverKind?: HttpServerKind;
@@ -59,6 +93,10 @@ export interface MockEngine {
   readonly counters: Readonly<RequestCounters>;
   /** Its KV events: endpoints, counters, and a restart for tests; null when it publishes none. */
   readonly events: KvEventPublisher | null;
+  /** Pages of a tiny model; null without one. */
+  readonly pages: KvPages | null;
+  /** Its KV connector: offers, pulls and counters; null without one. */
+  readonly connector: KvConnector | null;
   /** Closes every connection and stops the simulation. */
   close(): Promise<void>;
 }
@@ -79,31 +117,43 @@ export async function startMockEngine(options: MockEngineOptions = {}): Promise<
   const faultSeed = options.faultSeed ?? settings.seed;
   const faults = new FaultPlan(options.faults ?? {}, seededRandom(faultSeed));
   const [seedHigh, seedLow] = webcrypto.getRandomValues(new Uint32Array(2));
-  const events =
-    options.events === undefined
-      ? null
-      : await KvEvents.open(options.events, {
-          host,
-          blockSize: settings.blockSize,
-          hashSeed: [seedHigh!, seedLow!],
-          random: seededRandom(faultSeed),
-          clock,
-        });
-  const core = new EngineCore<SequenceOwner>(settings, vocabulary, events?.encoder);
+  const hashSeed = [seedHigh!, seedLow!] as const;
+  const { blockSize, numGpuBlocks, maxModelLen } = settings;
+  const events = await openEvents(options, {
+    host,
+    blockSize,
+    hashSeed,
+    random: seededRandom(faultSeed),
+    clock,
+  });
+  const fetched =
+    options.engine === 'trtllm'
+      ? new CacheEvents({
+          blockSize,
+          hashSeed,
+          eventsMax: CACHE_EVENTS_MAX,
+          windowSize: maxModelLen,
+          blocks: numGpuBlocks,
+        })
+      : null;
+  const { pages, model: tinyModel } = tinyOf(options, settings, vocabulary);
+  const core = new EngineCore<SequenceOwner>(settings, vocabulary, events?.encoder ?? fetched, tinyModel);
   const engine = new LiveEngine(core, { clock, defer: setImmediate, onPass: () => events?.flush() });
+  const connector = await openDisagg(options, { host, engine, pages, clock });
   let answers = 0;
   let idPrefix = '';
-  const surface = new VllmSurface({
+  const newId = (): string => `${idPrefix}-${++answers}`;
+  const surface = new EngineSurface({
     engine,
     vocabulary,
-    model: { name: model, maxModelLen: settings.maxModelLen, tokenizer },
+    model: { name: model, maxModelLen, tokenizer },
     faults,
     clock,
-    returnsTokenIds: options.returnsTokenIds ?? true,
-    newId: () => `${idPrefix}-${++answers}`,
+    skin: context => withConnector(skinOf(options, events, fetched, newId)(context), connector, options),
+    newId,
   });
   const { server, port } = await listen(surface, host, options).catch(async error => {
-    await events?.publisher.close();
+    await Promise.all([events?.publisher.close(), connector?.close()]);
     throw error;
   });
   idPrefix = `${clock.wallMs().toString(36)}-${port}`;
@@ -115,15 +165,89 @@ export async function startMockEngine(options: MockEngineOptions = {}): Promise<
     faults,
     counters: surface.counters,
     events: events?.publisher ?? null,
+    pages,
+    connector,
     close: async () => {
       engine.close();
-      await Promise.all([events?.publisher.close(), server.close()]);
+      await Promise.all([events?.publisher.close(), connector?.close(), server.close()]);
     },
   };
 }
 
+function tinyOf(
+  { tiny = false, kvMemory }: MockEngineOptions,
+  { numGpuBlocks, blockSize, eosRate, seed }: EngineSettings,
+  drawable: { readonly ids: Uint32Array; readonly eosId: number },
+): { readonly pages: KvPages | null; readonly model: TinyModel | null } {
+  if (!tiny) {
+    if (kvMemory === undefined) return { pages: null, model: null };
+    throw new ConfigError('kvMemory needs tiny', { param: 'kvMemory' });
+  }
+  const pages = new KvPages(numGpuBlocks, blockSize, kvMemory);
+  const { ids, eosId } = drawable;
+  return { pages, model: new TinyModel({ ids, eosId, eosRate, seed }, pages) };
+}
+
+async function openDisagg(
+  { disagg }: MockEngineOptions,
+  context: Pick<ConnectorContext, 'host' | 'pages' | 'clock'> & { readonly engine: LiveEngine },
+): Promise<KvConnector | null> {
+  if (disagg === undefined) return null;
+  const { host, pages, clock, engine } = context;
+  return openConnector(disagg, {
+    engineId: webcrypto.randomUUID(),
+    host,
+    engine: engine.core.settings,
+    pool: engine.core.pool,
+    pages,
+    clock,
+    onRoom: () => engine.wake(),
+  });
+}
+
+function withConnector(
+  skin: EngineSkin,
+  connector: KvConnector | null,
+  { engine = 'vllm' }: MockEngineOptions,
+): EngineSkin {
+  if (connector === null) return skin;
+  if (engine === 'vllm') return withKvTransfer(skin, connector);
+  throw new ConfigError(`disagg is for vllm; got ${engine}`, { param: 'disagg' });
+}
+
+async function openEvents(options: MockEngineOptions, context: KvEventContext): Promise<KvEvents | null> {
+  const { engine, events } = options;
+  if (events === undefined) return null;
+  if (engine === 'trtllm') {
+    throw new ConfigError(
+      'events are for vllm and sglang: those of trtllm are fetched with POST /kv_cache_events',
+      { param: 'events' },
+    );
+  }
+  return KvEvents.open(engine === 'sglang' ? { form: 'sglang', ...events } : events, context);
+}
+
+function skinOf(
+  options: MockEngineOptions,
+  events: KvEvents | null,
+  fetched: CacheEvents | null,
+  newId: () => string,
+): (context: SkinContext) => EngineSkin {
+  const { engine = 'vllm', incrementalStreams = false, returnsTokenIds = true } = options;
+  if (engine === 'trtllm') return context => trtllmSkin(context, fetched);
+  if (engine === 'vllm') return context => vllmSkin(context, returnsTokenIds);
+  const config = events && {
+    publisher: 'zmq',
+    endpoint: events.publisher.publish,
+    replay_endpoint: events.publisher.replay,
+    topic: options.events?.topic ?? '',
+  };
+  const kvEventsConfig = config === null ? null : JSON.stringify(config);
+  return context => sglangSkin(context, { incremental: incrementalStreams, kvEventsConfig, newId });
+}
+
 async function listen(
-  surface: VllmSurface,
+  surface: EngineSurface,
   host: string,
   options: MockEngineOptions,
 ): Promise<{ server: HttpServer; port: number }> {

@@ -25,7 +25,7 @@ export interface Usage {
 
 /** Why a choice ended. `stopReason` is a stop string, a stop id or null. */
 export interface Ending {
-  readonly finish: 'stop' | 'length';
+  readonly finish: 'stop' | 'length' | 'abort';
   readonly stopReason: string | number | null;
 }
 
@@ -37,6 +37,12 @@ export interface WholeChoice extends Ending {
   readonly logprobs: string;
   readonly tokenIds: readonly number[] | null;
   readonly promptTokenIds: Uint32Array | null;
+}
+
+/** Members that an engine adds to a whole answer, each with the comma before it: to the answer, to its first choice. */
+export interface AnswerExtras {
+  readonly top?: string;
+  readonly choice?: string;
 }
 
 /** End of every stream. */
@@ -77,15 +83,15 @@ export class FrameFormat {
   }
 
   /**
-   * A frame with new text (`escaped`: the inside of a JSON string). `ids` is the inside of `token_ids`, `prompt` the
-   * one of `prompt_token_ids` (completions only); null leaves the field out. `logprobs` is JSON. `usage` is what follows the choices.
+   * A frame with new text (`escaped`: the inside of a JSON string). `ids` become `token_ids`, `prompt` is the inside
+   * of `prompt_token_ids` (completions only); null leaves the field out. `logprobs` is JSON. `usage` is what follows the choices.
    */
   delta(
     choiceHead: string,
     escaped: string,
     logprobs: string,
     ending: Ending | null,
-    ids: string | number | null,
+    ids: readonly number[] | null,
     prompt: string | null,
     usage: string,
   ): string {
@@ -95,7 +101,7 @@ export class FrameFormat {
     if (ending !== null) frame += `"${ending.finish}","stop_reason":${JSON.stringify(ending.stopReason)}`;
     else frame += this.#chat ? 'null' : 'null,"stop_reason":null';
     if (prompt !== null) frame += `,"prompt_token_ids":[${prompt}]`;
-    if (ids !== null) frame += `,"token_ids":[${ids}]`;
+    if (ids !== null) frame += `,"token_ids":[${ids.join(',')}]`;
     return `${frame}}]${usage}}\n\n`;
   }
 
@@ -111,15 +117,17 @@ export class FrameFormat {
   }
 
   /** A whole answer. */
-  whole(choices: readonly WholeChoice[], usage: Usage): string {
+  whole(choices: readonly WholeChoice[], usage: Usage, extras: AnswerExtras = {}): string {
     const { api } = this.#identity;
-    const list = choices.map(choice => this.#wholeChoice(choice)).join(',');
+    const list = choices.map((choice, at) =>
+      this.#wholeChoice(choice, at === 0 ? (extras.choice ?? '') : ''),
+    );
     const first = choices[0]?.promptTokenIds ?? null;
     const prompt = this.#chat && first !== null ? `,"prompt_token_ids":[${first.join(',')}]` : '';
-    return `${this.#open(OBJECTS[api].whole)},"choices":[${list}],"usage":${usageJson(usage)}${prompt}}`;
+    return `${this.#open(OBJECTS[api].whole)},"choices":[${list.join(',')}],"usage":${usageJson(usage)}${prompt}${extras.top ?? ''}}`;
   }
 
-  #wholeChoice(choice: WholeChoice): string {
+  #wholeChoice(choice: WholeChoice, extra: string): string {
     const text = JSON.stringify(choice.text);
     let json = `{"index":${choice.index},`;
     json += this.#chat ? `"message":{"role":"assistant","content":${text}}` : `"text":${text}`;
@@ -127,6 +135,25 @@ export class FrameFormat {
     if (choice.promptTokenIds !== null && !this.#chat)
       json += `,"prompt_token_ids":[${choice.promptTokenIds.join(',')}]`;
     if (choice.tokenIds !== null) json += `,"token_ids":[${choice.tokenIds.join(',')}]`;
-    return `${json}}`;
+    return `${json}${extra}}`;
   }
+}
+
+/** One choice at a moment of its answer, for a form that is not OpenAI's. */
+export interface ChoiceState {
+  readonly index: number;
+  readonly promptIds: Uint32Array;
+  readonly cachedTokens: number;
+  /** All of the answer so far, and what is new in it. */
+  readonly text: string;
+  readonly freshText: string;
+  readonly ids: readonly number[];
+  readonly freshIds: readonly number[];
+  readonly ending: Ending | null;
+}
+
+/** Answers in a form of the engine's own. */
+export interface NativeForm {
+  frame(state: ChoiceState): string;
+  whole(states: readonly ChoiceState[]): string;
 }
