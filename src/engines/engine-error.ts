@@ -56,15 +56,13 @@ export function readEngineError(
       retryable: true,
     };
   }
+  if (status === 501) {
+    // No worker of the kind can do it.
+    return { ...failed(status), retryable: false };
+  }
   // 401 and 403 are about the credentials between us and the worker, never about the client's.
   if (status >= 500 || status < 300 || status === 401 || status === 403) {
-    return {
-      code: 'MILLRACE_WORKER_FAILED',
-      message: `the worker failed with status ${status}`,
-      httpStatus: 502,
-      param: null,
-      retryable: true,
-    };
+    return failed(status);
   }
   if (status < 400) {
     return {
@@ -91,6 +89,11 @@ export function readEngineError(
     param,
     retryable: false,
   };
+}
+
+function failed(status: number): EngineError {
+  const message = `the worker failed with status ${status}`;
+  return { code: 'MILLRACE_WORKER_FAILED', message, httpStatus: 502, param: null, retryable: true };
 }
 
 function messageOf(error: Readonly<Record<string, unknown>> | null): string | null {

@@ -152,6 +152,7 @@ export function explodeFrame(batch: FrameBatch, row: number): ChoiceEvent[] | nu
   return events;
 }
 
-function isIdList(value: unknown): value is number[] {
+/** Whether a value of a parsed frame is a list of token ids. */
+export function isIdList(value: unknown): value is number[] {
   return Array.isArray(value) && value.every(id => Number.isInteger(id) && id >= 0 && id <= 0xffff_ffff);
 }

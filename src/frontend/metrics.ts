@@ -59,6 +59,19 @@ export type EndpointLabel = 'chat_completions' | 'completions';
 /** Dynamo's values of the `request_type` label. */
 export type RequestTypeLabel = 'unary' | 'stream';
 
+/** How the worker of a begun answer failed; or why its ids were given up before that. */
+export const MIGRATION_CAUSES = ['unreachable', 'reset', 'stalled', 'protocol', 'memory', 'tokens'] as const;
+/** One of MIGRATION_CAUSES. */
+export type MigrationCause = (typeof MIGRATION_CAUSES)[number];
+/**
+ * continued: another worker has sent its next token. failed: none could. limit: it had gone on `migrationsMax` times.
+ * impossible: only the first worker could have gone on with it. given_up: too long to be kept for it, long before.
+ */
+export type MigrationOutcome = 'continued' | 'failed' | 'limit' | 'impossible' | 'given_up';
+
+const OUTCOMES: readonly MigrationOutcome[] = ['continued', 'failed', 'limit', 'impossible'];
+const GIVEN_UP: readonly MigrationOutcome[] = ['given_up'];
+
 /** What is known of a request when it ends. */
 export interface EndedRequest {
   readonly model: string;
@@ -94,6 +107,7 @@ export interface Metrics {
    */
   tokens(modelIndex: number, count: number, gapSeconds: number): void;
   asked(reason: AskReason): void;
+  migrated(cause: MigrationCause, outcome: MigrationOutcome): void;
   poolThreadRestarted(): void;
   /** The exposition text (version 0.0.4). */
   text(): Promise<string>;
@@ -166,6 +180,12 @@ function createRequestMetrics(registry: Registry) {
     canceled: counter('dynamo_frontend_model_cancellation_total', 'Requests canceled by clients', ...kind),
     accepted: counter('millrace_requests_accepted_total', 'Requests taken, by thread', 'thread'),
     asks: counter('millrace_asks_total', 'ASKs sent to the pool', 'reason'),
+    migrations: counter(
+      'millrace_migrations_total',
+      'Answers whose worker failed after their first token, by choice',
+      'cause',
+      'outcome',
+    ),
     cachedTokens: counter(
       'millrace_cached_tokens_total',
       'Prompt tokens in a cache, of requests whose engine tells: reported by it, and expected when it was chosen',
@@ -244,6 +264,10 @@ export function createMetrics(models: readonly string[], sources: MetricSources,
   // A series that exists from the start shows its first increase; one that appears with it does not.
   counts.accepted.add(0, thread);
   for (const reason of ASK_REASONS) counts.asks.add(0, reason);
+  for (const cause of MIGRATION_CAUSES) {
+    const outcomes = cause === 'memory' || cause === 'tokens' ? GIVEN_UP : OUTCOMES;
+    for (const outcome of outcomes) counts.migrations.add(0, cause, outcome);
+  }
   for (const cause of END_CAUSES) counts.causes.add(0, cause);
   for (const source of ['expected', 'reported']) counts.cachedTokens.add(0, source);
 
@@ -296,6 +320,7 @@ export function createMetrics(models: readonly string[], sources: MetricSources,
       if (gapSeconds >= 0) perModel.interToken.add(index, gapSeconds / count, count);
     },
     asked: reason => counts.asks.add(1, reason),
+    migrated: (cause, outcome) => counts.migrations.add(1, cause, outcome),
     poolThreadRestarted: () => counts.restarts.add(1),
     text: () => registry.metrics(),
     samples: () => registry.getMetricsAsJSON(),

@@ -27,6 +27,7 @@ export function createObserver(metrics: Metrics): PlaneObserver {
   return {
     accepted: () => metrics.requestAccepted(),
     asked: reason => metrics.asked(reason),
+    migrated: (cause, outcome) => metrics.migrated(cause, outcome),
     planned: plan =>
       metrics.requestStarted(plan.model, ENDPOINTS[plan.api], plan.stream ? 'stream' : 'unary'),
     firstToken: (plan, sinceStartMs) => metrics.firstToken(plan.model, sinceStartMs / 1000),

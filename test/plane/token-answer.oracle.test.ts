@@ -120,6 +120,7 @@ function run(
     logprobs: given[0]!.logprobs ? 1 : null,
     skipSpecialTokens: true,
     calls: [],
+    maxTokens: null,
     eosIds: tokenizer.eosIds,
     stop: {
       strings: given[0]!.stops,
@@ -128,7 +129,10 @@ function run(
       includeStopString: given[0]!.includeStop,
     },
   } as unknown as Plan;
-  const answer = new TokenAnswer(plan, table, {
+  const answer = new TokenAnswer(
+    plan,
+    table,
+    {
     text: (choice, text, logprobs) => {
       texts[choice] += text;
       for (const { logprob, bytes } of logprobs ?? []) {
@@ -142,7 +146,9 @@ function run(
       if (finishes[choice] !== undefined) throw new Error('finished twice');
       finishes[choice] = reason;
     },
-  });
+    },
+    null,
+  );
   const stream = openSseStream(createFrameScanner(null), LIMITS);
   const bytes = Buffer.from(
     frames(
@@ -154,7 +160,7 @@ function run(
   for (let at = 0; at < bytes.length; ) {
     const to = Math.min(bytes.length, at + 1 + randomInteger(random, 400));
     const fault = stream.push(bytes.subarray(at, to), batch => {
-      const outcome = answer.take(batch);
+      const outcome = answer.take(batch, { choiceBase: 0, choices: given.length });
       if (outcome.malformed || outcome.engineError !== null) throw new Error('a good frame was refused');
     });
     if (fault !== null) throw new Error(fault);
