@@ -5,11 +5,12 @@
  */
 import { availableParallelism } from 'node:os';
 import { parse as parseYaml } from 'yaml';
+import { type DisaggConfig, readDisaggregation } from './disagg-config.js';
 import { ConfigError } from './errors.js';
 import { DEFAULT_LIMITS, type Limits } from './limits.js';
 import type { LogLevel } from './runtime/logger.js';
 import { nearestName } from './runtime/nearest-name.js';
-import { integer, oneOf, path, type Setting, settings } from './settings.js';
+import { integer, type MockWorkers, oneOf, path, type Setting, settings } from './settings.js';
 import {
   distinctWorkers,
   type EventDefaults,
@@ -30,6 +31,8 @@ export interface ModelConfig {
   readonly path: string | null;
   /** Overrides what the workers report, in tokens. */
   readonly contextLength: number | null;
+  /** How prefill and decode workers share its requests, where it has both. */
+  readonly disaggregation: DisaggConfig;
 }
 
 /** The whole configuration: frozen, every value checked. Units are those of the settings and limits tables. */
@@ -50,7 +53,8 @@ export interface Config {
   readonly sessionHeader: string;
   readonly socketThreads: number;
   readonly poolThreads: number;
-  readonly mockWorkers: number;
+  /** How many; by role where they hand over to each other. */
+  readonly mockWorkers: MockWorkers;
   readonly mockSpeed: number | 'unlimited';
   readonly logLevel: LogLevel;
   readonly logFormat: 'text' | 'json';
@@ -166,7 +170,7 @@ function readModels(
   if (typeof raw !== 'object' || raw === null || Array.isArray(raw)) {
     throw new ConfigError('models must be a map from model name to its settings');
   }
-  const valid = ['workers', 'policy', 'tokenizer', 'path', 'contextLength'];
+  const valid = ['workers', 'policy', 'tokenizer', 'path', 'contextLength', 'disaggregation'];
   const models: Record<string, ModelConfig> = {};
   for (const [name, value] of Object.entries(raw)) {
     const at = `models.${name}`;
@@ -186,6 +190,7 @@ function readModels(
         given.contextLength === undefined
           ? null
           : integer(1, 100_000_000, 'tokens')(given.contextLength, `${at}.contextLength`),
+      disaggregation: readDisaggregation(given.disaggregation, `${at}.disaggregation`),
     });
   }
   return Object.freeze(models);

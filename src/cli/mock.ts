@@ -3,6 +3,7 @@
  * vLLM, SGLang or TensorRT-LLM servers: for a first try of `millrace serve`, for benches and for tests.
  */
 import { ConfigError } from '../errors.js';
+import { KV_CONNECTORS } from '../simulate/disagg/disagg-settings.js';
 import { ENGINE_SETTING_RANGES, type EngineSettings } from '../simulate/engine-settings.js';
 import { FAULT_KINDS, parseFaultRates } from '../simulate/faults.js';
 import {
@@ -47,6 +48,7 @@ const FLAGS = {
   'event-form': 'value',
   'event-hashes': 'value',
   'event-loss': 'value',
+  'kv-connector': 'value',
   'exit-with-stdin': 'switch',
   json: 'switch',
   speed: 'value',
@@ -104,6 +106,7 @@ answer is a function of all tokens before it, so an answer that moves to another
   --event-form FORM       array: vLLM before 0.24; map: later ones; sglang: one store per block (as the engine does)
   --event-hashes KIND     int, signed or bytes (int, for sglang signed)
   --event-loss R          chance that a batch is not sent live and can only be replayed (0)
+  --kv-connector NAME     hand KV over to other engines: ${KV_CONNECTORS.join(', ')}; vllm only
   --exit-with-stdin       end when stdin closes, so that nothing outlives a parent that was killed
   --json                  one JSON object per line on stdout
 
@@ -159,7 +162,7 @@ function readCommand(argv: readonly string[]): MockCommand {
     settings[setting] =
       setting === 'speed' && text === 'unlimited' ? text : numberIn(flag, text, min, max, integer);
   }
-  const { host, model, faults, engine: kind } = values;
+  const { host, model, faults, engine: kind, 'kv-connector': connector } = values;
   const incrementalStreams = values['incremental-streams'];
   if (incrementalStreams === true && kind !== 'sglang') {
     throw new ConfigError('--incremental-streams needs --engine sglang', { param: 'incremental-streams' });
@@ -174,6 +177,9 @@ function readCommand(argv: readonly string[]): MockCommand {
     ...(model === undefined ? {} : { model }),
     ...(faults === undefined ? {} : { faults: parseFaultRates(faults) }),
     ...(events === null ? {} : { events }),
+    ...(connector === undefined
+      ? {}
+      : { disagg: { connector: oneOf('kv-connector', connector, KV_CONNECTORS) } }),
   };
   return { count, engine, exitWithStdin: values['exit-with-stdin'] ?? false, json: values.json ?? false };
 }

@@ -96,12 +96,7 @@ export function openAnswer(
   return withoutUnary(plan, tokens, end, () => assert.fail('a streamed answer has no body'));
 }
 
-function deltaAnswer(
-  plan: Plan,
-  table: DetokenizerTable,
-  client: DeltaStream,
-  kept: KeptIds | null,
-): Answer {
+function deltaAnswer(plan: Plan, table: DetokenizerTable, client: DeltaStream, kept: KeptIds | null): Answer {
   return withoutUnary(
     plan,
     new TokenAnswer(plan, table, client, kept),

@@ -4,7 +4,14 @@
  * before. Owned by the answer of one request; socket thread.
  */
 import type { FrameBatch } from '../engines/contract.js';
-import { type ChoiceEvent, errorOf, explodeFrame, finishReasonOf, parseRange, rowStart } from '../engines/event-rows.js';
+import {
+  type ChoiceEvent,
+  errorOf,
+  explodeFrame,
+  finishReasonOf,
+  parseRange,
+  rowStart,
+} from '../engines/event-rows.js';
 import { FRAME, FRAME_FLAG } from '../engines/frame-descriptor.js';
 import type { FinishReason } from '../messages/delta.js';
 import { ABORTED, type BatchOutcome, emptyOutcome } from './batch-outcome.js';

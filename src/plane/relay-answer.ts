@@ -20,7 +20,8 @@ import { tokensOf } from './frame-tokens.js';
 import type { RelayRecord } from './relay-record.js';
 import type { CallRange } from './token-answer.js';
 
-const SPECIAL = FRAME_FLAG.done | FRAME_FLAG.malformed | FRAME_FLAG.usage | FRAME_FLAG.error | FRAME_FLAG.finish;
+const SPECIAL =
+  FRAME_FLAG.done | FRAME_FLAG.malformed | FRAME_FLAG.usage | FRAME_FLAG.error | FRAME_FLAG.finish;
 const NO_TEXT = FRAME_FLAG.done | FRAME_FLAG.noChoices | FRAME_FLAG.comment;
 /** Unary bodies above this are not parsed for their usage: the socket thread does no long work. */
 const USAGE_BODY_BYTES_MAX = 262_144;
@@ -63,7 +64,8 @@ export class RelayAnswer implements Answer {
     const { promptTokens } = this.#plan;
     const isCut = !this.#done && this.#record?.hasFinished === true;
     if (isCut || this.#continued !== null) return continuedUsage(this.#record!, promptTokens);
-    return this.#usage ?? { promptTokens, completionTokens: this.#tokens, cachedTokens: null };
+    const usage = this.#usage ?? { promptTokens, completionTokens: this.#tokens, cachedTokens: null };
+    return { ...usage, cachedTokens: this.#plan.prefillCachedTokens ?? usage.cachedTokens };
   }
 
   openChoices(call: CallRange): number[] {

@@ -70,7 +70,14 @@ export class RelayRecord {
       for (const event of explodeFrame(batch, row) ?? []) {
         const own = event.ids ?? NO_IDS;
         if (own.length > 0 && event.text === null) this.#isParsed = true;
-        this.take(event.choice, own, 0, own.length, event.text ? event.text !== '' : false, event.finish !== null);
+        this.take(
+          event.choice,
+          own,
+          0,
+          own.length,
+          event.text ? event.text !== '' : false,
+          event.finish !== null,
+        );
       }
       return;
     }

@@ -21,8 +21,8 @@ import {
 import type { Api } from '../messages/token-request.js';
 import { type Answer, openAnswer } from './answer.js';
 import type { AnswerPort, AnswerStream } from './answer-port.js';
-import type { AttemptEvents, AttemptFailure } from './attempt.js';
-import { CallRun } from './call-run.js';
+import type { AttemptFailure } from './attempt.js';
+import { CallRun, type RunEvents } from './call-run.js';
 import type { OpenDecision } from './decision-log.js';
 import { MigrationBook } from './migration-book.js';
 import { askHeaders, receiveRequest } from './receive-request.js';
@@ -247,11 +247,15 @@ export class PlaneRequest {
       return;
     }
     this.#tellPlacement(run, origin, placement);
-    run.start(origin, this.#eventsOf(run), this.#enginePaused);
+    run.start(origin, this.#eventsOf(run), this.#enginePaused, this.#plan!);
   }
 
-  #eventsOf(run: CallRun): AttemptEvents {
+  #eventsOf(run: CallRun): RunEvents {
     return {
+      onCached: cachedTokens => {
+        // What decode says counts all that was handed over.
+        if (this.#answer === null) this.#plan = { ...this.#plan!, prefillCachedTokens: cachedTokens };
+      },
       onBatch: batch => this.#onBatch(run, batch),
       onStreamEnd: () => this.#onStreamEnd(run),
       onUnary: (body, contentType) => this.#onUnary(run, body, contentType),
@@ -355,12 +359,13 @@ export class PlaneRequest {
   /** Another worker begins anew while nothing was shown, and goes on where something was; else the request ends. */
   #settleFailure(run: CallRun, failure: Failure): void {
     const { code, message, detail } = failure;
+    const blamed = BLAMELESS.has(code) ? run.step : run.blamed(failure.kind);
     this.#drop(run);
     if (!failure.retryable) {
       this.fail(code, message, detail);
       return;
     }
-    if (!BLAMELESS.has(code)) this.#context.reportFailure(run.step, failure.kind);
+    if (!BLAMELESS.has(code)) this.#context.reportFailure(blamed, failure.kind);
     const open = this.#answer?.openChoices(run.range) ?? [];
     if (this.#answer !== null && open.length === 0) {
       // Nothing of the answer is missing: how its connection ended does not matter to the client.
@@ -369,7 +374,7 @@ export class PlaneRequest {
     }
     if (run.cause !== null && !run.hasToken) this.#context.observer.migrated(run.cause, 'failed');
     this.#lastFailure = failure;
-    if (!this.#excludedSlots.includes(run.step.slot)) this.#excludedSlots.push(run.step.slot);
+    if (!this.#excludedSlots.includes(blamed.slot)) this.#excludedSlots.push(blamed.slot);
     if (this.#client === null && !this.#sawToken) this.#beginAnew(run, failure);
     else {
       const bar = this.#migrations.lose(this.#answer!, this.#plan!, open, failure);

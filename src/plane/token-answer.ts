@@ -101,7 +101,7 @@ export class TokenAnswer {
     return {
       promptTokens: this.#plan.promptTokens,
       completionTokens: this.#completionTokens,
-      cachedTokens: this.#engineUsage?.cachedTokens ?? null,
+      cachedTokens: this.#plan.prefillCachedTokens ?? this.#engineUsage?.cachedTokens ?? null,
     };
   }
 
@@ -169,7 +169,13 @@ export class TokenAnswer {
         else {
           const ids = Uint32Array.from(event.ids ?? []);
           const drawn = this.#plan.logprobs === null ? null : readLogprobs(event.logprobs);
-          this.#takeChoice(call, event.choice, { ids, first: 0, count: ids.length, drawn }, event.finish, outcome);
+          this.#takeChoice(
+            call,
+            event.choice,
+            { ids, first: 0, count: ids.length, drawn },
+            event.finish,
+            outcome,
+          );
         }
       }
       return;

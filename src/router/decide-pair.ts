@@ -3,9 +3,10 @@
  * or one that does both, where that is better or nothing else is left. Both reservations are made here, each for its share
  * of the work. Pool thread, once per ASK of a model with prefill workers.
  */
+import type { DisaggRules } from '../messages/disagg.js';
 import type { WorkerView } from '../messages/records.js';
 import type { DecideRequest, Decider, Placement, ReservedShare } from './decide.js';
-import { createDecodeLoad, type DisaggRules, judgeHandover, type WorkerFigures } from './disagg.js';
+import { createDecodeLoad, judgeHandover, type WorkerFigures } from './disagg.js';
 import { RESERVE_FULL, RESERVE_STALE } from './ledger.js';
 
 /** The workers of a model by what they may do; a worker of both kinds is in both. Lists as for `Decider.decide`. */

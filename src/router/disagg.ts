@@ -4,44 +4,10 @@
  * `prefill-load` and their figures are those of Dynamo's conditional disaggregation; `cost` compares expected milliseconds.
  * Pure; pool thread.
  */
+import type { DisaggRules } from '../messages/disagg.js';
 import type { Selector } from './contract.js';
 import { lowest } from './policies/lowest.js';
 import { expectedPrefillMs, FULL_PASS_TOKEN_MS } from './prefill-model.js';
-
-/** Values of `models.<name>.disaggregation.policy`. */
-export const DISAGG_POLICIES = [
-  'cost',
-  'always',
-  'isl-bounding',
-  'prefill-load',
-  'isl-bounding-or-prefill-load',
-] as const;
-/** One of DISAGG_POLICIES. */
-export type DisaggPolicy = (typeof DISAGG_POLICIES)[number];
-
-/** When prompts are computed by prefill workers; settings of a model. */
-export interface DisaggRules {
-  readonly policy: DisaggPolicy;
-  /** isl-bounding: a prompt with fewer tokens to compute than this, and … */
-  readonly effIslMax: number;
-  /** … with a smaller share of its tokens to compute than this, stays where it is answered. */
-  readonly effIslRatioMax: number;
-  /** prefill-load: a prefill worker with more outstanding prompt tokens is busy. */
-  readonly prefillBusyTokens: number;
-  /** Share of its KV blocks above which a decode worker is too busy to compute a prompt; overrules every rule. */
-  readonly decodeKvBusy: number;
-  /** Outstanding prompt tokens above which a prefill worker gets no more. */
-  readonly prefillQueueTokensMax: number;
-  /** When all prefill workers are over `prefillQueueTokensMax`: decode computes the prompt, or the request is refused. */
-  readonly whenPrefillFull: 'local' | 'shed';
-  /** When there is no prefill worker: decode computes the prompt, or the request is refused. */
-  readonly whenNoPrefill: 'local' | 'refuse';
-  /** cost: milliseconds of a hand-over, and of each token that is handed over. */
-  readonly handoverMs: number;
-  readonly handoverMsPerToken: number;
-  /** cost: weight of a millisecond for which one running answer stands still; one of the request itself weighs 1. */
-  readonly decodeWeight: number;
-}
 
 /** A worker as a decision saw it, before anything is reserved on it. Units as in Candidates. */
 export interface WorkerFigures {

@@ -4,19 +4,9 @@
  * engines tell each other is copied as bytes, never understood. Pure, without state: `stage` runs on pool threads, `next`
  * on socket threads.
  */
+import type { DisaggProtocolName } from '../../messages/disagg.js';
 import type { TokenRequest } from '../../messages/token-request.js';
-import type { EncodedCall } from '../contract.js';
-
-/** Protocols by name, as configuration and PLAN have them. */
-export const DISAGG_PROTOCOLS = [
-  'nixl',
-  'mooncake',
-  'sglang-rooms',
-  'trtllm-context-first',
-  'trtllm-generation-first',
-] as const;
-/** One of DISAGG_PROTOCOLS. */
-export type DisaggProtocolName = (typeof DISAGG_PROTOCOLS)[number];
+import type { AbortCall, EncodedCall } from '../contract.js';
 
 /** Fields by which a request would name workers and memory of the fleet: a client may not send them. */
 export const PEER_FIELDS = [
@@ -76,6 +66,8 @@ export interface DisaggProtocol {
   readonly name: DisaggProtocolName;
   /** Name of the engine whose workers speak it. */
   readonly engine: string;
+  /** Blocks of the prefill worker may have fewer tokens than those of the decode worker; else they must be alike. */
+  readonly takesSmallerBlocks: boolean;
   /** sequential: decode is asked with what prefill has answered. parallel: both at once; the prefill answer says nothing. */
   readonly order: 'sequential' | 'parallel';
   /**
@@ -83,8 +75,11 @@ export interface DisaggProtocol {
    * both sides free it as they always do. atOnce: both connections are closed.
    */
   readonly abort: 'deferred' | 'atOnce';
-  /** Decode does not end by itself when its prefill has failed: it has to be told. */
-  readonly releasesDecode: boolean;
+  /**
+   * The call to a decode worker that must be made when its prefill has failed, besides closing the connection; null: none.
+   * `requestId`: as it was encoded.
+   */
+  releaseCall(requestId: string): AbortCall | null;
   /** Why a request cannot be split, in words; null: it can. */
   rulesOut(request: TokenRequest): string | null;
   stage(input: StageInput): StagedBodies;

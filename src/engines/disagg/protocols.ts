@@ -1,5 +1,6 @@
 /** The protocols by name (R5): what a PLAN or a configuration names, as the object that does it. Pure. */
-import type { DisaggProtocol, DisaggProtocolName } from './contract.js';
+import type { DisaggProtocolName } from '../../messages/disagg.js';
+import type { DisaggProtocol } from './contract.js';
 import { sglangRooms } from './sglang-rooms.js';
 import { trtllmContextFirst, trtllmGenerationFirst } from './trtllm.js';
 import { vllmMooncake } from './vllm-mooncake.js';

@@ -19,9 +19,10 @@ const GOES_ON = ['length', 'not_finished'];
 export const trtllmContextFirst: DisaggProtocol = {
   name: 'trtllm-context-first',
   engine: 'trtllm',
+  takesSmallerBlocks: false,
   order: 'sequential',
   abort: 'deferred',
-  releasesDecode: false,
+  releaseCall: () => null,
   rulesOut: ruledOutByAll,
   stage: ({ prefill, decode, room }) => ({
     prefill: contextBody(prefill.body, { disagg_request_id: room }),
@@ -34,9 +35,10 @@ export const trtllmContextFirst: DisaggProtocol = {
 export const trtllmGenerationFirst: DisaggProtocol = {
   name: 'trtllm-generation-first',
   engine: 'trtllm',
+  takesSmallerBlocks: false,
   order: 'parallel',
   abort: 'deferred',
-  releasesDecode: false,
+  releaseCall: () => null,
   rulesOut: ruledOutByAll,
   stage({ prefill, decode, peer, room }) {
     const style = { disagg_request_id: room, schedule_style: 'generation_first' };

@@ -15,9 +15,10 @@ export const bracketed = (host: string): string => (host.includes(':') ? `[${hos
 export const vllmMooncake: DisaggProtocol = {
   name: 'mooncake',
   engine: 'vllm',
+  takesSmallerBlocks: false,
   order: 'parallel',
   abort: 'deferred',
-  releasesDecode: false,
+  releaseCall: () => null,
   rulesOut: ruledOutByAll,
   stage({ prefill, decode, peer, key }) {
     const prefillParams = { do_remote_decode: true, do_remote_prefill: false, transfer_id: key };

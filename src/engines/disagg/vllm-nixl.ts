@@ -24,10 +24,11 @@ const PREFILL_PARAMS = JSON.stringify({
 export const vllmNixl: DisaggProtocol = {
   name: 'nixl',
   engine: 'vllm',
+  takesSmallerBlocks: true,
   order: 'sequential',
   // An abort while decode reads has crashed engines; and a prompt that nobody fetches stays until its lease ends.
   abort: 'deferred',
-  releasesDecode: false,
+  releaseCall: () => null,
   rulesOut: ruledOutByAll,
   stage: ({ prefill, decode }) => ({
     prefill: vllmPrefillBody(prefill.body, PREFILL_PARAMS),

@@ -1,9 +1,10 @@
 // Promise: each protocol sends the bodies that its engines expect, and hands on what an engine said byte for byte.
 import t from 'tap';
 import { answerFrames } from '#millrace/engines/disagg/answer-frames.js';
-import { DISAGG_PROTOCOLS, prefillVerdict, type StageInput } from '#millrace/engines/disagg/contract.js';
+import { prefillVerdict, type StageInput } from '#millrace/engines/disagg/contract.js';
 import { replaceRange } from '#millrace/engines/disagg/json-bytes.js';
 import { defaultProtocol, protocolOf } from '#millrace/engines/disagg/protocols.js';
+import { DISAGG_PROTOCOLS } from '#millrace/messages/disagg.js';
 import type { TokenRequest } from '#millrace/messages/token-request.js';
 
 const BODY =
@@ -95,8 +96,11 @@ t.test('Mooncake: both are told the same transfer, decode where the bootstrap se
 t.test('SGLang: both get the same room, in digits that no float has changed', async t => {
   const { prefill, decode } = protocolOf('sglang-rooms').stage(input());
   const room = '"bootstrap_host":"[fd00::7]","bootstrap_port":8998,"bootstrap_room":9007199254739967,';
-  t.equal(text(prefill), `{${room}${BODY.slice(1)}`);
-  t.equal(text(decode), text(prefill));
+  t.equal(text(decode), `{${room}${BODY.slice(1)}`);
+  const whole = BODY.slice(1).replace('"stream":true,"stream_options":{"include_usage":true},', '');
+  t.equal(text(prefill), `{${room}"stream":false,${whole}`, 'its status is to say how it went');
+  t.match(protocolOf('sglang-rooms').releaseCall('r-1'), { method: 'POST', path: '/abort_request' });
+  t.equal(protocolOf('nixl').releaseCall('r-1'), null);
   const ranked = input();
   const staged = protocolOf('sglang-rooms').stage({ ...ranked, peer: { ...ranked.peer, rank: 3 } });
   t.equal(json(staged.decode).disagg_prefill_dp_rank, 3);
