@@ -204,6 +204,12 @@ const ASK_HEAD_BYTES = 65_536;
 const INDEX_PREDICTION_BYTES = 64;
 const INDEX_FIXED_BYTES = 524_288;
 
+/** Refuses workers of which none answers. */
+function checkRoles(source: string, workers: readonly WorkerConfig[]): void {
+  if (workers.length > 0 && workers.every(({ role }) => role === 'prefill'))
+    throw new ConfigError(`${source} are all for prefill; at least one must have the role decode or both`);
+}
+
 /** Refuses limits that each are in range and cannot hold together. */
 function checkTogether(limits: Limits): void {
   const { bodyBytesMax, poolHeapBytesMax, ringQueueBytesMax } = limits;
@@ -265,6 +271,9 @@ export function loadConfig(names: ConfigNames, sources: ConfigSources): Config {
   const workers = (merged.workers as NamedWorker[]).map(worker => resolveWorker(worker, shared.events));
   const models = readModels(merged.models, names, shared);
   distinctWorkers([workers, ...Object.values(models).map(model => model.workers)]);
+  checkRoles('workers', workers);
+  for (const [name, model] of Object.entries(models))
+    checkRoles(`models.${name}.workers`, [...model.workers, ...workers]);
   return Object.freeze({
     ...merged,
     workers,

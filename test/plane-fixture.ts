@@ -5,6 +5,7 @@
 import type { Test } from 'tap';
 import { loadConfig } from '#millrace/config.js';
 import type { LimitName } from '#millrace/limits.js';
+import type { WorkerRole } from '#millrace/messages/disagg.js';
 import { Plane } from '#millrace/plane/plane.js';
 import { loadTokenizer, TOKENIZER_NAMES } from '#millrace/preprocess/tokenizers/load.js';
 import { POLICY_NAMES } from '#millrace/router/policies/policies.js';
@@ -156,6 +157,10 @@ export interface FixtureOptions {
   readonly poolThreads?: number;
   /** Default: round-robin. */
   readonly policy?: string;
+  /** Roles of the mocks and then of the fakes; those left out are both. */
+  readonly roles?: readonly WorkerRole[];
+  /** `models` of the configuration. */
+  readonly models?: unknown;
   /** 'real' for tests in which many things happen at once; else the clock moves only by `tick`. */
   readonly clock?: 'manual' | 'real';
 }
@@ -198,13 +203,16 @@ export class PlaneFixture {
       ),
     );
     const fakes = await Promise.all((options.fakes ?? []).map(fake => FakeEngine.start(fake)));
+    const { roles = [] } = options;
     const workers = [
-      ...mocks.map(({ url, events }) => ({
+      ...mocks.map(({ url, events, connector }, at) => ({
         url,
         kvEvents: events?.publish,
         kvEventsReplay: events?.replay,
+        role: roles[at],
+        ...(connector === null ? {} : { bootstrap: `127.0.0.1:${connector.options.carrier.port}` }),
       })),
-      ...fakes.map(fake => fake.url),
+      ...fakes.map((fake, at) => ({ url: fake.url, role: roles[mocks.length + at] })),
       ...(options.workers ?? []),
     ];
     const config = loadConfig(
@@ -218,6 +226,7 @@ export class PlaneFixture {
           httpServer: server,
           policy,
           limits,
+          models: options.models,
         },
       },
     );

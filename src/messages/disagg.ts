@@ -47,7 +47,7 @@ export interface DisaggRules {
   readonly policy: DisaggPolicy;
   /** isl-bounding: a prompt with fewer tokens to compute than this, and … */
   readonly effIslMax: number;
-  /** … with a smaller share of its tokens to compute than this, stays where it is answered. */
+  /** … with at most this share of its tokens to compute, stays where it is answered. */
   readonly effIslRatioMax: number;
   /** prefill-load: a prefill worker with more outstanding prompt tokens is busy. */
   readonly prefillBusyTokens: number;

@@ -49,7 +49,6 @@ export function splitModel(
   const notices: string[] = [];
   if (fault !== null)
     notices.push(`model "${model}": prefill and decode stay together on its decode workers: ${fault}`);
-  if (decode.length === 0) notices.push(`model "${model}" has prefill workers and no decode worker`);
   return { view: { ...config, protocol: fault === null ? name : null }, notices };
 }
 

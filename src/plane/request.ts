@@ -5,6 +5,7 @@
  * failed in the middle of the answer lead to the same ASK with a higher attempt.
  */
 import type { FrameBatch } from '../engines/contract.js';
+import { tellCachedTokens } from '../engines/disagg/prefill-answer.js';
 import { type EngineError, engineError } from '../engines/engine-error.js';
 import { openingOf } from '../engines/event-rows.js';
 import type { ErrorCode, ErrorDetail } from '../errors.js';
@@ -339,7 +340,8 @@ export class PlaneRequest {
     this.#answer = openAnswer(plan, this.#context, () => this.#openClient());
     const tokens = this.#answer.takeUnary(body);
     this.#onTokens(run, tokens, this.#context.clock.nowMs());
-    this.#port.respond(contentType, body);
+    const { prefillCachedTokens: cached } = plan;
+    this.#port.respond(contentType, cached === undefined ? body : tellCachedTokens(body, cached));
     this.#end('completed', null);
   }
 

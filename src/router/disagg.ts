@@ -73,7 +73,7 @@ export function judgeHandover(
   if (rules.policy === 'cost') return judgeCost(promptTokens, prefill, decode, local, rules);
   const ownTokens = Math.max(promptTokens - local.cachedTokens, 0);
   const ratio = ownTokens / Math.max(promptTokens, 1);
-  if (rules.policy !== 'prefill-load' && ownTokens < rules.effIslMax && ratio < rules.effIslRatioMax)
+  if (rules.policy !== 'prefill-load' && ownTokens < rules.effIslMax && ratio <= rules.effIslRatioMax)
     return { isRemote: false, reason: `${ownTokens} of ${promptTokens} tokens to compute` };
   if (rules.policy !== 'isl-bounding' && prefill.activePrefillTokens > rules.prefillBusyTokens)
     return { isRemote: false, reason: `${prefill.activePrefillTokens} tokens wait at the prefill worker` };
