@@ -160,7 +160,8 @@ export class FakeEngine {
     else if (path === '/v1/models') call.respond(200, 'application/json', this.#models);
     else if (path === '/version') call.respond(200, 'application/json', this.#version);
     else if (path === '/metrics') call.respond(200, 'text/plain', '');
-    else if (path === '/tokenize') call.respond(404, 'application/json', '{"detail":"Not Found"}');
+    else if (path === '/tokenize' || call.head.startsWith('GET '))
+      call.respond(404, 'application/json', '{"detail":"Not Found"}');
     else {
       this.calls.push(call);
       this.script(call);
