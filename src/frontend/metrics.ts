@@ -165,6 +165,17 @@ function createModelMetrics(registry: Registry, models: readonly string[]) {
   };
 }
 
+function migrationCounter(registry: Registry): SeriesCounter {
+  const help = 'Answers whose worker failed after their first token, by choice';
+  const labels = ['cause', 'outcome'];
+  const counter = register(registry, new SeriesCounter('counter', 'millrace_migrations_total', help, labels));
+  for (const cause of MIGRATION_CAUSES) {
+    const outcomes = cause === 'memory' || cause === 'tokens' ? GIVEN_UP : OUTCOMES;
+    for (const outcome of outcomes) counter.add(0, cause, outcome);
+  }
+  return counter;
+}
+
 function createRequestMetrics(registry: Registry) {
   const counter = (name: string, help: string, ...labelNames: string[]): SeriesCounter =>
     register(registry, new SeriesCounter('counter', name, help, labelNames));
@@ -172,6 +183,7 @@ function createRequestMetrics(registry: Registry) {
     register(registry, new SeriesCounter('gauge', name, help, labelNames));
   const kind = ['model', 'endpoint', 'request_type'];
   return {
+    migrations: migrationCounter(registry),
     ended: counter('dynamo_frontend_requests_total', 'Requests ended', ...kind, 'status', 'error_type'),
     started: counter('dynamo_frontend_requests_started_total', 'Requests begun', ...kind),
     active: gauge('dynamo_frontend_active_requests', 'Requests in flight', 'model'),
@@ -180,12 +192,6 @@ function createRequestMetrics(registry: Registry) {
     canceled: counter('dynamo_frontend_model_cancellation_total', 'Requests canceled by clients', ...kind),
     accepted: counter('millrace_requests_accepted_total', 'Requests taken, by thread', 'thread'),
     asks: counter('millrace_asks_total', 'ASKs sent to the pool', 'reason'),
-    migrations: counter(
-      'millrace_migrations_total',
-      'Answers whose worker failed after their first token, by choice',
-      'cause',
-      'outcome',
-    ),
     cachedTokens: counter(
       'millrace_cached_tokens_total',
       'Prompt tokens in a cache, of requests whose engine tells: reported by it, and expected when it was chosen',
@@ -264,10 +270,6 @@ export function createMetrics(models: readonly string[], sources: MetricSources,
   // A series that exists from the start shows its first increase; one that appears with it does not.
   counts.accepted.add(0, thread);
   for (const reason of ASK_REASONS) counts.asks.add(0, reason);
-  for (const cause of MIGRATION_CAUSES) {
-    const outcomes = cause === 'memory' || cause === 'tokens' ? GIVEN_UP : OUTCOMES;
-    for (const outcome of outcomes) counts.migrations.add(0, cause, outcome);
-  }
   for (const cause of END_CAUSES) counts.causes.add(0, cause);
   for (const source of ['expected', 'reported']) counts.cachedTokens.add(0, source);
 

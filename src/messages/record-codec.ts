@@ -113,10 +113,8 @@ function readContinuation(reader: ByteReader): Continuation {
   const promptIds = reader.copyWords('continuation.promptIds');
   const choices: ContinuedChoice[] = [];
   const count = reader.count('continuation.choices', CONTINUED_BYTES_MIN);
-  for (let index = 0; index < count; index += 1) {
-    const choice = reader.u32('continuation.choice');
-    choices.push({ choice, ids: reader.copyWords('continuation.ids') });
-  }
+  for (let index = 0; index < count; index += 1)
+    choices.push({ choice: reader.u32('continuation.choice'), ids: reader.copyWords('continuation.ids') });
   return { mode, promptIds, choices };
 }
 

@@ -62,6 +62,13 @@ export class CallRun {
     return this.#hasToken;
   }
 
+  /** Enters the decision for its worker into the log. */
+  tell(plan: Plan, origin: string, requestId: string | undefined): OpenDecision {
+    const { clock, decisions } = this.#context;
+    this.decision = decisions.add(clock.wallMs(), plan, origin, requestId);
+    return this.decision;
+  }
+
   /** The step whose worker is to blame for a failure of this kind. */
   blamed(failure: AttemptFailure): PlanStep {
     return this.#handover?.isToBlame(failure) === true ? this.#handover.prefillStep : this.step;

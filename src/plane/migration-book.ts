@@ -6,14 +6,9 @@ import type { ErrorCode } from '../errors.js';
 import type { Plan } from '../messages/records.js';
 import type { Answer } from './answer.js';
 import type { AttemptFailure } from './attempt.js';
+import type { Wanted } from './request-asks.js';
 import type { RequestContext } from './request-context.js';
-
-/** Choices that are asked for together. */
-export interface LostChoices {
-  readonly choices: readonly number[];
-  /** How the worker of the first of them failed. */
-  readonly cause: AttemptFailure;
-}
+import type { RunFailure } from './run-failure.js';
 
 /** Why a request ends. */
 export interface MigrationBar {
@@ -27,6 +22,7 @@ export class MigrationBook {
   /** Times that each choice has gone on elsewhere. */
   readonly #counts = new Map<number, number>();
   #waiting: number[] = [];
+  /** How the worker of the first of them failed. */
   #cause: AttemptFailure | null = null;
 
   constructor(context: Pick<RequestContext, 'limits' | 'observer'>) {
@@ -38,7 +34,7 @@ export class MigrationBook {
     answer: Answer,
     plan: Plan,
     choices: readonly number[],
-    { kind, code, message }: { kind: AttemptFailure; code: ErrorCode; message: string },
+    { kind, code, message }: RunFailure,
   ): MigrationBar | null {
     const { limits, observer } = this.#context;
     if (limits.migrationsMax === 0) return { code, message };
@@ -59,14 +55,16 @@ export class MigrationBook {
     return null;
   }
 
-  /** The choices that wait, which are asked for now; null: none does. */
-  take(): LostChoices | null {
-    const choices = this.#waiting;
-    if (choices.length === 0 || this.#cause === null) return null;
-    const lost = { choices: choices.sort((a, b) => a - b), cause: this.#cause };
+  /** What is to be asked for the choices that wait, which do not any more; null: none does. Else why they cannot go on. */
+  take(answer: Answer): Wanted | string | null {
+    const choices = this.#waiting.sort((a, b) => a - b);
+    const cause = this.#cause;
+    if (choices.length === 0) return null;
     this.#waiting = [];
     this.#cause = null;
-    return lost;
+    // Since they were lost another choice can have grown too long for all of them.
+    const continuation = answer.continuation(choices);
+    return typeof continuation === 'string' ? continuation : { continuation, cause };
   }
 
   /** The answer begins anew. */

@@ -9,16 +9,7 @@ import { tellCachedTokens } from '../engines/disagg/prefill-answer.js';
 import { type EngineError, engineError } from '../engines/engine-error.js';
 import { openingOf } from '../engines/event-rows.js';
 import type { ErrorCode, ErrorDetail } from '../errors.js';
-import {
-  type AskReason,
-  type Continuation,
-  type EndCause,
-  NO_HINTS,
-  type Plan,
-  type PlanPlacement,
-  type Reject,
-  type RoutingHints,
-} from '../messages/records.js';
+import type { AskReason, EndCause, Plan, PlanPlacement, Reject, RoutingHints } from '../messages/records.js';
 import type { Api } from '../messages/token-request.js';
 import { type Answer, openAnswer } from './answer.js';
 import type { AnswerPort, AnswerStream } from './answer-port.js';
@@ -26,36 +17,13 @@ import type { AttemptFailure } from './attempt.js';
 import { CallRun, type RunEvents } from './call-run.js';
 import type { OpenDecision } from './decision-log.js';
 import { MigrationBook } from './migration-book.js';
-import { askHeaders, receiveRequest } from './receive-request.js';
+import { receiveRequest } from './receive-request.js';
+import { type AskRefusal, BEGINNING, RequestAsks, type Wanted } from './request-asks.js';
 import { endCauseOf, type RequestContext } from './request-context.js';
 import { placementHeaders } from './routing-hints.js';
+import { failureOf, type RunFailure, refusalOf } from './run-failure.js';
 
 type Phase = 'body' | 'running' | 'flushing' | 'ended';
-
-/** Longest pause that an engine can ask a client for. */
-const RETRY_AFTER_MS_MAX = 60_000;
-const RETRY_AFTER_MS = 1000;
-/** A worker that says so works. */
-const BLAMELESS: ReadonlySet<ErrorCode> = new Set(['MILLRACE_OVERLOADED', 'MILLRACE_UNKNOWN_MODEL']);
-
-/** An ASK without its answer. */
-interface OpenAsk {
-  readonly attempt: number;
-  readonly sinceMs: number;
-  readonly continuation: Continuation | null;
-  /** What made an answer migrate. */
-  readonly cause: AttemptFailure | null;
-}
-
-/** How a run failed. */
-interface Failure {
-  readonly kind: AttemptFailure;
-  readonly code: ErrorCode;
-  readonly message: string;
-  readonly detail: ErrorDetail;
-  /** Another worker may do better. */
-  readonly retryable: boolean;
-}
 
 /** One request and its state; see the top of this file. */
 export class PlaneRequest {
@@ -63,21 +31,13 @@ export class PlaneRequest {
   readonly #context: RequestContext;
   readonly #port: AnswerPort;
   readonly #api: Api;
+  readonly #asks: RequestAsks;
   readonly #startedMs: number;
   readonly #deadlineMs: number;
-  /** Of workers that have failed since the last first token of a run. */
-  readonly #excludedSlots: number[] = [];
   readonly #decisions: OpenDecision[] = [];
   readonly #migrations: MigrationBook;
   #phase: Phase = 'body';
-  #hints: RoutingHints = NO_HINTS;
-  #body: Uint8Array[] = [];
-  #retainedBytes = 0;
-  #attempts = 0;
-  /** Asks for a whole answer; the others were for the rest of one. */
-  #beginnings = 0;
   #poolLosses = 0;
-  #open: OpenAsk | null = null;
   #plan: Plan | null = null;
   #runs: CallRun[] = [];
   /** The runs of a plan are being started: what fails meanwhile waits for all of them. */
@@ -87,7 +47,7 @@ export class PlaneRequest {
   #lastEventMs = 0;
   #sawToken = false;
   #enginePaused = false;
-  #lastFailure: Failure | null = null;
+  #lastFailure: RunFailure | null = null;
 
   constructor(id: number, api: Api, port: AnswerPort, context: RequestContext) {
     this.id = id;
@@ -96,6 +56,7 @@ export class PlaneRequest {
     this.#context = context;
     this.#startedMs = context.clock.nowMs();
     this.#deadlineMs = this.#startedMs + context.limits.totalDeadlineMs;
+    this.#asks = new RequestAsks(id, api, port, context, this.#deadlineMs);
     this.#migrations = new MigrationBook(context);
   }
 
@@ -118,7 +79,7 @@ export class PlaneRequest {
 
   /** A PLAN came; its reservations already belong to this socket thread. False: stale, the caller releases them. */
   onPlan(plan: Plan): boolean {
-    const ask = this.#take(plan.attempt);
+    const ask = this.#asks.take(plan.attempt);
     if (ask === null) return false;
     if (this.#plan === null) this.#context.observer.planned(plan);
     // The answer goes on under the plan that it began with.
@@ -134,36 +95,34 @@ export class PlaneRequest {
 
   /** The PLAN's reservation was reaped with its thread before it could be adopted. */
   onAdoptionFailed(attempt: number): void {
-    const ask = this.#take(attempt);
-    if (ask !== null) this.#ask('adoption_failed', ask.continuation, ask.cause);
+    const ask = this.#asks.take(attempt);
+    if (ask !== null) this.#ask('adoption_failed', ask);
   }
 
   onReject(reject: Reject): void {
-    const ask = this.#take(reject.attempt);
+    const ask = this.#asks.take(reject.attempt);
     if (ask === null) return;
     if (ask.cause !== null) this.#context.observer.migrated(ask.cause, 'failed');
-    const failure = this.#lastFailure;
-    // No other worker is left to try: what the first one did says more than that there is none.
-    if (failure !== null && reject.code === 'MILLRACE_NO_WORKER')
-      this.fail(failure.code, failure.message, failure.detail);
+    // No other worker is left to try: what the last one did says more than that there is none.
+    const told = reject.code === 'MILLRACE_NO_WORKER' ? this.#lastFailure : null;
+    if (told !== null) this.fail(told.code, told.message, told.detail);
     else this.fail(reject.code, reject.message, { param: reject.param, retryAfterMs: reject.retryAfterMs });
   }
 
   /** The pool thread that was asked died. A request that loses two of them is not asked again: it may be the cause. */
   onPoolLost(): void {
-    const ask = this.#open;
+    const ask = this.#asks.open;
     if (ask === null) return;
     if (++this.#poolLosses > 1)
       this.fail('MILLRACE_POOL_LOST', 'two planning threads died over this request');
-    else this.#ask('pool_lost', ask.continuation, ask.cause);
+    else this.#ask('pool_lost', ask);
   }
 
   /** Ends the request with an error: as a response when nothing was sent yet, else as the last frame of the stream. */
   fail(code: ErrorCode, message: string, detail: ErrorDetail = {}): void {
     if (this.#phase === 'ended') return;
-    if (this.#client === null) {
-      this.#port.refuse(code, message, detail, this.#phase === 'body');
-    } else this.#client.fail(code, message);
+    if (this.#client !== null) this.#client.fail(code, message);
+    else this.#port.refuse(code, message, detail, this.#phase === 'body');
     this.#end(endCauseOf(code), code);
   }
 
@@ -175,7 +134,7 @@ export class PlaneRequest {
       this.#cutSlowClient();
     else if (nowMs >= this.#deadlineMs) {
       this.fail('MILLRACE_DEADLINE_EXCEEDED', `the request took longer than ${limits.totalDeadlineMs} ms`);
-    } else if (this.#open !== null && nowMs - this.#open.sinceMs >= limits.askDeadlineMs) {
+    } else if (nowMs - (this.#asks.open?.sinceMs ?? nowMs) >= limits.askDeadlineMs) {
       this.fail('MILLRACE_DEADLINE_EXCEEDED', `planning took longer than ${limits.askDeadlineMs} ms`);
     } else if (this.#phase === 'running') this.#sweepEngines(nowMs);
   }
@@ -196,53 +155,20 @@ export class PlaneRequest {
 
   #onBody(chunks: Uint8Array[], bytes: number, hints: RoutingHints): void {
     if (this.#phase !== 'body') return;
-    if (!this.#context.retain(bytes)) {
-      const detail = { retryAfterMs: RETRY_AFTER_MS };
-      this.fail('MILLRACE_OVERLOADED', 'too many bytes of requests are in flight', detail);
-      return;
-    }
-    this.#retainedBytes = bytes;
-    this.#body = chunks;
-    this.#hints = hints;
-    this.#phase = 'running';
-    this.#ask('first', null, null);
+    this.#refused(this.#asks.begin(chunks, bytes, hints));
+    if (this.#phase === 'body') this.#phase = 'running';
   }
 
-  #ask(reason: AskReason, continuation: Continuation | null, cause: AttemptFailure | null): void {
-    const { clock } = this.#context;
-    const attempt = ++this.#attempts;
-    if (continuation === null) this.#beginnings++;
-    this.#open = { attempt, sinceMs: clock.nowMs(), continuation, cause };
-    const sent = this.#context.ask(
-      {
-        request: this.id,
-        attempt,
-        api: this.#api,
-        reason,
-        deadlineWallMs: clock.wallMs() + this.#deadlineMs - clock.nowMs(),
-        excludedSlots: this.#excludedSlots,
-        headers: askHeaders(this.#port),
-        hints: this.#hints,
-        continuation,
-      },
-      this.#body,
-    );
-    if (sent === 'full') {
-      this.fail('MILLRACE_OVERLOADED', 'the planning queue is full', { retryAfterMs: RETRY_AFTER_MS });
-    } else if (sent === 'off') this.fail('MILLRACE_POOL_LOST', 'no planning thread is running');
+  #ask(reason: AskReason, wanted: Wanted): void {
+    this.#refused(this.#asks.send(reason, wanted));
   }
 
-  /** The open ASK, which is answered now; null: the answer is stale. */
-  #take(attempt: number): OpenAsk | null {
-    const ask = this.#open;
-    if (ask?.attempt !== attempt) return null;
-    this.#open = null;
-    return ask;
+  #refused(refusal: AskRefusal | null): void {
+    if (refusal !== null) this.fail(refusal.code, refusal.message, refusal.detail);
   }
 
   #start(run: CallRun, { placement }: Plan): void {
-    const { step } = run;
-    const origin = this.#context.originOf(step.slot, step.generation);
+    const origin = this.#context.originOf(run.step.slot, run.step.generation);
     if (origin === null) {
       this.#onFailed(run, 'unreachable', 'MILLRACE_WORKER_UNREACHABLE', 'the worker has left');
       return;
@@ -267,11 +193,9 @@ export class PlaneRequest {
   }
 
   #tellPlacement(run: CallRun, worker: string, placement: PlanPlacement): void {
-    const { clock, decisions } = this.#context;
     if (this.#client === null) this.#port.announce(placementHeaders(worker, placement));
-    const plan = { ...this.#plan!, attempt: this.#attempts, placement };
-    run.decision = decisions.add(clock.wallMs(), plan, worker, this.#port.header('x-request-id'));
-    this.#decisions.push(run.decision);
+    const plan = { ...this.#plan!, attempt: this.#asks.attempts, placement };
+    this.#decisions.push(run.tell(plan, worker, this.#port.header('x-request-id')));
   }
 
   #onBatch(run: CallRun, batch: FrameBatch): void {
@@ -281,11 +205,10 @@ export class PlaneRequest {
     if (outcome.tokens > 0) this.#onTokens(run, outcome.tokens, nowMs);
     this.#lastEventMs = nowMs;
     run.touch(nowMs);
-    if (outcome.malformed) {
+    if (outcome.malformed)
       this.#onFailed(run, 'protocol', 'MILLRACE_WORKER_PROTOCOL', 'a frame of the worker is not valid');
-    } else if (outcome.engineError !== null) {
-      this.#onRefusal(run, outcome.engineError, 0);
-    } else if (this.#client?.isOverfull === true) this.#cutSlowClient();
+    else if (outcome.engineError !== null) this.#onRefusal(run, outcome.engineError, 0);
+    else if (this.#client?.isOverfull === true) this.#cutSlowClient();
     else if (outcome.engineNotNeeded) this.#onRunDone(run);
   }
 
@@ -308,7 +231,7 @@ export class PlaneRequest {
     const { observer } = this.#context;
     if (!run.hasToken) {
       run.begin();
-      this.#excludedSlots.length = 0;
+      this.#asks.excludeNone();
       if (run.cause !== null) observer.migrated(run.cause, 'continued');
     }
     if (this.#sawToken) observer.tokens(this.#plan!, count, nowMs - this.#lastEventMs);
@@ -346,28 +269,25 @@ export class PlaneRequest {
   }
 
   #onRefusal(run: CallRun, error: EngineError, retryAfterMs: number): void {
-    const { code, message, param, httpStatus, retryable } = error;
-    const isBusy = code === 'MILLRACE_OVERLOADED';
-    if (isBusy && retryAfterMs > 0) this.#context.restWorker(run.step, retryAfterMs);
-    const told = Math.min(retryAfterMs === 0 ? RETRY_AFTER_MS : retryAfterMs, RETRY_AFTER_MS_MAX);
-    const detail = { param, httpStatus, retryAfterMs: isBusy ? told : 0 };
-    this.#settleFailure(run, { kind: 'protocol', code, message, detail, retryable });
+    if (error.code === 'MILLRACE_OVERLOADED' && retryAfterMs > 0)
+      this.#context.restWorker(run.step, retryAfterMs);
+    this.#settleFailure(run, refusalOf(error, retryAfterMs));
   }
 
   #onFailed(run: CallRun, kind: AttemptFailure, code: ErrorCode, message: string): void {
-    this.#settleFailure(run, { kind, code, message, detail: {}, retryable: true });
+    this.#settleFailure(run, failureOf(kind, code, message));
   }
 
   /** Another worker begins anew while nothing was shown, and goes on where something was; else the request ends. */
-  #settleFailure(run: CallRun, failure: Failure): void {
+  #settleFailure(run: CallRun, failure: RunFailure): void {
     const { code, message, detail } = failure;
-    const blamed = BLAMELESS.has(code) ? run.step : run.blamed(failure.kind);
+    const blamed = failure.isOfWorker ? run.blamed(failure.kind) : run.step;
     this.#drop(run);
     if (!failure.retryable) {
       this.fail(code, message, detail);
       return;
     }
-    if (!BLAMELESS.has(code)) this.#context.reportFailure(blamed, failure.kind);
+    if (failure.isOfWorker) this.#context.reportFailure(blamed, failure.kind);
     const open = this.#answer?.openChoices(run.range) ?? [];
     if (this.#answer !== null && open.length === 0) {
       // Nothing of the answer is missing: how its connection ended does not matter to the client.
@@ -376,7 +296,7 @@ export class PlaneRequest {
     }
     if (run.cause !== null && !run.hasToken) this.#context.observer.migrated(run.cause, 'failed');
     this.#lastFailure = failure;
-    if (!this.#excludedSlots.includes(blamed.slot)) this.#excludedSlots.push(blamed.slot);
+    this.#asks.exclude(blamed.slot);
     if (this.#client === null && !this.#sawToken) this.#beginAnew(run, failure);
     else {
       const bar = this.#migrations.lose(this.#answer!, this.#plan!, open, failure);
@@ -389,8 +309,8 @@ export class PlaneRequest {
   }
 
   /** Asks for the whole answer again, of which the client has seen nothing. */
-  #beginAnew(run: CallRun, { code, message, detail }: Failure): void {
-    if (this.#beginnings >= this.#context.limits.attemptsMax) {
+  #beginAnew(run: CallRun, { code, message, detail }: RunFailure): void {
+    if (this.#asks.beginnings >= this.#context.limits.attemptsMax) {
       this.fail(code, message, detail);
       return;
     }
@@ -400,31 +320,27 @@ export class PlaneRequest {
     this.#answer = null;
     this.#sawToken = false;
     this.#migrations.forget();
-    this.#ask('worker_failed', null, null);
+    this.#ask('worker_failed', BEGINNING);
   }
 
   /** Asks for the rest of the choices that have lost their worker; one ASK at a time. */
   #goOn(): void {
-    if (this.#open !== null || this.#isStarting || this.#phase !== 'running') return;
-    const lost = this.#migrations.take();
-    if (lost === null) return;
-    const continuation = this.#answer!.continuation(lost.choices);
-    // Another choice can have grown too long since these were lost.
-    if (typeof continuation === 'string') this.fail('MILLRACE_CANNOT_MIGRATE', continuation);
-    else this.#ask('migrated', continuation, lost.cause);
+    if (this.#asks.open !== null || this.#isStarting || this.#phase !== 'running') return;
+    const wanted = this.#answer === null ? null : this.#migrations.take(this.#answer);
+    if (typeof wanted === 'string') this.fail('MILLRACE_CANNOT_MIGRATE', wanted);
+    else if (wanted !== null) this.#ask('migrated', wanted);
   }
 
   #openClient(): AnswerStream {
     const { clock, limits } = this.#context;
-    const client = this.#port.openStream(limits.streamBufferBytesMax, {
+    this.#client = this.#port.openStream(limits.streamBufferBytesMax, {
       nowMs: () => clock.nowMs(),
       onDirty: stream => this.#context.markDirty(stream),
       onPressure: () => this.#pauseEngines(true),
       onRelief: () => this.#pauseEngines(false),
       onFinished: () => this.#end('completed', null),
     });
-    this.#client = client;
-    return client;
+    return this.#client;
   }
 
   #pauseEngines(paused: boolean): void {
@@ -462,7 +378,7 @@ export class PlaneRequest {
   #letEnginesGo(): void {
     for (const run of this.#runs) run.letGo();
     this.#runs = [];
-    this.#open = null;
+    this.#asks.forget();
   }
 
   /** The one end of a request: everything that it held is given back. */
@@ -470,9 +386,8 @@ export class PlaneRequest {
     if (this.#phase === 'ended') return;
     this.#phase = 'ended';
     this.#letEnginesGo();
-    this.#context.unretain(this.#retainedBytes);
+    this.#asks.release();
     this.#client?.close();
-    this.#body = [];
     const usage = this.#answer?.usage() ?? null;
     this.#answer?.release();
     for (const decision of this.#decisions) {

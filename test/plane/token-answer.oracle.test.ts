@@ -57,7 +57,7 @@ function naive(tokenizer: Tokenizer, { ids, stops, stopIds, minTokens, includeSt
         break;
       }
     }
-    if (armed && best !== null) {
+    if (count > minTokens && best !== null) {
       return {
         text: stable.slice(0, includeStop ? best.at + best.stop.length : best.at),
         finish: 'stop',
@@ -133,19 +133,19 @@ function run(
     plan,
     table,
     {
-    text: (choice, text, logprobs) => {
-      texts[choice] += text;
-      for (const { logprob, bytes } of logprobs ?? []) {
-        shown[choice]!.push(-logprob);
-        if (!Buffer.from(tokenizer.bytesOf(-logprob)!).equals(bytes))
-          throw new Error('bytes of another token');
-      }
-      if (finishes[choice] !== undefined) throw new Error('text after the finish');
-    },
-    finish: (choice, reason) => {
-      if (finishes[choice] !== undefined) throw new Error('finished twice');
-      finishes[choice] = reason;
-    },
+      text: (choice, text, logprobs) => {
+        texts[choice] += text;
+        for (const { logprob, bytes } of logprobs ?? []) {
+          shown[choice]!.push(-logprob);
+          if (!Buffer.from(tokenizer.bytesOf(-logprob)!).equals(bytes))
+            throw new Error('bytes of another token');
+        }
+        if (finishes[choice] !== undefined) throw new Error('text after the finish');
+      },
+      finish: (choice, reason) => {
+        if (finishes[choice] !== undefined) throw new Error('finished twice');
+        finishes[choice] = reason;
+      },
     },
     null,
   );
