@@ -54,7 +54,7 @@ export async function startMockChildren(
   ];
   // In process groups of their own: Ctrl-C in a terminal goes to a whole group, and they must outlive the drain.
   const handsOver = roles.some(role => role !== 'both');
-  const all = handsOver ? [...argv, '--kv-connector', 'nixl'] : argv;
+  const all = handsOver ? [...argv, '--disagg'] : argv;
   const children = roles.map(() =>
     spawn(process.execPath, all, { stdio: ['pipe', 'pipe', 'inherit'], detached: true }),
   );

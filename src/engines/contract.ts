@@ -70,8 +70,8 @@ export interface EncodeInput {
   readonly eosIds: Uint32Array;
   /** Request id for the engine's logs. */
   readonly requestId: string;
-  /** Data-parallel rank of the worker that shall take it; null or absent: the server is one worker. */
-  readonly rank?: number | null;
+  /** Data-parallel rank of the worker that shall take it; null: the server is one worker. */
+  readonly rank: number | null;
   /** `workerModel` is a LoRA adapter on another model of the worker. */
   readonly isAdapter?: boolean;
 }

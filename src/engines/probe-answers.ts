@@ -68,6 +68,16 @@ export function readModels(answer: ProbeAnswer): { models: WorkerModel[]; owners
   return { models, owners };
 }
 
+/**
+ * What is wrong with a worker that was declared to serve `declared`, for operators; null: it does serve it. A name in the
+ * configuration must be one that the worker lists, or its requests would end in 404.
+ */
+export function modelFault(models: readonly WorkerModel[], declared: string): string | null {
+  if (models.some(model => model.id === declared)) return null;
+  const listed = models.map(model => `"${model.id}"`).join(', ');
+  return `it is declared to serve "${declared}", but lists ${listed}`;
+}
+
 /** A version as its first three numbers; null when it does not begin with two. */
 export function versionParts(version: string): readonly [number, number, number] | null {
   const match = /^v?(\d+)\.(\d+)(?:\.(\d+))?/.exec(version);

@@ -48,7 +48,7 @@ export function encodeVllmCall(input: EncodeInput): EncodedCall {
 
 function callHead(input: EncodeInput): EncodedCall['head'] {
   const head = jsonHead(input.requestId);
-  if (typeof input.rank === 'number') head.push(['x-data-parallel-rank', String(input.rank)]);
+  if (input.rank !== null) head.push(['x-data-parallel-rank', String(input.rank)]);
   return head;
 }
 

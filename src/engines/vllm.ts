@@ -21,6 +21,9 @@ export const VLLM = 'vllm';
  */
 const TOKEN_IDS_SINCE: readonly [number, number, number] = [0, 10, 2];
 
+/** First release with `GET /kv_event_sources`: 0.32.0 answers it. */
+const EVENT_SOURCES_SINCE: readonly [number, number, number] = [0, 32, 0];
+
 /** `owned_by` of the models that Millrace's own mock engine lists; real vLLM says `vllm`. */
 const MOCK_OWNER = 'millrace-mock';
 
@@ -53,11 +56,11 @@ export function createVllmAdapter(options: VllmAdapterOptions = {}): EngineAdapt
 }
 
 async function probeVllm(get: Fetcher, origin: string): Promise<WorkerCapabilities> {
-  const paths = ['/v1/models', '/version', '/metrics', VLLM_EVENT_SOURCES_PATH];
-  const [models, version, metrics, sources] = await Promise.all(paths.map(get));
+  const [models, version, metrics] = await Promise.all(['/v1/models', '/version', '/metrics'].map(get));
   const { models: listed, owners } = readModels(models!);
   const versionText = readVersion(version!);
   const isMock = owners.has(MOCK_OWNER);
+  const tellsEvents = versionText !== null && isAtLeast(versionText, EVENT_SOURCES_SINCE);
   const returnsTokenIds = isMock || (versionText !== null && isAtLeast(versionText, TOKEN_IDS_SINCE));
   return {
     engine: VLLM,
@@ -66,7 +69,7 @@ async function probeVllm(get: Fetcher, origin: string): Promise<WorkerCapabiliti
     ...readCacheConfig(metrics!.status === 200 ? metrics!.body : ''),
     returnsTokenIds,
     answerModes: returnsTokenIds ? ['token', 'relayIds', 'relay'] : ['relay'],
-    events: readVllmEvents(sources!, origin),
+    events: tellsEvents ? readVllmEvents(await get(VLLM_EVENT_SOURCES_PATH), origin) : null,
     notices: isMock ? [] : versionNotices('vLLM', versionText, TOKEN_IDS_SINCE),
   };
 }

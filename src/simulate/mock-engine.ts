@@ -26,10 +26,12 @@ import {
   type RequestCounters,
   type SkinContext,
 } from './openai/engine-surface.js';
+import { withRooms } from './sglang/kv-rooms.js';
 import { sglangSkin } from './sglang/sglang-skin.js';
 import { KvPages } from './tiny/kv-pages.js';
 import { TinyModel } from './tiny/tiny-model.js';
 import { CacheEvents } from './trtllm/cache-events.js';
+import { withDisaggregatedParams } from './trtllm/disaggregated-params.js';
 import { trtllmSkin } from './trtllm/trtllm-skin.js';
 import type { KvEventPublisher } from './vllm/kv-event-publisher.js';
 import { type KvEventContext, KvEvents, type MockEventOptions } from './vllm/kv-events.js';
@@ -149,7 +151,10 @@ export async function startMockEngine(options: MockEngineOptions = {}): Promise<
     model: { name: model, maxModelLen, tokenizer },
     faults,
     clock,
-    skin: context => withConnector(skinOf(options, events, fetched, newId)(context), connector, options),
+    skin: context => {
+      const skin = skinOf(options, events, fetched, newId)(context);
+      return connector === null ? skin : withConnector(skin, connector, context, options.engine ?? 'vllm');
+    },
     newId,
   });
   const { server, port } = await listen(surface, host, options).catch(async error => {
@@ -189,10 +194,17 @@ function tinyOf(
 }
 
 async function openDisagg(
-  { disagg }: MockEngineOptions,
+  { disagg, engine: kind = 'vllm' }: MockEngineOptions,
   context: Pick<ConnectorContext, 'host' | 'pages' | 'clock'> & { readonly engine: LiveEngine },
 ): Promise<KvConnector | null> {
   if (disagg === undefined) return null;
+  for (const [param, engine] of [
+    ['connector', 'vllm'],
+    ['role', 'sglang'],
+  ] as const) {
+    if (disagg[param] !== undefined && kind !== engine)
+      throw new ConfigError(`disagg.${param} is for ${engine}; got ${kind}`, { param: `disagg.${param}` });
+  }
   const { host, pages, clock, engine } = context;
   return openConnector(disagg, {
     engineId: webcrypto.randomUUID(),
@@ -200,6 +212,7 @@ async function openDisagg(
     engine: engine.core.settings,
     pool: engine.core.pool,
     pages,
+    isParallel: kind !== 'vllm' || disagg.connector === 'mooncake',
     clock,
     onRoom: () => engine.wake(),
   });
@@ -207,12 +220,13 @@ async function openDisagg(
 
 function withConnector(
   skin: EngineSkin,
-  connector: KvConnector | null,
-  { engine = 'vllm' }: MockEngineOptions,
+  connector: KvConnector,
+  context: SkinContext,
+  engine: MockEngineKind,
 ): EngineSkin {
-  if (connector === null) return skin;
   if (engine === 'vllm') return withKvTransfer(skin, connector);
-  throw new ConfigError(`disagg is for vllm; got ${engine}`, { param: 'disagg' });
+  if (engine === 'sglang') return withRooms(skin, connector);
+  return withDisaggregatedParams(skin, connector, context);
 }
 
 async function openEvents(options: MockEngineOptions, context: KvEventContext): Promise<KvEvents | null> {

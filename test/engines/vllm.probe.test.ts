@@ -1,5 +1,6 @@
 /** Promise: the vLLM adapter reads a server's capabilities and load as they are, and never takes "absent" for 0. */
 import t from 'tap';
+import { modelFault } from '#millrace/engines/probe-answers.js';
 import { createVllmAdapter } from '#millrace/engines/vllm.js';
 
 const adapter = createVllmAdapter();
@@ -95,8 +96,9 @@ t.test('probe: where each rank publishes its KV events', async t => {
     replay_endpoint: 'tcp://*:5558',
     topic: '',
   };
+  const recent: Pages = { '/version': [200, '{"version":"0.32.0"}'] };
   const events = async (sources: unknown) =>
-    (await probe({ '/kv_event_sources': [200, JSON.stringify(sources)] })).events;
+    (await probe({ ...recent, '/kv_event_sources': [200, JSON.stringify(sources)] })).events;
   const first = { publish: 'tcp://10.0.0.7:5557', replay: 'tcp://10.0.0.7:5558', topic: '' };
   t.same(await events({ 0: entry }), [first], 'as vLLM 0.32.0 answers');
   const second = { publish: 'tcp://10.0.0.7:5558', replay: 'tcp://10.0.0.7:5559', topic: '' };
@@ -121,7 +123,10 @@ t.test('probe: where each rank publishes its KV events', async t => {
     { 0: { ...entry, endpoint: null } },
   ];
   for (const sources of none) t.equal(await events(sources), null, JSON.stringify(sources));
-  t.equal((await probe({ '/kv_event_sources': [200, '{'] })).events, null);
+  t.equal((await probe({ ...recent, '/kv_event_sources': [200, '{'] })).events, null);
+  t.equal((await probe(recent)).events, null, 'no such route');
+  const older: Pages = { '/kv_event_sources': [200, JSON.stringify({ 0: entry })] };
+  t.equal((await probe(older)).events, null, 'an older release is not asked');
 });
 
 t.test('probe: token ids from 0.10.2 on, or from our mock', async t => {
@@ -143,6 +148,12 @@ t.test('probe: token ids from 0.10.2 on, or from our mock', async t => {
     returnsTokenIds: true,
     models: [{ id: 'm', contextLength: null }],
   });
+});
+
+t.test('another model than the declared one is told', async t => {
+  const { models } = await probe();
+  t.equal(modelFault(models, 'lora'), null);
+  t.equal(modelFault(models, 'other'), 'it is declared to serve "other", but lists "base", "lora"');
 });
 
 t.test('probe: a cache that is not sized yet, and no metrics, leave the sizes unknown', async t => {

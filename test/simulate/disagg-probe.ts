@@ -30,8 +30,8 @@ export async function startPair(
   return [await startTiny(t, options), await startTiny(t, options)];
 }
 
-/** The flags of a prefill request. */
-export const PREFILL = {
+/** The flags of a prefill request, as routers send them. */
+const PREFILL = {
   do_remote_decode: true,
   do_remote_prefill: false,
   remote_engine_id: null,
@@ -72,6 +72,7 @@ export function leakOf({ core, connector }: MockEngine): string | null {
   if (pool.pinned > 0) return `${pool.pinned} blocks are pinned`;
   if (pool.active > 0) return `${pool.active} blocks are held`;
   if (connector !== null && connector.desk.open > 0) return `${connector.desk.open} offers are open`;
-  if (connector !== null && connector.pulls.pulling > 0) return `${connector.pulls.pulling} pulls are under way`;
+  if (connector !== null && connector.pulls.pulling > 0)
+    return `${connector.pulls.pulling} pulls are under way`;
   return null;
 }

@@ -1,6 +1,7 @@
 // Promise: an answer whose prompt was computed elsewhere is the aggregated one, token for token, and no block stays pinned.
 
 import t from 'tap';
+import { ManualClock } from '#millrace/runtime/clock.js';
 import { randomInteger, seededRandom } from '#millrace/runtime/random.js';
 import { idsOf, leakOf, prefill, startPair, startTiny, until } from './disagg-probe.js';
 import { type Json, postJson, postSse } from './http-probe.js';
@@ -110,14 +111,48 @@ t.test('Mooncake: both at once, in any order, joined by the transfer id', async 
 });
 
 t.test('one flipped bit in a pinned block changes the answer of decode', async t => {
-  const [p, d] = await startPair(t, 'http', { disagg: {} });
+  const [p, d] = await startPair(t, 'http');
+  const alone = await startTiny(t);
   for (let round = 0; round < 10; round++) {
     const prompt = promptOf(33 + randomInteger(random, 30));
-    const plain = await idsOf((await startTiny(t)).url, prompt, 6);
+    const plain = await idsOf(alone.url, prompt, 6);
     const params = await prefill(p.url, prompt);
     const block = params.remote_block_ids[0][randomInteger(random, 2)];
     p.pages!.bytesOf(block)[randomInteger(random, p.pages!.blockBytes)]! ^= 1 << randomInteger(random, 8);
     t.notSame(await idsOf(d.url, prompt, 6, params), plain);
     await until(() => p.connector!.desk.open === 0);
+  }
+});
+
+t.test('without pages the transfer is modelled: bytes by bandwidth, and the same contract', async t => {
+  const clock = new ManualClock();
+  const more = { tiny: false, clock, disagg: { kvBytesPerToken: 1000, kvBytesPerSecond: 1_000_000 } };
+  for (const carrier of ['local', 'http'] as const) {
+    const [p, d] = await startPair(t, carrier, { ...more, speed: 1000 });
+    const prompt = promptOf(100);
+    const paced = async <Value>(answer: Promise<Value>): Promise<Value> => {
+      let isOver = false;
+      void answer.then(() => {
+        isOver = true;
+      });
+      await until(() => {
+        clock.advance(0.001);
+        return isOver;
+      });
+      return answer;
+    };
+    const params = await paced(prefill(p.url, prompt));
+    const answer = idsOf(d.url, prompt, 4, params);
+    await until(() => p.connector!.desk.counters.reads === 1);
+    for (let turn = 0; turn < 100; turn++) await new Promise(resolve => setImmediate(resolve));
+    // Seven blocks of 16 tokens take 112 ms of modelled time.
+    clock.advance(0.1119);
+    for (let turn = 0; turn < 100; turn++) await new Promise(resolve => setImmediate(resolve));
+    t.equal(d.connector!.pulls.pulling, 1);
+    clock.advance(0.0002);
+    await until(() => d.connector!.pulls.pulled === 1);
+    t.same(await paced(answer), await paced(idsOf(p.url, prompt, 4)));
+    await until(() => p.connector!.desk.open === 0);
+    t.same([leakOf(p), leakOf(d)], [null, null]);
   }
 });

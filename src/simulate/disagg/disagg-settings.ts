@@ -13,9 +13,18 @@ export const LOAD_FAILURE_POLICIES = ['fail', 'recompute'] as const;
 /** See LOAD_FAILURE_POLICIES. */
 export type LoadFailurePolicy = (typeof LOAD_FAILURE_POLICIES)[number];
 
+/** What a server is started for, where that is not up to each request. */
+export const DISAGG_ROLES = ['both', 'prefill', 'decode'] as const;
+
+/** See DISAGG_ROLES. */
+export type DisaggRole = (typeof DISAGG_ROLES)[number];
+
 /** What shapes the hand-over of KV. Times are modelled: the engine's `speed` divides them. */
 export interface DisaggSettings {
+  /** Of a mock that plays vLLM. */
   readonly connector: KvConnectorKind;
+  /** Of a mock that plays SGLang. */
+  readonly role: DisaggRole;
   readonly loadFailure: LoadFailurePolicy;
   /** How long blocks stay pinned without a word from the decode side, in milliseconds. */
   readonly leaseMs: number;
@@ -27,7 +36,8 @@ export interface DisaggSettings {
   readonly kvBytesPerSecond: number;
 }
 
-const NUMBERS = {
+/** Allowed range and default of each number. */
+export const DISAGG_RANGES = {
   leaseMs: { min: 1, max: 3_600_000, default: 30_000 },
   pullDeadlineMs: { min: 1, max: 3_600_000, default: 30_000 },
   // Eight KV heads of 128 in 32 layers of 16-bit numbers.
@@ -44,8 +54,8 @@ function oneOf<Name extends string>(param: string, value: Name, names: readonly 
 
 /** Fills in the defaults and checks every range. Throws ConfigError, whose `param` is the setting. */
 export function resolveDisaggSettings(given: Partial<DisaggSettings>): DisaggSettings {
-  const number = (name: keyof typeof NUMBERS): number => {
-    const { min, max, default: standard } = NUMBERS[name];
+  const number = (name: keyof typeof DISAGG_RANGES): number => {
+    const { min, max, default: standard } = DISAGG_RANGES[name];
     const value = given[name] ?? standard;
     if (Number.isInteger(value) && value >= min && value <= max) return value;
     throw new ConfigError(`disagg.${name} must be an integer from ${min} to ${max}; got ${String(value)}`, {
@@ -54,6 +64,7 @@ export function resolveDisaggSettings(given: Partial<DisaggSettings>): DisaggSet
   };
   return Object.freeze({
     connector: oneOf('connector', given.connector ?? 'nixl', KV_CONNECTORS),
+    role: oneOf('role', given.role ?? 'both', DISAGG_ROLES),
     loadFailure: oneOf('loadFailure', given.loadFailure ?? 'fail', LOAD_FAILURE_POLICIES),
     leaseMs: number('leaseMs'),
     pullDeadlineMs: number('pullDeadlineMs'),

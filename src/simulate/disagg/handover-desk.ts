@@ -7,6 +7,8 @@ import type { Clock, Timer } from '../../runtime/clock.js';
 import type { BlockPool } from '../block-pool.js';
 import { HandoverError, type KvAsk, type KvNotice, type KvRead, type KvSource } from './kv-carrier.js';
 
+const EARLY_MAX = 1024;
+
 /** How an offer ended. */
 export type OfferEnd = 'released' | 'expired' | 'withdrawn';
 
@@ -69,6 +71,8 @@ export class HandoverDesk implements KvSource {
   };
   readonly #options: DeskOptions;
   readonly #offers = new Map<string, Offer>();
+  /** Names that a peer was done with before there was an offer, oldest first. */
+  readonly #early = new Set<string>();
   readonly #waiters = new Map<string, Set<Waiter>>();
 
   constructor(options: DeskOptions) {
@@ -103,6 +107,7 @@ export class HandoverDesk implements KvSource {
     const waiters = this.#waiters.get(key);
     this.#waiters.delete(key);
     for (const waiter of waiters ?? []) waiter.resolve(offer);
+    if (this.#early.delete(key)) this.#end(key, offer, 'released');
   }
 
   /** Ends an offer, or says that there will be none: who waits for it fails at once. */
@@ -122,6 +127,7 @@ export class HandoverDesk implements KvSource {
   notice(engineId: string | null, key: string, notice: KvNotice): boolean {
     if (engineId !== null && engineId !== this.engineId) return false;
     const offer = this.#offers.get(key);
+    if (offer === undefined && notice === 'done' && this.#options.waitMs > 0) this.#rememberEarly(key);
     if (offer === undefined || offer.end !== null) return false;
     if (notice === 'done') {
       this.#end(key, offer, 'released');
@@ -144,6 +150,13 @@ export class HandoverDesk implements KvSource {
       this.counters.refused++;
       throw error;
     }
+  }
+
+  /** A decode that was sent together with its prefill may have been given up before that ended. */
+  #rememberEarly(key: string): void {
+    this.#early.add(key);
+    const [oldest] = this.#early;
+    if (this.#early.size > EARLY_MAX) this.#early.delete(oldest!);
   }
 
   #checkLayout(ask: KvAsk): void {

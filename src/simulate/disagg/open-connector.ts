@@ -24,6 +24,8 @@ export interface ConnectorContext {
   readonly engine: EngineSettings;
   readonly pool: BlockPool;
   readonly pages: KvPages | null;
+  /** Decode may be sent together with its prefill, be there first, and wait. */
+  readonly isParallel: boolean;
   readonly clock: Clock;
   /** Told when blocks were given back. */
   readonly onRoom: () => void;
@@ -31,7 +33,7 @@ export interface ConnectorContext {
 
 /** Rejects with a ConfigError for a wrong setting, or with the reason why the side channel cannot listen. */
 export async function openConnector(options: DisaggOptions, context: ConnectorContext): Promise<KvConnector> {
-  const { engineId, host, engine, pool, pages, clock, onRoom } = context;
+  const { engineId, host, engine, pool, pages, isParallel, clock, onRoom } = context;
   const settings = resolveDisaggSettings(options);
   const speed = engine.speed === 'unlimited' ? Number.POSITIVE_INFINITY : engine.speed;
   const blockBytes = pages?.blockBytes ?? 0;
@@ -42,8 +44,7 @@ export async function openConnector(options: DisaggOptions, context: ConnectorCo
     blockSize,
     blockBytes,
     leaseMs: limitMs(settings.leaseMs, speed),
-    // A decode that was sent together with its prefill may be there first.
-    waitMs: settings.connector === 'nixl' ? 0 : limitMs(settings.pullDeadlineMs, speed),
+    waitMs: isParallel ? limitMs(settings.pullDeadlineMs, speed) : 0,
     clock,
     onRoom,
   });

@@ -11,16 +11,10 @@ import type { Fault, FaultPlan } from '../faults.js';
 import type { LiveEngine, SequenceOwner } from '../live-engine.js';
 import type { EngineSequence } from '../sequence.js';
 import { digestPrompt } from '../token-source.js';
+import { type AnswerChoice, stateOf, usageOf } from './answer-choice.js';
 import { ChoiceText } from './choice-text.js';
 import type { EngineMetrics } from './engine-metrics.js';
-import {
-  type ChoiceState,
-  DONE_FRAME,
-  type Ending,
-  FrameFormat,
-  type Usage,
-  usageJson,
-} from './frame-format.js';
+import { DONE_FRAME, FrameFormat, type Usage, usageJson } from './frame-format.js';
 import type { GenerationRequest } from './generation-request.js';
 import { HttpError } from './http-error.js';
 import type { TokenLogprobs } from './token-logprobs.js';
@@ -49,31 +43,13 @@ export interface AnswerContext {
   readonly onEnd: (how: AnswerEnd) => void;
 }
 
-interface Choice {
-  readonly index: number;
-  readonly promptIds: Uint32Array;
-  readonly head: string;
-  readonly sequence: EngineSequence<SequenceOwner>;
-  /** Text under stop strings or of a whole answer; null where the text of an id goes straight into its frame. */
-  readonly text: ChoiceText | null;
-  /** Kept for a whole answer and for a native form. */
-  readonly ids: number[];
-  /** Text so far, kept for a native form. */
-  shown: string;
-  ending: Ending | null;
-  /** Characters of the tokens so far, counted where log-probabilities are wanted. */
-  textOffset: number;
-  /** When its newest token came; before the first, when the request did. */
-  lastMs: number;
-}
-
 /** See the head of the file. Starts on construction. */
 export class GenerationAnswer implements SequenceOwner {
   readonly #exchange: HttpExchange;
   readonly #request: GenerationRequest;
   readonly #context: AnswerContext;
   readonly #format: FrameFormat;
-  readonly #choices = new Map<EngineSequence<SequenceOwner>, Choice>();
+  readonly #choices = new Map<EngineSequence<SequenceOwner>, AnswerChoice>();
   readonly #fault: Fault | null;
   #open: number;
   /** Frames that are ready and not yet written. */
@@ -248,7 +224,7 @@ export class GenerationAnswer implements SequenceOwner {
   }
 
   /** Text to show of the `at`-th fresh token, already escaped; sets `ending` when the choice has ended with it. */
-  #take(choice: Choice, at: number): string {
+  #take(choice: AnswerChoice, at: number): string {
     const { sequence, text } = choice;
     const { vocabulary, engine, metrics } = this.#context;
     const later = sequence.fresh.length - 1 - at;
@@ -272,7 +248,7 @@ export class GenerationAnswer implements SequenceOwner {
     return escaped;
   }
 
-  #measure(choice: Choice): void {
+  #measure(choice: AnswerChoice): void {
     const { metrics, clock } = this.#context;
     const nowMs = clock.nowMs();
     const seconds = (nowMs - choice.lastMs) / 1000;
@@ -283,7 +259,7 @@ export class GenerationAnswer implements SequenceOwner {
     if (choice.ending !== null) metrics.requestLatency.observe((nowMs - choice.sequence.arrivedMs) / 1000);
   }
 
-  #addFrames(choice: Choice, escaped: string, ids: readonly number[]): void {
+  #addFrames(choice: AnswerChoice, escaped: string, ids: readonly number[]): void {
     const request = this.#request;
     const { sequence } = choice;
     if (request.native !== null) {
@@ -313,7 +289,7 @@ export class GenerationAnswer implements SequenceOwner {
   }
 
   /** `logprobs` of the next tokens of a choice. */
-  #logprobsJson(choice: Choice, ids: readonly number[]): string {
+  #logprobsJson(choice: AnswerChoice, ids: readonly number[]): string {
     const { api, logprobs: wanted } = this.#request;
     if (wanted === null) return 'null';
     const { logprobs } = this.#context;
@@ -322,7 +298,7 @@ export class GenerationAnswer implements SequenceOwner {
     return json;
   }
 
-  #usageTail(choice: Choice, completionTokens: number): string {
+  #usageTail(choice: AnswerChoice, completionTokens: number): string {
     if (!this.#request.includeUsage) return '';
     if (!this.#request.continuousUsage) return ',"usage":null';
     const { cachedTokens } = choice.sequence;
@@ -330,16 +306,7 @@ export class GenerationAnswer implements SequenceOwner {
   }
 
   #usage(): Usage {
-    let completionTokens = 0;
-    let cachedTokens = 0;
-    let promptTokens = 0;
-    for (const choice of this.#choices.values()) {
-      completionTokens += choice.sequence.generated;
-      if (choice.index % this.#request.n !== 0) continue;
-      promptTokens += choice.promptIds.length;
-      cachedTokens += choice.sequence.cachedTokens;
-    }
-    return { promptTokens, completionTokens, cachedTokens };
+    return usageOf(this.#choices.values(), this.#request.n);
   }
 
   #wholeBody(): string {
@@ -360,7 +327,8 @@ export class GenerationAnswer implements SequenceOwner {
       promptTokenIds: wantsIds ? choice.promptIds : null,
       ...choice.ending!,
     }));
-    return this.#format.whole(choices, this.#usage(), this.#request.extras?.(choices));
+    const [first] = this.#choices.values();
+    return this.#format.whole(choices, this.#usage(), this.#request.extras?.(first!));
   }
 
   /** Writes what is ready, unless the client is behind; `onWritable` comes back here then. */
@@ -414,18 +382,4 @@ export class GenerationAnswer implements SequenceOwner {
     this.#stopHolding();
     onEnd(how);
   }
-}
-
-function stateOf(choice: Choice, freshText: string, freshIds: readonly number[]): ChoiceState {
-  const { index, promptIds, sequence, shown, ids, ending } = choice;
-  return {
-    index,
-    promptIds,
-    cachedTokens: sequence.cachedTokens,
-    text: shown,
-    freshText,
-    ids,
-    freshIds,
-    ending,
-  };
 }

@@ -9,7 +9,7 @@ import { renderChat } from '../../preprocess/chat-template.js';
 import type { Tokenizer } from '../../preprocess/tokenizers/tokenizer.js';
 import type { RequestHandover } from '../disagg/kv-connector.js';
 import { type Body, booleanOf, idsOf, integerOf, objectOf, stringOf } from './body-fields.js';
-import type { AnswerExtras, NativeForm, WholeChoice } from './frame-format.js';
+import type { AnswerExtras, NativeForm } from './frame-format.js';
 import { HttpError } from './http-error.js';
 import type { LogprobsRequest } from './token-logprobs.js';
 
@@ -45,7 +45,13 @@ export interface GenerationRequest {
   /** Tokens that the answer begins with: another engine has drawn them. */
   readonly firstTokens?: readonly number[];
   /** What an engine adds to a whole answer. */
-  readonly extras?: (choices: readonly WholeChoice[]) => AnswerExtras;
+  readonly extras?: (first: FirstChoice) => AnswerExtras;
+}
+
+/** The first choice of a whole answer, in ids. */
+export interface FirstChoice {
+  readonly ids: readonly number[];
+  readonly promptIds: Uint32Array;
 }
 
 /** What the engine says about itself. */
