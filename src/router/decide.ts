@@ -259,18 +259,10 @@ class PolicyDecider implements Decider {
     prefixes.lookup(blocks.hashes, blocks.count, slots, count, depths);
     const most = Math.max(request.promptTokens - 1, 0);
     const predictions = this.#predictions;
-    // Most workers lack the same block: one search for its predictions serves them all.
-    let missing = -1;
-    let predicted = -1;
+    predictions.open(blocks, nowMs);
     for (let row = 0; row < count; row += 1) {
       if (blockSizes[row] !== blocks.blockSize) continue;
-      let depth = depths[count + row]!;
-      if (depth !== missing) {
-        missing = depth;
-        predicted = depth < blocks.count ? predictions.find(blocks, depth, nowMs) : -1;
-      }
-      if (predicted >= 0 && predictions.isHolder(predicted, slots[row]!, generations[row]!))
-        depth = predictions.extend(blocks, depth, slots[row]!, generations[row]!, nowMs);
+      const depth = predictions.extend(depths[count + row]!, slots[row]!, generations[row]!);
       cachedTokens[row] = Math.min(depth * blocks.blockSize, most);
     }
   }
@@ -295,7 +287,7 @@ class PolicyDecider implements Decider {
     const forMs = PREDICTION_FACTOR * this.#drain.slowness(slot) * expectedPrefillMs(tokens, DECODE_MS_MOST);
     const cachedBlocks = Math.floor(cachedTokens / blockSize);
     const expiresMs = Math.ceil(nowMs + Math.max(forMs, PREDICTION_MS_MIN));
-    this.#predictions.add(blocks, cachedBlocks, slot, generation, nowMs, expiresMs);
+    this.#predictions.add(blocks, cachedBlocks, slot, generation, expiresMs);
     const { hashes, count } = blocks;
     this.#options.routed?.({ slot, generation, hashes, blocks: count, cachedBlocks, expiresMs });
   }

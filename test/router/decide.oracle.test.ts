@@ -14,7 +14,7 @@ import { NaiveDecider } from './naive-decider.js';
 const SEED = Number(process.env.SEED ?? Date.now() % 2 ** 32);
 t.comment(`seed ${SEED}`);
 const MODELS = ['a', 'b'];
-/** Few enough blocks that no bucket of the table of predictions overflows. */
+/** Few enough blocks that the memory of predictions holds those of all steps. */
 const FAMILIES = 5;
 const DEPTH = 60;
 /** The prompts: block `at` of a family is the same for all of them up to where a prompt ends. */

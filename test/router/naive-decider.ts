@@ -14,8 +14,10 @@ import { pickBySession } from '#millrace/router/session-affinity.js';
 import type { Random } from '#millrace/runtime/random.js';
 import { candidateColumns } from './candidate-rows.js';
 
-/** Workers that are remembered per predicted block. */
-const PREDICTED_HOLDERS = 4;
+/** The bounds of predictions.ts: records per bucket, buckets, and blocks between those that are in a bucket. */
+const PLACES = 8;
+const BUCKETS = 8192;
+const STRIDE = 16;
 
 /** How much is left of a worker's outstanding prefill: the rule of prefill-drain.ts, worker by worker. */
 class NaiveDrain {
@@ -61,15 +63,19 @@ class NaiveDrain {
 }
 
 interface Predicted {
-  expiresMs: number;
-  readonly workers: string[];
+  readonly worker: string;
+  /** Of the prompt up to its end, of which the worker lacked those from `first` on. */
+  readonly names: readonly string[];
+  readonly first: number;
+  readonly expiresMs: number;
 }
 
 /** Decides without reserving. */
 export class NaiveDecider {
   readonly #selectors = new Map<string, Selector>();
   readonly #drain = new NaiveDrain();
-  readonly #predicted = new Map<string, Predicted>();
+  /** By bucket, the newest first. */
+  readonly #predicted = new Map<number, Predicted[]>();
   readonly #table: LoadTable;
   readonly #index: PrefixIndexReader;
   readonly #random: Random;
@@ -130,15 +136,27 @@ export class NaiveDecider {
   #depth(blocks: PromptBlocks, { slot, generation }: WorkerView, nowMs: number): number {
     const depths = new Uint32Array(2);
     this.#index.lookup(blocks.hashes, blocks.count, Uint32Array.of(slot), 1, depths);
-    const covers = (at: number): boolean => {
-      const predicted = this.#predicted.get(nameOf(blocks, at));
-      return (
-        predicted !== undefined &&
-        predicted.expiresMs > nowMs &&
-        predicted.workers.includes(`${slot}/${generation}`)
+    const names = namesOf(blocks);
+    let held = depths[1]!;
+    for (;;) {
+      const record = this.#recordOf(blocks, names, held, `${slot}/${generation}`, nowMs);
+      if (record === undefined) return held;
+      while (held < names.length && record.names[held] === names[held]) held += 1;
+    }
+  }
+
+  #recordOf(blocks: PromptBlocks, names: readonly string[], block: number, worker: string, nowMs: number) {
+    if (block >= names.length) return undefined;
+    const near = Array.from({ length: (block % STRIDE) + 1 }, (_, back) => bucketOf(blocks, block - back));
+    return near
+      .flatMap(bucket => this.#predicted.get(bucket) ?? [])
+      .find(
+        record =>
+          record.worker === worker &&
+          record.expiresMs > nowMs &&
+          record.first <= block &&
+          record.names[block] === names[block],
       );
-    };
-    return extended(depths[1]!, blocks.count, covers);
   }
 
   #predict(
@@ -153,31 +171,16 @@ export class NaiveDecider {
     if (blocks === undefined) return;
     const forMs = 2 * slowness * expectedPrefillMs(active + promptTokens - cachedTokens, expectedDecodeMs(1));
     const expiresMs = Math.ceil(nowMs + Math.max(forMs, 1000));
-    for (let at = Math.floor(cachedTokens / blocks.blockSize); at < blocks.count; at += 1) {
-      const old = this.#predicted.get(nameOf(blocks, at));
-      const living = old !== undefined && old.expiresMs > nowMs ? old : { expiresMs: 0, workers: [] };
-      const others = living.workers.filter(name => !name.startsWith(`${slot}/`));
-      this.#predicted.set(nameOf(blocks, at), {
-        expiresMs: Math.max(living.expiresMs, expiresMs),
-        workers: [`${slot}/${generation}`, ...others].slice(0, PREDICTED_HOLDERS),
-      });
+    const first = Math.floor(cachedTokens / blocks.blockSize);
+    const record = { worker: `${slot}/${generation}`, names: namesOf(blocks), first, expiresMs };
+    for (let at = first; at < blocks.count; at += 1) {
+      if (at !== first && at % STRIDE !== 0) continue;
+      const bucket = bucketOf(blocks, at);
+      this.#predicted.set(bucket, [record, ...(this.#predicted.get(bucket) ?? [])].slice(0, PLACES));
     }
   }
 }
-/**
- * Steps that double and then halve, as the table's reader makes them: when a worker has fallen off a block that was
- * predicted for too many, it may step over that hole.
- */
-function extended(depth: number, count: number, covers: (at: number) => boolean): number {
-  if (depth >= count || !covers(depth)) return depth;
-  let [held, step] = [depth + 1, 1];
-  for (; held + step <= count && covers(held + step - 1); step *= 2) held += step;
-  let missing = Math.min(held + step, count + 1);
-  while (missing - held > 1) {
-    const middle = (held + missing) >> 1;
-    if (covers(middle - 1)) held = middle;
-    else missing = middle;
-  }
-  return held;
-}
-const nameOf = ({ hashes }: PromptBlocks, at: number): string => `${hashes[2 * at]} ${hashes[2 * at + 1]}`;
+
+const bucketOf = ({ hashes }: PromptBlocks, at: number): number => hashes[2 * at]! % BUCKETS;
+const namesOf = ({ hashes, count }: PromptBlocks): string[] =>
+  Array.from({ length: count }, (_, at) => `${hashes[2 * at]} ${hashes[2 * at + 1]}`);
