@@ -108,7 +108,10 @@ export class FakeEngine {
     this.script = options.script ?? (call => call.socket.destroy());
     const { model = 'fake-model', contextLength = 4096 } = options;
     const length = contextLength === null ? {} : { max_model_len: contextLength };
-    this.#models = JSON.stringify({ object: 'list', data: [{ id: model, object: 'model', ...length }] });
+    this.#models = JSON.stringify({
+      object: 'list',
+      data: [{ id: model, object: 'model', owned_by: 'vllm', ...length }],
+    });
     this.#version = JSON.stringify({ version: options.version ?? '0.11.0' });
     this.#server = net.createServer(socket => this.#serve(socket));
   }

@@ -155,6 +155,7 @@ export interface FixtureOptions {
   readonly modelPath?: string;
   readonly limits?: Partial<Record<LimitName, number>>;
   readonly poolThreads?: number;
+  readonly adminToken?: string;
   /** Default: round-robin. */
   readonly policy?: string;
   /** Roles of the mocks and then of the fakes; those left out are both. */
@@ -225,8 +226,10 @@ export class PlaneFixture {
           poolThreads,
           httpServer: server,
           policy,
-          limits,
           models: options.models,
+          adminToken: options.adminToken,
+          // A canary would be one request more than a test has sent.
+          limits: { canaryAfterMs: 0, ...limits },
         },
       },
     );
@@ -269,8 +272,8 @@ export class PlaneFixture {
     return (await this.open(path, body, headers)).rest();
   }
 
-  async get(path: string, method = 'GET'): Promise<Reply> {
-    const response = await fetch(this.url + path, { method });
+  async get(path: string, method = 'GET', init: RequestInit = {}): Promise<Reply> {
+    const response = await fetch(this.url + path, { ...init, method });
     const text = await response.text();
     return {
       status: response.status,

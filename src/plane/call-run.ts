@@ -78,13 +78,14 @@ export class CallRun {
   start(origin: string, events: RunEvents, isPaused: boolean, form: AnswerForm): void {
     this.#isPaused = isPaused;
     if (this.#handover === null) {
-      this.#send(origin, this.step.body, events);
+      this.#send(origin, this.step.body, events, form);
       return;
     }
     this.#handover.start({
       send: body => {
         // For nobody it is only asked to take what was computed for it.
-        if (this.#lastLimit === null || this.#handover?.mustFinish === true) this.#send(origin, body, events);
+        if (this.#lastLimit === null || this.#handover?.mustFinish === true)
+          this.#send(origin, body, events, form);
         else this.#close();
       },
       cached: tokens => events.onCached(tokens),
@@ -94,7 +95,7 @@ export class CallRun {
     });
   }
 
-  #send(origin: string, body: Uint8Array, events: RunEvents): void {
+  #send(origin: string, body: Uint8Array, events: RunEvents, { mode }: AnswerForm): void {
     const { client, guard, limits, clock } = this.#context;
     this.#sinceMs = clock.nowMs();
     const attempt = new EngineAttempt(
@@ -102,7 +103,7 @@ export class CallRun {
         client,
         origin,
         step: { ...this.step, body },
-        openStream: () => this.#context.openEngineStream(),
+        openStream: this.#context.streamOpener(this.step, mode),
         guard,
         answerBytesMax: limits.unaryAnswerBytesMax,
       },
@@ -140,7 +141,7 @@ export class CallRun {
       events.onUnary(Buffer.from(answer), 'application/json');
       return;
     }
-    const engineStream = this.#context.openEngineStream();
+    const engineStream = this.#context.streamOpener(this.step, mode)();
     const fault = engineStream.push(answerFrames(answer, api), batch => events.onBatch(batch));
     if (this.#isClosed) return;
     if (fault === null) events.onStreamEnd();
@@ -152,9 +153,10 @@ export class CallRun {
       );
   }
 
-  /** Frames have come. */
-  touch(nowMs: number): void {
+  /** Frames have come, with so many tokens. */
+  touch(nowMs: number, tokens: number): void {
     this.#sinceMs = nowMs;
+    if (tokens > 0) this.#context.noteTokens(this.step);
   }
 
   /** The first token has come: the worker has done the prompt, or has its KV. */

@@ -17,8 +17,8 @@ export interface SplitModel {
 }
 
 /** The part that a worker's configuration gives it; undefined: none. */
-export function splitOfConfig(worker: WorkerConfig | undefined): WorkerSplit | undefined {
-  if (worker === undefined || (worker.role === 'both' && worker.bootstrap === null)) return undefined;
+export function splitOfConfig(worker: WorkerConfig): WorkerSplit | undefined {
+  if (worker.role === 'both' && worker.bootstrap === null) return undefined;
   const { role, bootstrap, url, kvEngineId, kvInfoEndpoint } = worker;
   const { host, port } = bootstrapOf(bootstrap, url);
   return {

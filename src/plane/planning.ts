@@ -6,7 +6,6 @@
  */
 import { strict as assert } from 'node:assert';
 import type { EncodedCall, EngineAdapter } from '../engines/contract.js';
-import { MillraceError, RejectedError } from '../errors.js';
 import type { Limits } from '../limits.js';
 import type {
   AnswerMode,
@@ -19,7 +18,6 @@ import type {
   PlanCall,
   PlanPlacement,
   Reject,
-  RoutingHints,
   WorkerView,
   World,
 } from '../messages/records.js';
@@ -40,11 +38,12 @@ import {
   stepsOf,
   toldOf,
 } from './disagg-planning.js';
-import { PoolFleet, type Serving } from './pool-fleet.js';
+import { notPlaced, rejectOf } from './plan-refusals.js';
+import { canAnswer, PoolFleet, type Serving } from './pool-fleet.js';
 import { PromptHasher } from './prompt-blocks.js';
 import { type KnownIds, PromptSource } from './prompt-source.js';
 import type { RemoteIds } from './remote-ids.js';
-import { WORKER_HEADER, workerName } from './routing-hints.js';
+import { workerName } from './routing-hints.js';
 
 /** Bytes of text that count as one token where no tokenizer is held. */
 const BYTES_PER_TOKEN = 4;
@@ -177,7 +176,9 @@ export class Planning {
     const { mode, promptIds } = continuation;
     const serving = this.#fleet.serving(model, ask.hints.worker);
     const workers =
-      mode === 'token' ? serving.tokenWorkers : serving.workers.filter(worker => worker.returnsTokenIds);
+      mode === 'token'
+        ? serving.tokenWorkers
+        : serving.workers.filter(worker => canAnswer(worker, 'relayIds'));
     const maxTokens = resolveMaxTokens(request, promptIds.length, serving.contextLength);
     const source: IdsSource = this.#options.decider.usesBlocks(model.policy) ? 'client' : 'unused';
     // The text model is that of the answer's begin; without token mode the engine has its own.
@@ -301,6 +302,7 @@ export class Planning {
       eosIds,
       requestId: engineRequestId(ask, choiceBase),
       rank: worker.rank,
+      isAdapter: worker.models.some(({ id, adapter }) => id === model.name && adapter === true),
     });
   }
 
@@ -361,35 +363,8 @@ const nameOf = ({ url, rank }: WorkerView): string => workerName(url, rank);
 
 /** Without token mode the worker decides: one that returns ids is asked for them, unless that needs a stream it cannot give. */
 function answerMode(ready: Preprocessed, request: TokenRequest, worker: WorkerView): AnswerMode {
-  if (ready.mode === 'token' || !worker.returnsTokenIds) return ready.mode;
+  if (ready.mode === 'token' || !canAnswer(worker, 'relayIds')) return ready.mode;
   return request.output.stream || canStream(request) ? 'relayIds' : 'relay';
-}
-
-function notPlaced(
-  answer: 'noWorker' | 'full',
-  { name }: ModelView,
-  { worker }: RoutingHints,
-): RejectedError {
-  const detail = { retryAfterMs: 1000 };
-  if (answer === 'full')
-    return new RejectedError('MILLRACE_OVERLOADED', 'all reservations are taken', detail);
-  const message =
-    worker === ''
-      ? `no worker is ready for model "${name}"`
-      : `the worker that ${WORKER_HEADER} names is not ready`;
-  return new RejectedError('MILLRACE_NO_WORKER', message, detail);
-}
-
-function rejectOf(ask: AskHead, error: unknown): Reject {
-  const known = error instanceof MillraceError;
-  return {
-    request: ask.request,
-    attempt: ask.attempt,
-    code: known ? error.code : 'MILLRACE_INTERNAL',
-    message: known ? error.message : 'internal error while planning the request',
-    param: known ? error.param : null,
-    retryAfterMs: known ? (error.retryAfterMs ?? 0) : 0,
-  };
 }
 
 /** Unique per attempt and call: an engine may refuse an id that it still runs. */

@@ -60,7 +60,11 @@ t.test('every limit takes its own bounds and nothing beyond them', async t => {
 });
 
 const wrong: [string, Parameters<typeof load>[0], RegExp][] = [
-  ['unknown key in a file', { file: { name: 'm.yaml', text: 'prot: 1' } }, /m\.yaml: .*"prot".*"port"/],
+  [
+    'unknown key in a file',
+    { file: { name: 'm.yaml', text: 'prot: 1' } },
+    /m\.yaml, line 1: .*"prot".*"port"/,
+  ],
   ['unknown variable', { env: { MILLRACE_PROT: '1' } }, /"MILLRACE_PROT".*"MILLRACE_PORT"/],
   ['unknown option', { options: { polcy: 'random' } }, /"polcy".*"policy"/],
   ['unknown limit', { options: { limits: ['requestMax=1'] } }, /requestMax.*requestsMax/],

@@ -7,6 +7,7 @@ import { DISAGG_POLICIES, DISAGG_PROTOCOLS, WORKER_ROLES } from '#millrace/messa
 import * as codec from '#millrace/messages/record-codec.js';
 import { RecordError } from '#millrace/messages/record-codec.js';
 import {
+  ANSWER_MODES,
   ASK_REASONS,
   END_CAUSES,
   IDS_SOURCES,
@@ -175,19 +176,36 @@ const disaggregation = fc.record({
 const world = fc.record({
   version: whole,
   workers: fc.array(
-    fc.record({
-      slot: u32,
-      generation: u32,
-      url: text,
-      rank: fc.option(u32),
-      engine: text,
-      models: fc.array(modelOfWorker, { maxLength: 3 }),
-      blockSize: amount,
-      totalBlocks: amount,
-      returnsTokenIds: fc.boolean(),
-      foreignIds: fc.array(fc.string(), { maxLength: 3 }),
-      split: fc.option(split, { nil: undefined }),
-    }),
+    fc.record(
+      {
+        slot: u32,
+        generation: u32,
+        url: text,
+        rank: fc.option(u32),
+        engine: text,
+        models: fc.array(modelOfWorker, { maxLength: 3 }),
+        blockSize: amount,
+        totalBlocks: amount,
+        returnsTokenIds: fc.boolean(),
+        answerModes: fc.array(fc.constantFrom(...ANSWER_MODES), { maxLength: 3 }),
+        foreignIds: fc.array(fc.string(), { maxLength: 3 }),
+        split,
+      },
+      {
+        requiredKeys: [
+          'slot',
+          'generation',
+          'url',
+          'rank',
+          'engine',
+          'models',
+          'blockSize',
+          'totalBlocks',
+          'returnsTokenIds',
+          'foreignIds',
+        ],
+      },
+    ),
     { maxLength: 4 },
   ),
   models: fc.array(
