@@ -2,6 +2,8 @@
  * How many hand-overs of KV are finished although nobody waits for their answer any more: a bound, so that clients that
  * come and go cannot keep more of the engines busy than is worth it. One per socket thread, which owns it.
  */
+
+/** See the head of the file. */
 export class DeferredAborts {
   readonly #max: number;
   #open = 0;
