@@ -5,11 +5,12 @@
  */
 import { availableParallelism } from 'node:os';
 import { isMap, isScalar, LineCounter, parseDocument } from 'yaml';
+import { type DisaggConfig, readDisaggregation } from './disagg-config.js';
 import { ConfigError } from './errors.js';
 import { DEFAULT_LIMITS, type Limits } from './limits.js';
 import type { LogLevel } from './runtime/logger.js';
 import { nearestName } from './runtime/nearest-name.js';
-import { integer, oneOf, path, type Setting, settings } from './settings.js';
+import { integer, type MockWorkers, oneOf, path, type Setting, settings } from './settings.js';
 import {
   distinctWorkers,
   type EventDefaults,
@@ -30,6 +31,8 @@ export interface ModelConfig {
   readonly path: string | null;
   /** Overrides what the workers report, in tokens. */
   readonly contextLength: number | null;
+  /** How prefill and decode workers share its requests, where it has both. */
+  readonly disaggregation: DisaggConfig;
 }
 
 /** The whole configuration: frozen, every value checked. Units are those of the settings and limits tables. */
@@ -52,7 +55,8 @@ export interface Config {
   readonly adminToken: string | null;
   readonly socketThreads: number;
   readonly poolThreads: number;
-  readonly mockWorkers: number;
+  /** How many; by role where they hand over to each other. */
+  readonly mockWorkers: MockWorkers;
   readonly mockSpeed: number | 'unlimited';
   readonly logLevel: LogLevel;
   readonly logFormat: 'text' | 'json';
@@ -186,7 +190,7 @@ function readModels(
   if (typeof raw !== 'object' || raw === null || Array.isArray(raw)) {
     throw new ConfigError('models must be a map from model name to its settings');
   }
-  const valid = ['workers', 'policy', 'tokenizer', 'path', 'contextLength'];
+  const valid = ['workers', 'policy', 'tokenizer', 'path', 'contextLength', 'disaggregation'];
   const models: Record<string, ModelConfig> = {};
   for (const [name, value] of Object.entries(raw)) {
     const at = `models.${name}`;
@@ -206,6 +210,7 @@ function readModels(
         given.contextLength === undefined
           ? null
           : integer(1, 100_000_000, 'tokens')(given.contextLength, `${at}.contextLength`),
+      disaggregation: readDisaggregation(given.disaggregation, `${at}.disaggregation`),
     });
   }
   return Object.freeze(models);
@@ -218,6 +223,12 @@ const ASK_HEAD_BYTES = 65_536;
 /** What the prefix index takes of its memory for each prediction, and before it has room for blocks; both rounded up. */
 const INDEX_PREDICTION_BYTES = 64;
 const INDEX_FIXED_BYTES = 524_288;
+
+/** Refuses workers of which none answers. */
+function checkRoles(source: string, workers: readonly WorkerConfig[]): void {
+  if (workers.length > 0 && workers.every(({ role }) => role === 'prefill'))
+    throw new ConfigError(`${source} are all for prefill; at least one must have the role decode or both`);
+}
 
 /** Refuses limits that each are in range and cannot hold together. */
 function checkTogether(limits: Limits): void {
@@ -280,6 +291,9 @@ export function loadConfig(names: ConfigNames, sources: ConfigSources): Config {
   const workers = (merged.workers as NamedWorker[]).map(worker => resolveWorker(worker, shared.events));
   const models = readModels(merged.models, names, shared);
   distinctWorkers([workers, ...Object.values(models).map(model => model.workers)]);
+  checkRoles('workers', workers);
+  for (const [name, model] of Object.entries(models))
+    checkRoles(`models.${name}.workers`, [...model.workers, ...workers]);
   return Object.freeze({
     ...merged,
     workers,

@@ -83,6 +83,21 @@ export const LIMITS = {
   pickExpiryMs: limit('ms', 100, HOUR_MS, 60_000, 'a reservation of pick() that nobody releases'),
   drainDeadlineMs: limit('ms', 0, HOUR_MS, 30_000, 'open requests after SIGTERM'),
   askDeadlineMs: limit('ms', 100, HOUR_MS, 30_000, 'an answer from the pool'),
+  prefillDeadlineMs: limit(
+    'ms',
+    100,
+    HOUR_MS,
+    60_000,
+    'the answer of a prefill worker, before decode does it all',
+  ),
+  prefillAnswerBytesMax: limit('bytes', KIB, 256 * MIB, 8 * MIB, 'the answer of a prefill worker'),
+  deferredAbortsMax: limit(
+    'count',
+    0,
+    1_000_000,
+    256,
+    'hand-overs of KV that are finished for a client that is gone; above, they are cut',
+  ),
   attemptsMax: limit('count', 1, 16, 3, 'asks of one request: the first one and its retries'),
   migrationsMax: limit('count', 0, 16, 3, 'times that an answer goes on at another worker; 0: never'),
   migrateTokensMax: limit(

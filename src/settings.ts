@@ -6,6 +6,7 @@
 import { resolve } from 'node:path';
 import { ConfigError } from './errors.js';
 import { LIMITS, type LimitName } from './limits.js';
+import { WORKER_ROLES, type WorkerRole } from './messages/disagg.js';
 import { nearestName } from './runtime/nearest-name.js';
 import { AUTO_EVENTS, eventSource, eventTopic, namedWorkers, replayEndpoint } from './worker-config.js';
 
@@ -85,6 +86,22 @@ function speed(raw: unknown, source: Source): number | 'unlimited' {
   const value = typeof raw === 'string' ? Number(raw) : raw;
   if (typeof value === 'number' && value >= 0.001 && value <= 1e6) return value;
   throw new ConfigError(`${source} is ${shown(raw)}; allowed: a factor from 0.001 to 1000000, or unlimited`);
+}
+
+/** Mock engines to start: a number, or one for each role, with which they get a KV connector. */
+export type MockWorkers = number | Readonly<Record<WorkerRole, number>>;
+
+function mockWorkers(raw: unknown, source: Source): MockWorkers {
+  if (typeof raw !== 'object' || raw === null || Array.isArray(raw)) return integer(1, 64)(raw, source);
+  const other = Object.keys(raw).find(key => !WORKER_ROLES.some(role => role === key));
+  if (other !== undefined)
+    throw new ConfigError(`${source} has "${other}"; allowed: ${WORKER_ROLES.join(', ')}`);
+  const given = raw as Partial<Record<WorkerRole, unknown>>;
+  const count = (role: WorkerRole): number => integer(0, 64)(given[role] ?? 0, `${source}: ${role}`);
+  const counts = { prefill: count('prefill'), decode: count('decode'), both: count('both') };
+  if (counts.decode + counts.both === 0)
+    throw new ConfigError(`${source} has no worker that answers; give decode or both`);
+  return counts;
 }
 
 /** Limits by name: `name=value` texts, or a YAML map. */
@@ -256,9 +273,9 @@ function processSettings(): readonly Setting[] {
       key: 'mockWorkers',
       flag: 'mock-workers',
       value: 'N',
-      help: 'mock engines to start when no --worker is given',
+      help: 'mock engines to start when no --worker is given; in a file also by role: {prefill: 2, decode: 2}',
       default: 4,
-      parse: integer(1, 64),
+      parse: mockWorkers,
     },
     {
       key: 'mockSpeed',

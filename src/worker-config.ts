@@ -3,7 +3,9 @@
  * events and how many data-parallel ranks it has. Settings of the whole process fill in what a worker leaves out. Pure;
  * `config.ts` reads every list of workers through this file.
  */
+import { bootstrapAddress, engineText, workerRole } from './disagg-config.js';
 import { ConfigError } from './errors.js';
+import type { WorkerRole } from './messages/disagg.js';
 import { nearestName } from './runtime/nearest-name.js';
 
 /** Data-parallel ranks of one server, at most. */
@@ -38,6 +40,14 @@ export interface WorkerConfig {
   readonly kvEventsTopic: string;
   /** Data-parallel ranks behind the URL; each is a worker of its own, its event ports are those of rank 0 + rank. */
   readonly dpRanks: number;
+  /** Its part in models that are served by prefill and decode workers. */
+  readonly role: WorkerRole;
+  /** `host:port` of its bootstrap server as decode workers reach it; null: port 8998 of its own host. */
+  readonly bootstrap: string | null;
+  /** Mooncake: `engine_id` of its engine; null: left out. */
+  readonly kvEngineId: string | null;
+  /** TensorRT-LLM, generation first: its `ctx_info_endpoint`; null: left out. */
+  readonly kvInfoEndpoint: string | null;
 }
 
 /** A worker as options and YAML may name it. What is left out is as the process-wide setting says, `null` turns it off. */
@@ -55,7 +65,18 @@ export type NamedWorker = Pick<WorkerConfig, 'url'> & {
 /** The process-wide settings that workers inherit. */
 export type EventDefaults = Pick<WorkerConfig, 'kvEvents' | 'kvEventsReplay' | 'kvEventsTopic'>;
 
-const WORKER_KEYS = ['url', 'engine', 'kvEvents', 'kvEventsReplay', 'kvEventsTopic', 'dpRanks'];
+const WORKER_KEYS = [
+  'url',
+  'engine',
+  'kvEvents',
+  'kvEventsReplay',
+  'kvEventsTopic',
+  'dpRanks',
+  'role',
+  'bootstrap',
+  'kvEngineId',
+  'kvInfoEndpoint',
+];
 
 const shown = (raw: unknown): string => JSON.stringify(raw) ?? String(raw);
 
@@ -135,6 +156,10 @@ function namedWorker(raw: unknown, source: string): NamedWorker {
     kvEventsReplay: read<string | null>('kvEventsReplay', null, replayEndpoint),
     kvEventsTopic: read('kvEventsTopic', '', eventTopic),
     dpRanks: read('dpRanks', 1, rankCount),
+    role: read<WorkerRole>('role', 'both', workerRole),
+    bootstrap: read<string | null>('bootstrap', null, bootstrapAddress),
+    kvEngineId: read<string | null>('kvEngineId', null, engineText),
+    kvInfoEndpoint: read<string | null>('kvInfoEndpoint', null, engineText),
   };
 }
 
@@ -181,6 +206,26 @@ export function resolveWorker(worker: NamedWorker, defaults: EventDefaults): Wor
     kvEventsReplay: endpointOf(resolved.kvEventsReplay, url, 0),
     kvEventsTopic: worker.kvEventsTopic ?? defaults.kvEventsTopic,
     dpRanks,
+    role: worker.role ?? 'both',
+    bootstrap: worker.bootstrap ?? null,
+    kvEngineId: worker.kvEngineId ?? null,
+    kvInfoEndpoint: worker.kvInfoEndpoint ?? null,
+  });
+}
+
+/** A worker that no configuration names; what is left out has its default, and no events. */
+export function plainWorker(worker: Pick<WorkerConfig, 'url'> & Partial<WorkerConfig>): WorkerConfig {
+  return Object.freeze({
+    engine: 'auto',
+    kvEvents: null,
+    kvEventsReplay: null,
+    kvEventsTopic: '',
+    dpRanks: 1,
+    role: 'both',
+    bootstrap: null,
+    kvEngineId: null,
+    kvInfoEndpoint: null,
+    ...worker,
   });
 }
 

@@ -5,6 +5,7 @@
 import type { Test } from 'tap';
 import { loadConfig } from '#millrace/config.js';
 import type { LimitName } from '#millrace/limits.js';
+import type { WorkerRole } from '#millrace/messages/disagg.js';
 import { Plane } from '#millrace/plane/plane.js';
 import { loadTokenizer, TOKENIZER_NAMES } from '#millrace/preprocess/tokenizers/load.js';
 import { POLICY_NAMES } from '#millrace/router/policies/policies.js';
@@ -159,6 +160,10 @@ export interface FixtureOptions {
   readonly asked?: boolean;
   /** Default: round-robin. */
   readonly policy?: string;
+  /** Roles of the mocks and then of the fakes; those left out are both. */
+  readonly roles?: readonly WorkerRole[];
+  /** `models` of the configuration. */
+  readonly models?: unknown;
   /** 'real' for tests in which many things happen at once; else the clock moves only by `tick`. */
   readonly clock?: 'manual' | 'real';
 }
@@ -201,12 +206,15 @@ export class PlaneFixture {
       ),
     );
     const fakes = await Promise.all((options.fakes ?? []).map(fake => FakeEngine.start(fake)));
+    const { roles = [] } = options;
     const workers = [
-      ...mocks.map(({ url, events }) => ({
+      ...mocks.map(({ url, events, connector }, at) => ({
         url,
         ...(options.asked === true ? {} : { kvEvents: events?.publish, kvEventsReplay: events?.replay }),
+        role: roles[at],
+        ...(connector === null ? {} : { bootstrap: `127.0.0.1:${connector.options.carrier.port}` }),
       })),
-      ...fakes.map(fake => fake.url),
+      ...fakes.map((fake, at) => ({ url: fake.url, role: roles[mocks.length + at] })),
       ...(options.workers ?? []),
     ];
     const config = loadConfig(
@@ -219,6 +227,7 @@ export class PlaneFixture {
           poolThreads,
           httpServer: server,
           policy,
+          models: options.models,
           adminToken: options.adminToken,
           // A canary would be one request more than a test has sent.
           limits: { canaryAfterMs: 0, ...limits },

@@ -7,6 +7,7 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
 import { MillraceError } from '../errors.js';
+import type { WorkerRole } from '../messages/disagg.js';
 import type { Clock } from '../runtime/clock.js';
 
 const START_DEADLINE_MS = 20_000;
@@ -20,6 +21,7 @@ export interface MockAddress {
   readonly kvEvents: string;
   /** Endpoint at which they can be replayed. */
   readonly kvEventsReplay: string;
+  readonly role: WorkerRole;
 }
 
 /** Running mock engines, owned by `serve`. */
@@ -30,9 +32,9 @@ export interface MockChildren {
   close(): Promise<void>;
 }
 
-/** Starts `count` mock engines and waits until each says where it listens. */
+/** Starts a mock engine for each role and waits until each says where it listens. */
 export async function startMockChildren(
-  count: number,
+  roles: readonly WorkerRole[],
   speed: number | 'unlimited',
   clock: Clock,
 ): Promise<MockChildren> {
@@ -51,14 +53,16 @@ export async function startMockChildren(
     '--exit-with-stdin',
   ];
   // In process groups of their own: Ctrl-C in a terminal goes to a whole group, and they must outlive the drain.
-  const children = Array.from({ length: count }, () =>
-    spawn(process.execPath, argv, { stdio: ['pipe', 'pipe', 'inherit'], detached: true }),
+  const handsOver = roles.some(role => role !== 'both');
+  const all = handsOver ? [...argv, '--disagg'] : argv;
+  const children = roles.map(() =>
+    spawn(process.execPath, all, { stdio: ['pipe', 'pipe', 'inherit'], detached: true }),
   );
   const close = async (): Promise<void> => {
     await Promise.all(children.map(child => endChild(child, clock)));
   };
   try {
-    const addresses = await Promise.all(children.map(child => addressOf(child, clock)));
+    const addresses = await Promise.all(children.map((child, at) => addressOf(child, roles[at]!, clock)));
     return { addresses, pids: children.map(child => child.pid!), close };
   } catch (error) {
     await close();
@@ -66,7 +70,7 @@ export async function startMockChildren(
   }
 }
 
-function addressOf(child: ChildProcess, clock: Clock): Promise<MockAddress> {
+function addressOf(child: ChildProcess, role: WorkerRole, clock: Clock): Promise<MockAddress> {
   return new Promise((resolve, reject) => {
     const fail = (why: string): void =>
       reject(new MillraceError('MILLRACE_INTERNAL', `a mock engine did not start: ${why}`));
@@ -79,7 +83,7 @@ function addressOf(child: ChildProcess, clock: Clock): Promise<MockAddress> {
         MockAddress & { event: string }
       >;
       if (event === 'listening' && url && kvEvents && kvEventsReplay)
-        resolve({ url, kvEvents, kvEventsReplay });
+        resolve({ url, kvEvents, kvEventsReplay, role });
       else fail(`it said ${line.slice(0, 200)}`);
     });
   });

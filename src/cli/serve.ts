@@ -6,6 +6,7 @@ import { readFileSync } from 'node:fs';
 import { type Config, loadConfig } from '../config.js';
 import { ConfigError } from '../errors.js';
 import { LIMITS } from '../limits.js';
+import { WORKER_ROLES, type WorkerRole } from '../messages/disagg.js';
 import { configuredWorkers } from '../plane/fleet.js';
 import { Plane } from '../plane/plane.js';
 import { TOKENIZER_NAMES } from '../preprocess/tokenizers/load.js';
@@ -13,6 +14,7 @@ import { POLICY_NAMES } from '../router/policies/policies.js';
 import { type Clock, systemClock } from '../runtime/clock.js';
 import { createLogger, type Logger } from '../runtime/logger.js';
 import { settings } from '../settings.js';
+import { plainWorker } from '../worker-config.js';
 import { banner } from './banner.js';
 import { type Command, type FlagKind, readFlags } from './command.js';
 import { type MockChildren, startMockChildren } from './mock-children.js';
@@ -87,6 +89,12 @@ function configFromFlags(flags: ReturnType<typeof readFlags>): Config {
   );
 }
 
+/** The role of each mock engine to start. */
+function mockRoles(mockWorkers: Config['mockWorkers']): WorkerRole[] {
+  if (typeof mockWorkers === 'number') return new Array<WorkerRole>(mockWorkers).fill('both');
+  return WORKER_ROLES.flatMap(role => new Array<WorkerRole>(mockWorkers[role]).fill(role));
+}
+
 async function withWorkers(
   config: Config,
   clock: Clock,
@@ -95,13 +103,12 @@ async function withWorkers(
     config.workers.length +
     Object.values(config.models).reduce((sum, model) => sum + model.workers.length, 0);
   if (named > 0) return { config, mocks: null };
-  process.stderr.write(`millrace: no --worker given, starting ${config.mockWorkers} mock engines …\n`);
-  const mocks = await startMockChildren(config.mockWorkers, config.mockSpeed, clock);
+  const roles = mockRoles(config.mockWorkers);
+  process.stderr.write(`millrace: no --worker given, starting ${roles.length} mock engines …\n`);
+  const mocks = await startMockChildren(roles, config.mockSpeed, clock);
   // A model folder stays in force, and is compared with the mock's tokenizer as with any worker's.
   const tokenizer = config.tokenizer ?? (config.modelPath === null ? MOCK_TOKENIZER : null);
-  const workers = mocks.addresses.map(address =>
-    Object.freeze({ ...address, engine: 'auto' as const, kvEventsTopic: '', dpRanks: 1 }),
-  );
+  const workers = mocks.addresses.map(plainWorker);
   return { config: Object.freeze({ ...config, workers, tokenizer }), mocks };
 }
 

@@ -10,6 +10,7 @@
 import { ERROR_CODES, type ErrorCode } from '../errors.js';
 import { ByteReader } from './byte-reader.js';
 import { ByteWriter } from './byte-writer.js';
+import { bytesOf, readCalls, writeCalls } from './call-codec.js';
 import {
   type AnswerMode,
   ASK_REASONS,
@@ -20,10 +21,8 @@ import {
   END_CAUSES,
   IDS_SOURCES,
   type Plan,
-  type PlanCall,
   type PlanCandidate,
   type PlanPlacement,
-  type PlanStep,
   RECORD_VERSION,
   type Reject,
   type World,
@@ -38,16 +37,12 @@ const MODES = ['token', 'relayIds', 'relay'] as const satisfies readonly AnswerM
 /** The modes in which an answer can go on elsewhere: the first ones of MODES. */
 const CONTINUED_MODES = ['token', 'relayIds'] as const satisfies readonly AnswerMode[];
 const CODES = Object.keys(ERROR_CODES) as ErrorCode[];
-/** `after` of a step that waits for none. */
-const AFTER_NONE = 0xffff_ffff;
 /** `rank` of a worker that has none. */
 const RANK_NONE = 0xffff_ffff;
 /** `logprobs` of a plan that has none. */
 const LOGPROBS_NONE = 0xff;
-/** Least bytes of a call and of a step: what a count of them is checked against. */
-const CALL_BYTES_MIN = 16;
+/** Least bytes of each: what a count of them is checked against. */
 const CONTINUED_BYTES_MIN = 8;
-const STEP_BYTES_MIN = 32;
 const CANDIDATE_BYTES_MIN = 37;
 
 /** One per thread: a module is loaded once in each. */
@@ -146,15 +141,7 @@ export function encodePlan(plan: Plan): Uint8Array[] {
   out.string(plan.cannotMigrate);
   out.words(plan.eosIds).string(plan.tokenizer);
   writePlacement(out, plan.placement);
-  out.u32(plan.calls.length);
-  for (const call of plan.calls) {
-    out
-      .u32(call.choiceBase)
-      .u32(call.choices)
-      .blob([bytesOf(call.promptIds)])
-      .u32(call.steps.length);
-    for (const step of call.steps) writeStep(out, step);
-  }
+  writeCalls(out, plan.calls);
   return out.finish();
 }
 
@@ -279,52 +266,6 @@ function readCandidate(reader: ByteReader): PlanCandidate {
   };
 }
 
-function readCalls(reader: ByteReader): PlanCall[] {
-  const calls: PlanCall[] = [];
-  const callCount = reader.count('calls', CALL_BYTES_MIN);
-  for (let call = 0; call < callCount; call += 1) {
-    const choiceBase = reader.u32('call.choiceBase');
-    const choices = reader.u32('call.choices');
-    const promptIds = reader.copyWords('call.promptIds');
-    const steps: PlanStep[] = [];
-    const stepCount = reader.count('call.steps', STEP_BYTES_MIN);
-    for (let step = 0; step < stepCount; step += 1) steps.push(readStep(reader, step));
-    calls.push({ choiceBase, choices, promptIds, steps });
-  }
-  return calls;
-}
-
-function writeStep(out: ByteWriter, step: PlanStep): void {
-  out
-    .u32(step.after ?? AFTER_NONE)
-    .u32(step.slot)
-    .u32(step.generation)
-    .u32(step.reservation)
-    .string(step.method)
-    .string(step.path)
-    .pairs(step.head)
-    .blob([step.body]);
-}
-
-function readStep(reader: ByteReader, index: number): PlanStep {
-  const after = reader.u32('step.after');
-  if (after !== AFTER_NONE && after >= index) {
-    throw reader.fault('step.after', `${after} is not a step before ${index}`);
-  }
-  return {
-    stage: 'generate',
-    after: after === AFTER_NONE ? null : after,
-    answer: 'stream',
-    slot: reader.u32('step.slot'),
-    generation: reader.u32('step.generation'),
-    reservation: reader.u32('step.reservation'),
-    method: reader.string('step.method'),
-    path: reader.string('step.path'),
-    head: reader.pairs('step.head'),
-    body: reader.copy('step.body'),
-  };
-}
-
 /** Bytes of a REJECT. */
 export function encodeReject(reject: Reject): Uint8Array[] {
   return begin()
@@ -396,5 +337,3 @@ export function decodeWorld(bytes: Uint8Array): World {
   }
   return worldFromJson(value);
 }
-
-const bytesOf = (ids: Uint32Array): Uint8Array => new Uint8Array(ids.buffer, ids.byteOffset, ids.byteLength);

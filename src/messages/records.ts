@@ -4,10 +4,11 @@
  * its bytes. A record is a value: the reader owns its copy.
  */
 import type { ErrorCode } from '../errors.js';
+import type { DisaggProtocolName, DisaggView, WorkerSplit } from './disagg.js';
 import type { Api, Stop } from './token-request.js';
 
 /** Raised when any record changes its bytes; both sides of a ring run the same build, so a mismatch is a bug. */
-export const RECORD_VERSION = 4;
+export const RECORD_VERSION = 5;
 
 /** The kind of a ring record; part of the ring's record header. */
 export const RECORD_KIND = { ask: 1, plan: 2, reject: 3, done: 4, world: 5, close: 6 } as const;
@@ -79,13 +80,24 @@ export const ANSWER_MODES = ['token', 'relayIds', 'relay'] as const;
 /** One of ANSWER_MODES. */
 export type AnswerMode = (typeof ANSWER_MODES)[number];
 
+/**
+ * What a step is for. generate: all of an answer. prefill and decode: the two parts of one, see `PlanCall.protocol`.
+ */
+export const STEP_STAGES = ['generate', 'prefill', 'decode'] as const;
+/** One of STEP_STAGES. */
+export type StepStage = (typeof STEP_STAGES)[number];
+
+/** What becomes of a step's answer. stream: the client's. feed: it completes a later step. drain: it is read and dropped. */
+export const STEP_ANSWERS = ['stream', 'feed', 'drain'] as const;
+/** One of STEP_ANSWERS. */
+export type StepAnswer = (typeof STEP_ANSWERS)[number];
+
 /** One HTTP call to one worker. */
 export interface PlanStep {
-  readonly stage: 'generate';
+  readonly stage: StepStage;
   /** Step whose answer must come first, or null: starts at once. */
   readonly after: number | null;
-  /** What becomes of the answer. */
-  readonly answer: 'stream';
+  readonly answer: StepAnswer;
   readonly slot: number;
   readonly generation: number;
   /** Ledger reservation that the socket thread adopts with the PLAN; see router/ledger.ts. */
@@ -94,6 +106,8 @@ export interface PlanStep {
   readonly path: string;
   readonly head: readonly (readonly [string, string])[];
   readonly body: Uint8Array;
+  /** Place in `body` for the bytes that an earlier step's answer gives; null: it is whole. */
+  readonly spliceAt: number | null;
 }
 
 /** One engine request of a plan; an answer that goes on has one for each choice. All of a plan's calls run at once. */
@@ -104,6 +118,8 @@ export interface PlanCall {
   readonly choices: number;
   /** Prompt token ids in token mode; else empty, as in a continuation. */
   readonly promptIds: Uint32Array;
+  /** How the KV goes from its prefill step, the first, to its decode step, the second; null: it has one step. */
+  readonly protocol: DisaggProtocolName | null;
   readonly steps: readonly PlanStep[];
 }
 
@@ -176,6 +192,8 @@ export interface Plan {
   readonly tokenizer: string;
   readonly placement: PlanPlacement;
   readonly calls: readonly PlanCall[];
+  /** Set by the socket thread, never sent: tokens of the prompt that were cached where it was computed for decode. */
+  readonly prefillCachedTokens?: number;
 }
 
 /** Pool thread → socket thread: the request cannot be served; becomes an HTTP error. */
@@ -241,6 +259,8 @@ export interface WorkerView {
   readonly answerModes?: readonly AnswerMode[];
   /** Models of this worker whose token ids are not ours: our tokenizer or template differs, so no token mode there. */
   readonly foreignIds: readonly string[];
+  /** Absent: it does both prefill and decode, for nobody but itself. */
+  readonly split?: WorkerSplit;
 }
 
 /** A served model as the pool threads know it. */
@@ -250,6 +270,8 @@ export interface ModelView {
   /** Key of the text model (preprocess/text-model.ts): a tokenizer's name or a model folder's path; null: no token mode. */
   readonly tokenizer: string | null;
   readonly contextLength: number | null;
+  /** Absent: every worker serves whole requests. */
+  readonly disaggregation?: DisaggView;
 }
 
 /** All that a pool thread knows of the fleet; each WORLD replaces the one before. */

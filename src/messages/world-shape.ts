@@ -3,6 +3,7 @@
  * object, so that a pool thread never plans with a fleet that it only half understood. Pool thread.
  */
 import { RecordError } from './byte-reader.js';
+import { readDisaggregation, readSplit } from './disagg-shape.js';
 import { ANSWER_MODES, type AnswerMode, type ModelView, type WorkerView, type World } from './records.js';
 
 const U32_MAX = 0xffff_ffff;
@@ -78,6 +79,9 @@ function readWorker(value: unknown, field: string): WorkerView {
       ? {}
       : { answerModes: listOf(worker.answerModes, `${field}.answerModes`, mode) }),
     foreignIds: listOf(worker.foreignIds, `${field}.foreignIds`, text),
+    ...(worker.split === undefined
+      ? {}
+      : { split: readSplit(fieldsOf(worker.split, `${field}.split`), `${field}.split`, fault) }),
   };
 }
 
@@ -88,6 +92,15 @@ function readModel(value: unknown, field: string): ModelView {
     policy: text(model.policy, `${field}.policy`),
     tokenizer: model.tokenizer === null ? null : text(model.tokenizer, `${field}.tokenizer`),
     contextLength: amountOrNull(model.contextLength, `${field}.contextLength`),
+    ...(model.disaggregation === undefined
+      ? {}
+      : {
+          disaggregation: readDisaggregation(
+            fieldsOf(model.disaggregation, `${field}.disaggregation`),
+            `${field}.disaggregation`,
+            fault,
+          ),
+        }),
   };
 }
 

@@ -39,6 +39,19 @@ export interface Decision {
 /** An entry as its request writes on. */
 export type OpenDecision = { -readonly [K in keyof Decision]: Decision[K] };
 
+/** Closes the entries of a request that has ended. `cachedTokens`: as in `reportedCachedTokens`. */
+export function endDecisions(
+  decisions: readonly OpenDecision[],
+  cause: EndCause,
+  cachedTokens: number | null,
+): void {
+  for (const decision of decisions) {
+    if (decision.end !== null) continue;
+    decision.end = cause;
+    decision.reportedCachedTokens = cachedTokens;
+  }
+}
+
 /** See the head of the file. */
 export class DecisionLog {
   readonly #ring: OpenDecision[] = [];

@@ -19,6 +19,7 @@ import type { FaultGuard } from '../runtime/fault-guard.js';
 import type { Logger } from '../runtime/logger.js';
 import { AUTO_EVENTS, distinctWorkers, endpointOf, type WorkerConfig } from '../worker-config.js';
 import type { AttemptFailure } from './attempt.js';
+import { splitOfConfig } from './disagg-models.js';
 import type { IngestSide } from './ingest-side.js';
 import { Membership } from './membership.js';
 import type { ProcessBoard } from './process-board.js';
@@ -59,6 +60,8 @@ export class Fleet {
   /** Generations that the ingest thread was told of, by slot. */
   readonly #indexed = new Map<number, number>();
   #worldVersion = 0;
+  /** About the models, as last told. */
+  #notices: ReadonlySet<string> = new Set();
   #models: readonly ModelView[] = [];
   #onChange: (() => void) | null = null;
 
@@ -233,9 +236,15 @@ export class Fleet {
   }
 
   #publishWorld(): void {
-    const { config, textModels, publish } = this.#options;
-    const workers = this.registry.views();
-    this.#models = servedModels(config, workers, textModels);
+    const { config, logger, textModels, publish } = this.#options;
+    const workers = this.registry.views().map(view => {
+      const split = splitOfConfig(this.members.configOf(view.url));
+      return split === undefined ? view : { ...view, split };
+    });
+    const notices = new Set<string>();
+    this.#models = servedModels(config, workers, textModels, notice => notices.add(notice));
+    for (const notice of notices) if (!this.#notices.has(notice)) logger.warn(notice);
+    this.#notices = notices;
     const world = { version: ++this.#worldVersion, workers, models: this.#models };
     publish(world, listedModels(this.#models, workers, textModels, this.#startedSeconds));
   }

@@ -48,7 +48,8 @@ export class FoldAnswer implements Answer {
     const { promptTokens } = this.#plan;
     const isCut = !this.#done && this.#record?.hasFinished === true;
     if (isCut || this.#continued !== null) return continuedUsage(this.#record!, promptTokens);
-    return this.#usage ?? { promptTokens, completionTokens: this.#tokens, cachedTokens: null };
+    const usage = this.#usage ?? { promptTokens, completionTokens: this.#tokens, cachedTokens: null };
+    return { ...usage, cachedTokens: this.#plan.prefillCachedTokens ?? usage.cachedTokens };
   }
 
   openChoices(call: CallRange): number[] {
@@ -87,8 +88,8 @@ export class FoldAnswer implements Answer {
 
   unaryBody(): string {
     // Where the last worker died before it told the usage, or never had it whole.
-    if (!this.#done || this.#continued !== null)
-      this.#fold.add({ usage: JSON.parse(usageJson(this.usage())) as unknown });
+    const isOurs = !this.#done || this.#continued !== null || this.#plan.prefillCachedTokens !== undefined;
+    if (isOurs) this.#fold.add({ usage: JSON.parse(usageJson(this.usage())) as unknown });
     return this.#fold.body();
   }
 

@@ -86,13 +86,17 @@ export class PickRequest {
   /** A PLAN came and its reservation was adopted. False: stale, the caller releases it. */
   onPlan(plan: Plan): boolean {
     if (plan.attempt !== this.#attempt) return false;
-    const step = plan.calls[0]!.steps[0]!;
+    // The caller sends one request: of two steps it gets the worker that answers, which can do all of it.
+    const { steps } = plan.calls[0]!;
+    const step = steps.at(-1)!;
     const worker = this.#context.originOf(step.slot, step.generation);
     if (worker === null) {
       this.#ask('worker_failed');
       return false;
     }
     this.#end();
+    for (const other of steps.slice(0, -1))
+      this.#context.hold(other.reservation, this.#expiresInMs).release();
     const reservation = this.#context.hold(step.reservation, this.#expiresInMs);
     const { model, promptTokens } = plan;
     const { rank, cachedTokens, reason } = plan.placement;

@@ -6,7 +6,6 @@
  */
 import { strict as assert } from 'node:assert';
 import type { EncodedCall, EngineAdapter } from '../engines/contract.js';
-import { MillraceError, RejectedError } from '../errors.js';
 import type { Limits } from '../limits.js';
 import type {
   AnswerMode,
@@ -19,7 +18,6 @@ import type {
   PlanCall,
   PlanPlacement,
   Reject,
-  RoutingHints,
   WorkerView,
   World,
 } from '../messages/records.js';
@@ -29,13 +27,23 @@ import { resolveMaxTokens } from '../preprocess/max-tokens.js';
 import { parseRequest } from '../preprocess/parse-request.js';
 import type { TextModel } from '../preprocess/text-model.js';
 import type { Decider, Placement, PromptBlocks } from '../router/decide.js';
+import type { PairPlacement } from '../router/decide-pair.js';
 import type { Hashers } from '../router/hashing/block-hasher.js';
 import { cannotMigrate, continuedCalls } from './continued-calls.js';
+import {
+  answering,
+  decideCall,
+  refusePeerFields,
+  reservationsOf,
+  stepsOf,
+  toldOf,
+} from './disagg-planning.js';
+import { notPlaced, rejectOf } from './plan-refusals.js';
 import { canAnswer, PoolFleet, type Serving } from './pool-fleet.js';
 import { PromptHasher } from './prompt-blocks.js';
 import { type KnownIds, PromptSource } from './prompt-source.js';
 import type { RemoteIds } from './remote-ids.js';
-import { WORKER_HEADER, workerName } from './routing-hints.js';
+import { workerName } from './routing-hints.js';
 
 /** Bytes of text that count as one token where no tokenizer is held. */
 const BYTES_PER_TOKEN = 4;
@@ -123,6 +131,7 @@ export class Planning {
   #plan(ask: Ask): Plan | Promise<Plan> {
     const { limits, decider } = this.#options;
     const request = parseRequest(ask.api, ask.body, limits);
+    refusePeerFields(request);
     const model = this.#fleet.model(request.model);
     if (ask.continuation !== null) return this.#continue(ask, request, model, ask.continuation);
     const bodyBytes = ask.body.byteLength;
@@ -149,16 +158,15 @@ export class Planning {
     const wanted = { choiceBase: 0, request, ids: known.ids, promptTokens, maxTokens };
     const decided = this.#decide(ask, model, serving, workers, wanted, known.source);
     try {
-      const worker = this.#fleet.workerIn(decided.slot);
-      const mode = answerMode(ready, request, worker);
-      const call = this.#encode(ask, model, { ...ready, mode }, wanted, worker);
+      const worker = this.#fleet.workerIn(answering(decided).slot);
+      const asked = { ...ready, mode: answerMode(ready, request, worker) };
+      const { call, planned } = this.#call(ask, model, asked, wanted, ready.promptIds, decided);
       const placement = this.#placement(model, worker, decided, known.source);
       const { usageInjected, idsInjected } = call;
-      const planned = planCall(wanted, ready.promptIds, decided, call);
-      const head = this.#head(ask, request, model, { ...ready, mode }, maxTokens, placement);
+      const head = this.#head(ask, request, model, asked, maxTokens, placement);
       return { ...head, usageInjected, idsInjected, calls: [planned] };
     } catch (error) {
-      this.#options.discard(decided.reservation);
+      for (const reservation of reservationsOf(decided)) this.#options.discard(reservation);
       throw error;
     }
   }
@@ -184,11 +192,11 @@ export class Planning {
       for (const one of continuedCalls(request, continuation, maxTokens)) {
         const wanted = { ...one, promptTokens: one.ids.length };
         const decided = this.#decide(ask, model, serving, workers, wanted, source);
-        reserved.push(decided.reservation);
-        const worker = this.#fleet.workerIn(decided.slot);
+        reserved.push(...reservationsOf(decided));
+        const worker = this.#fleet.workerIn(answering(decided).slot);
         // Whoever made the text so far: from here on the engine is asked by ids.
         const asked = { ...ready, mode: 'token' as const, promptIds: one.ids };
-        calls.push(planCall(wanted, NO_IDS, decided, this.#encode(ask, model, asked, wanted, worker)));
+        calls.push(this.#call(ask, model, asked, wanted, NO_IDS, decided).planned);
         placement ??= this.#placement(model, worker, decided, source);
       }
     } catch (error) {
@@ -208,9 +216,8 @@ export class Planning {
     workers: readonly WorkerView[],
     wanted: WantedCall,
     source: IdsSource,
-  ): Placement {
+  ): Placement | PairPlacement {
     const { hints, excludedSlots, avoidedSlots } = ask;
-    const { decider } = this.#options;
     const { request, ids, promptTokens, maxTokens } = wanted;
     const view = {
       model: model.name,
@@ -221,9 +228,9 @@ export class Planning {
       outputTokens: this.#expectedOutput(model.name, request.sampling.n, maxTokens),
       blocks: ids === null || source === 'unused' ? [] : this.#blocks(request, ids, serving),
     };
-    let decided = decider.decide(view, model.policy, workers);
+    let decided = decideCall(this.#options, view, model, workers, request);
     if (decided === 'noWorker' && avoidedSlots.length > 0)
-      decided = decider.decide({ ...view, excludedSlots }, model.policy, workers);
+      decided = decideCall(this.#options, { ...view, excludedSlots }, model, workers, request);
     if (decided === 'noWorker' || decided === 'full') throw notPlaced(decided, model, hints);
     return decided;
   }
@@ -260,6 +267,21 @@ export class Planning {
       serving.adapter,
       typeof salt === 'string' ? salt : '',
     );
+  }
+
+  #call(
+    ask: AskHead,
+    model: ModelView,
+    asked: Preprocessed,
+    wanted: WantedCall,
+    promptIds: Uint32Array,
+    decided: Placement | PairPlacement,
+  ): { readonly call: EncodedCall; readonly planned: PlanCall } {
+    const { choiceBase, request } = wanted;
+    const encode = (worker: WorkerView): EncodedCall => this.#encode(ask, model, asked, wanted, worker);
+    const staged = stepsOf(decided, model, slot => this.#fleet.workerIn(slot), encode);
+    const { call, protocol, steps } = staged;
+    return { call, planned: { choiceBase, choices: request.sampling.n, promptIds, protocol, steps } };
   }
 
   #encode(
@@ -317,10 +339,16 @@ export class Planning {
     };
   }
 
-  #placement({ policy }: ModelView, { rank }: WorkerView, decided: Placement, ids: IdsSource): PlanPlacement {
-    const { reason, cachedTokens } = decided;
+  #placement(
+    { policy }: ModelView,
+    { rank }: WorkerView,
+    decided: Placement | PairPlacement,
+    ids: IdsSource,
+  ): PlanPlacement {
+    const told = toldOf(decided, slot => this.#fleet.workerIn(slot));
+    const { reason, cachedTokens } = told;
     const candidates =
-      decided.candidates?.map(({ slot, cost, cachedTokens, queuedTokens, requests }) => ({
+      told.candidates?.map(({ slot, cost, cachedTokens, queuedTokens, requests }) => ({
         worker: nameOf(this.#fleet.workerIn(slot)),
         cost,
         cachedTokens,
@@ -339,47 +367,9 @@ function answerMode(ready: Preprocessed, request: TokenRequest, worker: WorkerVi
   return request.output.stream || canStream(request) ? 'relayIds' : 'relay';
 }
 
-function notPlaced(
-  answer: 'noWorker' | 'full',
-  { name }: ModelView,
-  { worker }: RoutingHints,
-): RejectedError {
-  const detail = { retryAfterMs: 1000 };
-  if (answer === 'full')
-    return new RejectedError('MILLRACE_OVERLOADED', 'all reservations are taken', detail);
-  const message =
-    worker === ''
-      ? `no worker is ready for model "${name}"`
-      : `the worker that ${WORKER_HEADER} names is not ready`;
-  return new RejectedError('MILLRACE_NO_WORKER', message, detail);
-}
-
-function rejectOf(ask: AskHead, error: unknown): Reject {
-  const known = error instanceof MillraceError;
-  return {
-    request: ask.request,
-    attempt: ask.attempt,
-    code: known ? error.code : 'MILLRACE_INTERNAL',
-    message: known ? error.message : 'internal error while planning the request',
-    param: known ? error.param : null,
-    retryAfterMs: known ? (error.retryAfterMs ?? 0) : 0,
-  };
-}
-
 /** Unique per attempt and call: an engine may refuse an id that it still runs. */
 function engineRequestId(ask: AskHead, choiceBase: number): string {
   const given = ask.headers.find(([name]) => name === 'x-request-id')?.[1] ?? 'millrace';
   const choice = ask.continuation === null ? '' : `-${choiceBase}`;
   return `${given}-${ask.request}-${ask.attempt}${choice}`;
-}
-
-function planCall(
-  { choiceBase, request }: WantedCall,
-  promptIds: Uint32Array,
-  { slot, generation, reservation }: Placement,
-  { method, path, head, body }: EncodedCall,
-): PlanCall {
-  const step = { slot, generation, reservation, method, path, head, body };
-  const steps = [{ stage: 'generate', after: null, answer: 'stream', ...step }] as const;
-  return { choiceBase, choices: request.sampling.n, promptIds, steps };
 }

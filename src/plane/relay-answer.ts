@@ -5,6 +5,7 @@
  */
 import { strict as assert } from 'node:assert';
 import type { FrameBatch } from '../engines/contract.js';
+import { withCachedTokens } from '../engines/disagg/prefill-answer.js';
 import { errorOf, finishReasonOf, rowStart, usageOf } from '../engines/event-rows.js';
 import { type FrameCuts, isCut, KEPT_WORDS_MAX, keptRanges, rewriteFrame } from '../engines/frame-cuts.js';
 import { FRAME, FRAME_FLAG, FRAMES_MAX } from '../engines/frame-descriptor.js';
@@ -64,7 +65,8 @@ export class RelayAnswer implements Answer {
     const { promptTokens } = this.#plan;
     const isCut = !this.#done && this.#record?.hasFinished === true;
     if (isCut || this.#continued !== null) return continuedUsage(this.#record!, promptTokens);
-    return this.#usage ?? { promptTokens, completionTokens: this.#tokens, cachedTokens: null };
+    const usage = this.#usage ?? { promptTokens, completionTokens: this.#tokens, cachedTokens: null };
+    return { ...usage, cachedTokens: this.#plan.prefillCachedTokens ?? usage.cachedTokens };
   }
 
   openChoices(call: CallRange): number[] {
@@ -87,6 +89,7 @@ export class RelayAnswer implements Answer {
     const { table, count } = batch;
     const outcome = emptyOutcome();
     const countsIds = this.#plan.mode === 'relayIds';
+    const tellsCached = this.#plan.prefillCachedTokens !== undefined;
     this.#keptWords = 0;
     for (let row = 0; row < count; row++) {
       const at = rowStart(row);
@@ -98,6 +101,7 @@ export class RelayAnswer implements Answer {
       this.#record?.note(batch, row, flags);
       if ((flags & NO_TEXT) === 0) outcome.tokens += countsIds ? tokensOf(batch, row) : 1;
       if (this.#cutsAny && isCut(batch, row, this.#cuts)) this.#keepPart(batch, row, flags, outcome);
+      else if (tellsCached && (flags & FRAME_FLAG.usage) !== 0) this.#keepWithCached(batch, row);
       else this.#keep(table[at + FRAME.start]!, table[at + FRAME.end]!);
       if (outcome.malformed) break;
     }
@@ -184,11 +188,20 @@ export class RelayAnswer implements Answer {
     else this.#client?.pushBytes(frame);
   }
 
-  #passKept(batch: FrameBatch): void {
+  /** The frame with what the prefill worker had in its cache: to decode, all that it was handed is cached. */
+  #keepWithCached({ bytes, table }: FrameBatch, row: number): void {
+    const at = rowStart(row);
+    const [from, to] = [table[at + FRAME.usageStart]!, table[at + FRAME.usageEnd]!];
+    this.#keep(table[at + FRAME.start]!, from);
+    this.#passKept({ bytes });
+    this.#client?.pushBytes(withCachedTokens(bytes.subarray(from, to), this.#plan.prefillCachedTokens!));
+    this.#keep(to, table[at + FRAME.end]!);
+  }
+
+  #passKept({ bytes }: Pick<FrameBatch, 'bytes'>): void {
     const words = this.#keptWords;
     this.#keptWords = 0;
     if (words === 0 || this.#client === null) return;
-    const { bytes } = batch;
     if (words === 2) {
       this.#client.pushBytes(bytes.subarray(kept[0], kept[1]));
       return;

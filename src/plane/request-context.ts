@@ -17,6 +17,7 @@ import type { FaultGuard } from '../runtime/fault-guard.js';
 import type { AttemptFailure } from './attempt.js';
 import type { ClientStream } from './client-stream.js';
 import type { DecisionLog } from './decision-log.js';
+import type { DeferredAborts } from './deferred-aborts.js';
 
 /** An ASK as its request makes it. */
 export type SentAsk = Omit<Ask, 'body' | 'avoidedSlots'>;
@@ -70,6 +71,8 @@ export interface RequestContext {
   reportSuccess(step: PlanStep): void;
   /** A worker has asked to be left alone for a while. */
   restWorker(step: PlanStep, forMs: number): void;
+  /** Hand-overs that are finished for nobody. */
+  readonly deferredAborts: DeferredAborts;
   /** A worker has brought tokens, which is the best sign of life; once per batch. */
   noteTokens(step: PlanStep): void;
   /** The stream has something to write in this loop turn. */

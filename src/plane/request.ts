@@ -5,6 +5,7 @@
  * failed in the middle of the answer lead to the same ASK with a higher attempt.
  */
 import type { FrameBatch } from '../engines/contract.js';
+import { tellCachedTokens } from '../engines/disagg/prefill-answer.js';
 import { type EngineError, engineError } from '../engines/engine-error.js';
 import { openingOf } from '../engines/event-rows.js';
 import type { ErrorCode, ErrorDetail } from '../errors.js';
@@ -12,9 +13,9 @@ import type { AskReason, EndCause, Plan, PlanPlacement, Reject, RoutingHints } f
 import type { Api } from '../messages/token-request.js';
 import { type Answer, openAnswer } from './answer.js';
 import type { AnswerPort, AnswerStream } from './answer-port.js';
-import type { AttemptEvents, AttemptFailure } from './attempt.js';
-import { CallRun } from './call-run.js';
-import type { OpenDecision } from './decision-log.js';
+import type { AttemptFailure } from './attempt.js';
+import { CallRun, type RunEvents } from './call-run.js';
+import { endDecisions, type OpenDecision } from './decision-log.js';
 import { MigrationBook } from './migration-book.js';
 import { receiveRequest } from './receive-request.js';
 import { type AskRefusal, BEGINNING, RequestAsks, type Wanted } from './request-asks.js';
@@ -166,23 +167,25 @@ export class PlaneRequest {
     if (refusal !== null) this.fail(refusal.code, refusal.message, refusal.detail);
   }
 
-  #start(run: CallRun, { placement, mode }: Plan): void {
+  #start(run: CallRun, plan: Plan): void {
     const origin = this.#context.originOf(run.step.slot, run.step.generation);
     if (origin === null) {
       this.#onFailed(run, 'unreachable', 'MILLRACE_WORKER_UNREACHABLE', 'the worker has left');
       return;
     }
-    this.#tellPlacement(run, origin, placement);
-    run.start(origin, mode, this.#eventsOf(run), this.#enginePaused);
+    this.#tellPlacement(run, origin, plan.placement);
+    run.start(origin, this.#eventsOf(run), this.#enginePaused, plan);
   }
 
-  #eventsOf(run: CallRun): AttemptEvents {
+  #eventsOf(run: CallRun): RunEvents {
     return {
+      onCached: tokens => {
+        if (this.#answer === null) this.#plan = { ...this.#plan!, prefillCachedTokens: tokens };
+      },
       onBatch: batch => this.#onBatch(run, batch),
       onStreamEnd: () => this.#onStreamEnd(run),
       onUnary: (body, contentType) => this.#onUnary(run, body, contentType),
-      onRefused: (status, body, retryAfterMs) =>
-        this.#onRefusal(run, engineError(status, body), retryAfterMs),
+      onRefused: (status, body, pauseMs) => this.#onRefusal(run, engineError(status, body), pauseMs),
       onFailed: (failure, code, message) => this.#onFailed(run, failure, code, message),
     };
   }
@@ -200,8 +203,7 @@ export class PlaneRequest {
     if (outcome.tokens > 0) this.#onTokens(run, outcome.tokens, nowMs);
     this.#lastEventMs = nowMs;
     run.touch(nowMs, outcome.tokens);
-    if (outcome.malformed)
-      this.#onFailed(run, 'protocol', 'MILLRACE_WORKER_PROTOCOL', 'a frame of the worker is not valid');
+    if (outcome.malformed) this.#onBroken(run, 'a frame of the worker is not valid');
     else if (outcome.engineError !== null) this.#onRefusal(run, outcome.engineError, 0);
     else if (this.#client?.isOverfull === true) this.#cutSlowClient();
     else if (outcome.engineNotNeeded) this.#onRunDone(run);
@@ -216,9 +218,8 @@ export class PlaneRequest {
       this.#answer = openAnswer(plan, this.#context, () => this.#openClient());
       return true;
     }
-    const message = 'the worker did not send the answer asked for';
     if (typeof opening === 'object') this.#onRefusal(run, opening, 0);
-    else this.#onFailed(run, 'protocol', 'MILLRACE_WORKER_PROTOCOL', message);
+    else this.#onBroken(run, 'the worker did not send the answer asked for');
     return false;
   }
 
@@ -241,24 +242,21 @@ export class PlaneRequest {
 
   #onStreamEnd(run: CallRun): void {
     if (this.#answer?.openChoices(run.range).length === 0) this.#onRunDone(run);
-    else {
-      const message = 'the worker ended its answer without finishing it';
-      this.#onFailed(run, 'protocol', 'MILLRACE_WORKER_PROTOCOL', message);
-    }
+    else this.#onBroken(run, 'the worker ended its answer without finishing it');
   }
 
   /** A whole JSON answer, which relay mode passes on as it is. */
   #onUnary(run: CallRun, body: Buffer, contentType: string): void {
     const plan = this.#plan!;
     if (plan.mode !== 'relay' || plan.stream) {
-      const message = 'the worker did not answer with an event stream';
-      this.#onFailed(run, 'protocol', 'MILLRACE_WORKER_PROTOCOL', message);
+      this.#onBroken(run, 'the worker did not answer with an event stream');
       return;
     }
     this.#answer = openAnswer(plan, this.#context, () => this.#openClient());
     const tokens = this.#answer.takeUnary(body);
     this.#onTokens(run, tokens, this.#context.clock.nowMs());
-    this.#port.respond(contentType, body);
+    const { prefillCachedTokens: cached } = plan;
+    this.#port.respond(contentType, cached === undefined ? body : tellCachedTokens(body, cached));
     this.#end('completed', null);
   }
 
@@ -272,15 +270,21 @@ export class PlaneRequest {
     this.#settleFailure(run, failureOf(kind, code, message));
   }
 
+  /** The worker broke its protocol. */
+  #onBroken(run: CallRun, message: string): void {
+    this.#onFailed(run, 'protocol', 'MILLRACE_WORKER_PROTOCOL', message);
+  }
+
   /** Another worker begins anew while nothing was shown, and goes on where something was; else the request ends. */
   #settleFailure(run: CallRun, failure: RunFailure): void {
     const { code, message, detail } = failure;
+    const blamed = failure.isOfWorker ? run.blamed(failure.kind) : run.step;
     this.#drop(run);
     if (!failure.retryable) {
       this.fail(code, message, detail);
       return;
     }
-    if (failure.isOfWorker) this.#context.reportFailure(run.step, failure.kind);
+    if (failure.isOfWorker) this.#context.reportFailure(blamed, failure.kind);
     const open = this.#answer?.openChoices(run.range) ?? [];
     if (this.#answer !== null && open.length === 0) {
       // Nothing of the answer is missing: how its connection ended does not matter to the client.
@@ -289,7 +293,7 @@ export class PlaneRequest {
     }
     if (run.cause !== null && !run.hasToken) this.#context.observer.migrated(run.cause, 'failed');
     this.#lastFailure = failure;
-    this.#asks.exclude(run.step.slot);
+    this.#asks.exclude(blamed.slot);
     if (this.#client === null && !this.#sawToken) this.#beginAnew(run, failure);
     else {
       const bar = this.#migrations.lose(this.#answer!, this.#plan!, open, failure);
@@ -383,11 +387,7 @@ export class PlaneRequest {
     this.#client?.close();
     const usage = this.#answer?.usage() ?? null;
     this.#answer?.release();
-    for (const decision of this.#decisions) {
-      if (decision.end !== null) continue;
-      decision.end = cause;
-      decision.reportedCachedTokens = usage?.cachedTokens ?? null;
-    }
+    endDecisions(this.#decisions, cause, usage?.cachedTokens ?? null);
     this.#context.onEnded(this.id, {
       plan: this.#plan,
       api: this.#api,

@@ -18,6 +18,7 @@ import type { AnswerPort } from './answer-port.js';
 import type { AttemptFailure } from './attempt.js';
 import type { ClientStream } from './client-stream.js';
 import type { DecisionLog } from './decision-log.js';
+import { DeferredAborts } from './deferred-aborts.js';
 import type { EncodedRequest } from './embed/generate-request.js';
 import type { PlaneObserver } from './observer.js';
 import { type PickContext, type PickedWorker, PickRequest, type Reservation } from './pick-request.js';
@@ -91,6 +92,7 @@ export class SocketThread implements RequestContext, PickContext {
   readonly decisions: DecisionLog;
   readonly sessionHeader: string;
   readonly link: PoolLink;
+  readonly deferredAborts: DeferredAborts;
   readonly #options: SocketThreadOptions;
   readonly #requests = new Map<number, Asker>();
   readonly #parked = new Map<number, ParkedAsk>();
@@ -117,6 +119,7 @@ export class SocketThread implements RequestContext, PickContext {
     this.observer = options.observer;
     this.decisions = options.decisions;
     this.sessionHeader = options.sessionHeader;
+    this.deferredAborts = new DeferredAborts(options.limits.deferredAbortsMax);
     this.#breakers = new WorkerBreakers(options.limits, options.clock);
     this.link = new PoolLink(options.limits, options.clock, options.bellMemory, {
       onPlan: (plan, epoch) => this.#onPlan(plan, epoch),

@@ -101,7 +101,7 @@ export class TokenAnswer {
     return {
       promptTokens: this.#plan.promptTokens,
       completionTokens: this.#completionTokens,
-      cachedTokens: this.#engineUsage?.cachedTokens ?? null,
+      cachedTokens: this.#plan.prefillCachedTokens ?? this.#engineUsage?.cachedTokens ?? null,
     };
   }
 

@@ -7,6 +7,7 @@ import type { WorkerView } from '../messages/records.js';
 import type { Random } from '../runtime/random.js';
 import { CandidateColumns, ServingWorkers } from './candidate-columns.js';
 import type { RequestView, Selector } from './contract.js';
+import type { WorkerFigures } from './disagg.js';
 import type { RoutedPrompt } from './events/contract.js';
 import { explain, type ScoredCandidate } from './explain.js';
 import { HOLDERS_MAX, type PrefixIndexReader } from './index/contract.js';
@@ -23,6 +24,7 @@ import { pickBySession } from './session-affinity.js';
 const PREDICTION_FACTOR = 2;
 const PREDICTION_MS_MIN = 1000;
 const DECODE_MS_MOST = expectedDecodeMs(1);
+const WHOLE: ReservedShare = { prefill: true, decode: true };
 
 /** A worker that was chosen and on which the request is reserved. */
 export interface Placement {
@@ -92,6 +94,21 @@ export interface Decider {
    * Throws ConfigError for an unknown policy.
    */
   decide(request: DecideRequest, policy: string, workers: readonly WorkerView[]): DecideAnswer;
+  /**
+   * The worker that `decide` would choose, with its figures, and nothing reserved; `by`: a policy's name, or a selector that
+   * is none of them. Null: there is no worker. The list as above.
+   */
+  look(request: DecideRequest, by: string | Selector, workers: readonly WorkerView[]): WorkerFigures | null;
+  /** Reserves a worker that `look` has shown: the new reservation, RESERVE_FULL or RESERVE_STALE. */
+  reserve(request: DecideRequest, worker: WorkerFigures, share: ReservedShare): number;
+}
+
+/** What of a request a reservation stands for. */
+export interface ReservedShare {
+  /** The worker computes the prompt. */
+  readonly prefill: boolean;
+  /** It writes the answer. */
+  readonly decode: boolean;
 }
 
 /** Makes the decider of a pool thread; each policy keeps its memory from one decision to the next. */
@@ -127,23 +144,58 @@ class PolicyDecider implements Decider {
       columns.fill(serving, this.#options.loadTable.words, request);
       if (columns.count === 0) return 'noWorker';
       if (selector.usesTiming) this.#fillTiming(nowMs);
-      this.#readDepths(request, selector, nowMs);
+      this.#readDepths(request, selector.usesPrefix, nowMs);
       const { row, reason } =
         pickBySession(request.session ?? null, columns) ??
         selector.pick(request, columns, this.#options.random);
-      const reservation = this.#reserve(request, row);
-      if (reservation > 0 && selector.usesPrefix) this.#predict(request, row, nowMs);
+      const figures = this.#figures(row, reason);
+      const reservation = this.#reserve(request, figures, WHOLE);
+      if (reservation > 0 && selector.usesPrefix) this.#predict(request, figures, nowMs);
       if (reservation === RESERVE_FULL) return 'full';
       if (reservation !== RESERVE_STALE) {
-        const slot = columns.slots[row]!;
-        const generation = columns.generations[row]!;
-        const cachedTokens = columns.cachedTokens[row]!;
+        const { slot, generation, cachedTokens } = figures;
         const candidates = request.explains === true ? explain(selector, request, columns, row) : null;
         return { slot, generation, reservation, cachedTokens, reason, candidates };
       }
       // The replaced worker is no longer ready: the next filling leaves it out. Each worker can be replaced once.
       if (tries-- === 0) return 'noWorker';
     }
+  }
+
+  look(request: DecideRequest, by: string | Selector, workers: readonly WorkerView[]): WorkerFigures | null {
+    const selector = typeof by === 'string' ? this.#selectorOf(by) : by;
+    const columns = this.#columns;
+    const nowMs = this.#options.nowMs();
+    columns.fill(this.#servingOf(workers, request.model), this.#options.loadTable.words, request);
+    if (columns.count === 0) return null;
+    this.#fillTiming(nowMs);
+    this.#readDepths(request, true, nowMs);
+    const { row, reason } = selector.pick(request, columns, this.#options.random);
+    return this.#figures(row, reason);
+  }
+
+  reserve(request: DecideRequest, worker: WorkerFigures, share: ReservedShare): number {
+    const reservation = this.#reserve(request, worker, share);
+    if (reservation > 0 && share.prefill) this.#predict(request, worker, this.#options.nowMs());
+    return reservation;
+  }
+
+  #figures(row: number, reason: string): WorkerFigures {
+    const columns = this.#columns;
+    return {
+      slot: columns.slots[row]!,
+      generation: columns.generations[row]!,
+      requests: columns.requests[row]!,
+      activePrefillTokens: columns.activePrefillTokens[row]!,
+      queuedTokens: columns.queuedTokens[row]!,
+      decodeBlocks: columns.decodeBlocks[row]!,
+      totalBlocks: columns.totalBlocks[row]!,
+      blockSize: columns.blockSizes[row]!,
+      decodeMs: columns.decodeMs[row]!,
+      slowness: columns.slowness[row]!,
+      cachedTokens: columns.cachedTokens[row]!,
+      reason,
+    };
   }
 
   #selectorOf(policy: string): Selector {
@@ -187,11 +239,11 @@ class PolicyDecider implements Decider {
   }
 
   /** Tokens of the prompt in each candidate's cache. The last one is always computed: the answer needs its logits. */
-  #readDepths(request: DecideRequest, selector: Selector, nowMs: number): void {
+  #readDepths(request: DecideRequest, usesPrefix: boolean, nowMs: number): void {
     const { count, cachedTokens } = this.#columns;
     const { prefixes } = this.#options;
     cachedTokens.fill(0, 0, count);
-    if (!selector.usesPrefix || prefixes === null) return;
+    if (!usesPrefix || prefixes === null) return;
     for (const blocks of request.blocks ?? []) this.#readDepthsOf(request, blocks, prefixes, nowMs);
   }
 
@@ -215,28 +267,25 @@ class PolicyDecider implements Decider {
     }
   }
 
-  #reserve(request: DecideRequest, row: number): number {
-    const { slots, generations, cachedTokens, blockSizes } = this.#columns;
-    const slot = slots[row]!;
-    const prefill = Math.min(request.promptTokens - cachedTokens[row]!, RESERVATION_AMOUNT_MAX);
-    const held = request.promptTokens + (request.outputTokens ?? 0);
-    const blocks = Math.min(Math.ceil(held / blockSizes[row]!), RESERVATION_AMOUNT_MAX);
+  #reserve(request: DecideRequest, worker: WorkerFigures, { prefill, decode }: ReservedShare): number {
+    const { slot, generation, cachedTokens, blockSize } = worker;
+    const own = prefill ? Math.min(request.promptTokens - cachedTokens, RESERVATION_AMOUNT_MAX) : 0;
+    const held = request.promptTokens + (decode ? (request.outputTokens ?? 0) : 0);
+    const blocks = Math.min(Math.ceil(held / blockSize), RESERVATION_AMOUNT_MAX);
     const { ledger, ownerEpoch } = this.#options;
-    const reservation = ledger.reserve(slot, generations[row]!, prefill, blocks, ownerEpoch);
-    if (reservation > 0) this.#drain.add(slot, prefill);
+    const reservation = ledger.reserve(slot, generation, own, blocks, ownerEpoch);
+    if (reservation > 0) this.#drain.add(slot, own);
     return reservation;
   }
 
   /** The chosen worker will have the whole prompt, some time after it has begun with what waits before it. */
-  #predict(request: DecideRequest, row: number, nowMs: number): void {
-    const { slots, generations, cachedTokens, activePrefillTokens, blockSizes } = this.#columns;
-    const blocks = request.blocks?.find(({ blockSize }) => blockSize === blockSizes[row]);
+  #predict(request: DecideRequest, worker: WorkerFigures, nowMs: number): void {
+    const { slot, generation, blockSize, cachedTokens, activePrefillTokens } = worker;
+    const blocks = request.blocks?.find(one => one.blockSize === blockSize);
     if (blocks === undefined || blocks.count === 0) return;
-    const slot = slots[row]!;
-    const generation = generations[row]!;
-    const tokens = activePrefillTokens[row]! + request.promptTokens - cachedTokens[row]!;
+    const tokens = activePrefillTokens + request.promptTokens - cachedTokens;
     const forMs = PREDICTION_FACTOR * this.#drain.slowness(slot) * expectedPrefillMs(tokens, DECODE_MS_MOST);
-    const cachedBlocks = Math.floor(cachedTokens[row]! / blocks.blockSize);
+    const cachedBlocks = Math.floor(cachedTokens / blockSize);
     const expiresMs = Math.ceil(nowMs + Math.max(forMs, PREDICTION_MS_MIN));
     this.#predictions.add(blocks, cachedBlocks, slot, generation, expiresMs);
     const { hashes, count } = blocks;

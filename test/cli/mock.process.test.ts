@@ -62,7 +62,7 @@ t.test('KV events: the endpoints are announced, on the ports that were asked for
   const [port, replayPort] = [publish, replay].map(endpoint => endpoint!.split(':')[2]!);
   const again = launch(t, '--events', '--events-port', port!, '--events-replay-port', replayPort!, '--json');
   t.match(JSON.parse((await lines(again, 1))[0]!), { kvEvents: publish, kvEventsReplay: replay });
-  const children = await startMockChildren(2, 'unlimited', systemClock);
+  const children = await startMockChildren(new Array(2).fill('both'), 'unlimited', systemClock);
   t.teardown(() => children.close());
   const endpoints = children.addresses.flatMap(({ kvEvents, kvEventsReplay }) => [kvEvents, kvEventsReplay]);
   t.equal(new Set(endpoints).size, 4);

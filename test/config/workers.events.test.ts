@@ -2,7 +2,7 @@
 import t from 'tap';
 import { loadConfig } from '#millrace/config.js';
 import { ConfigError } from '#millrace/errors.js';
-import { endpointOf } from '#millrace/worker-config.js';
+import { endpointOf, plainWorker } from '#millrace/worker-config.js';
 
 const names = { policies: ['random'], tokenizers: [] };
 const load = (options: Record<string, unknown>) => loadConfig(names, { options });
@@ -20,14 +20,8 @@ t.test('what a worker does not say is as the process-wide setting', async t => {
     ],
   });
   const [a, b, c, d] = workers;
-  t.same(a, {
-    url: 'http://a:1',
-    engine: 'auto',
-    kvEvents: 'tcp://a:5557',
-    kvEventsReplay: 'tcp://a:5558',
-    kvEventsTopic: 'kv@',
-    dpRanks: 1,
-  });
+  const events = { kvEvents: 'tcp://a:5557', kvEventsReplay: 'tcp://a:5558', kvEventsTopic: 'kv@' };
+  t.same(a, plainWorker({ url: 'http://a:1', ...events }));
   t.match(b, { kvEvents: 'tcp://relay:7000', kvEventsReplay: 'tcp://[::1]:5558', kvEventsTopic: '' });
   t.match(c, { kvEvents: null, kvEventsReplay: null });
   t.match(d, { kvEvents: 'tcp://d:5557', kvEventsReplay: null, dpRanks: 4 });

@@ -89,7 +89,7 @@ for (const tokenizer of [TOKENIZER, null]) {
 }
 
 t.test('a worker process that is killed, and one that is told to end', async t => {
-  const children = await startMockChildren(3, 4, systemClock);
+  const children = await startMockChildren(['both', 'both', 'both'], 4, systemClock);
   t.teardown(() => children.close());
   const fixture = await startPlane(t as Test, {
     workers: children.addresses.map(({ url }) => url),

@@ -3,6 +3,7 @@ import { createHash } from 'node:crypto';
 import fc from 'fast-check';
 import t from 'tap';
 import { ERROR_CODES, type ErrorCode } from '#millrace/errors.js';
+import { DISAGG_POLICIES, DISAGG_PROTOCOLS, WORKER_ROLES } from '#millrace/messages/disagg.js';
 import * as codec from '#millrace/messages/record-codec.js';
 import { RecordError } from '#millrace/messages/record-codec.js';
 import {
@@ -13,6 +14,8 @@ import {
   type Plan,
   type PlanStep,
   RECORD_VERSION,
+  STEP_ANSWERS,
+  STEP_STAGES,
 } from '#millrace/messages/records.js';
 import { randomInteger, seededRandom } from '#millrace/runtime/random.js';
 
@@ -76,9 +79,9 @@ const stop = fc.record({
   includeStopString: fc.boolean(),
 });
 const step = fc.record({
-  stage: fc.constant('generate' as const),
+  stage: fc.constantFrom(...STEP_STAGES),
   after: fc.constant(null),
-  answer: fc.constant('stream' as const),
+  answer: fc.constantFrom(...STEP_ANSWERS),
   slot: u32,
   generation: u32,
   reservation: u32,
@@ -86,15 +89,21 @@ const step = fc.record({
   path: text,
   head: pairs,
   body: bytes,
+  spliceAt: fc.constant(null),
 });
 const call = fc.record({
   choiceBase: u32,
   choices: u32,
   promptIds: words,
+  protocol: fc.option(fc.constantFrom(...DISAGG_PROTOCOLS)),
   steps: fc
-    .array(fc.tuple(step, fc.option(fc.nat({ max: 3 }))), { maxLength: 4 })
+    .array(fc.tuple(step, fc.option(fc.nat({ max: 3 })), fc.option(fc.nat({ max: 90 }))), { maxLength: 4 })
     .map(list =>
-      list.map(([one, after], at) => ({ ...one, after: after !== null && after < at ? after : null })),
+      list.map(([one, after, spliceAt], at) => ({
+        ...one,
+        after: after !== null && after < at ? after : null,
+        spliceAt: spliceAt !== null && spliceAt <= one.body.length ? spliceAt : null,
+      })),
     ),
 });
 const plan = fc.record({
@@ -142,6 +151,28 @@ const modelOfWorker = fc.record(
   { id: text, contextLength: amount, adapter: fc.constant(true as const) },
   { requiredKeys: ['id', 'contextLength'] },
 );
+const share = fc.constantFrom(0, 0.25, 1);
+const split = fc.record({
+  role: fc.constantFrom(...WORKER_ROLES),
+  bootstrapHost: text,
+  bootstrapPort: fc.nat({ max: 65_535 }),
+  engineId: fc.option(text),
+  infoEndpoint: fc.option(text),
+});
+const disaggregation = fc.record({
+  protocol: fc.option(fc.constantFrom(...DISAGG_PROTOCOLS)),
+  policy: fc.constantFrom(...DISAGG_POLICIES),
+  effIslMax: whole,
+  effIslRatioMax: share,
+  prefillBusyTokens: whole,
+  decodeKvBusy: share,
+  prefillQueueTokensMax: whole,
+  whenPrefillFull: fc.constantFrom('local' as const, 'shed' as const),
+  whenNoPrefill: fc.constantFrom('local' as const, 'refuse' as const),
+  handoverMs: share,
+  handoverMsPerToken: share,
+  decodeWeight: share,
+});
 const world = fc.record({
   version: whole,
   workers: fc.array(
@@ -158,6 +189,7 @@ const world = fc.record({
         returnsTokenIds: fc.boolean(),
         answerModes: fc.array(fc.constantFrom(...ANSWER_MODES), { maxLength: 3 }),
         foreignIds: fc.array(fc.string(), { maxLength: 3 }),
+        split,
       },
       {
         requiredKeys: [
@@ -182,6 +214,7 @@ const world = fc.record({
       policy: text,
       tokenizer: fc.option(text),
       contextLength: amount,
+      disaggregation: fc.option(disaggregation, { nil: undefined }),
     }),
     { maxLength: 3 },
   ),
@@ -284,7 +317,7 @@ t.test('bodies and ids are given by reference, and a PLAN is copied out of share
   const one: PlanStep = fc.sample(step, { seed: SEED, numRuns: 1 })[0]!;
   const parts = codec.encodePlan({
     ...sample,
-    calls: [{ choiceBase: 0, choices: 1, promptIds, steps: [{ ...one, after: null, body }] }],
+    calls: [{ choiceBase: 0, choices: 1, promptIds, protocol: null, steps: [{ ...one, after: null, body }] }],
   });
   t.ok(parts.includes(body), 'the body is a part itself');
   t.ok(

@@ -2,6 +2,7 @@
 import t, { type Test } from 'tap';
 import { encodeGenerate } from '#millrace/plane/embed/generate-request.js';
 import { GeneratePort } from '#millrace/plane/generate-port.js';
+import { plainWorker } from '#millrace/worker-config.js';
 import { DONE, type FakeCall, FakeEngine, textFrame, usageFrame } from '../fake-engine.js';
 import {
   COMPLETIONS,
@@ -135,14 +136,7 @@ t.test('a whole list: new ones come, missing ones retire, a wrong list changes n
   const { plane } = fixture;
   const [stayer, leaver] = fixture.fakes as [FakeEngine, FakeEngine];
   const third = await extra(t);
-  const worker = (url: string, kvEvents: string | null = 'auto') => ({
-    url,
-    engine: 'auto' as const,
-    kvEvents,
-    kvEventsReplay: null,
-    kvEventsTopic: '',
-    dpRanks: 1,
-  });
+  const worker = (url: string, kvEvents: string | null = 'auto') => plainWorker({ url, kvEvents });
   const four = [stayer.url, third.url, 'http://y:1', 'http://z:1'].map(url => worker(url));
   t.throws(() => plane.setWorkers(four), { message: /more than 3 workers/ });
   const twice = [worker(third.url, 'tcp://h:1'), worker('http://y:1', 'tcp://h:1')];

@@ -70,6 +70,8 @@ async function setUp(options: SetUp = {}) {
     limits: DEFAULT_LIMITS,
     decider: {
       usesBlocks: () => usesBlocks,
+      look: () => null,
+      reserve: () => 0,
       decide(request, _policy, among) {
         asked.push(request);
         seen.push(among.map(({ slot }) => slot));

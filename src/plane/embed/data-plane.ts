@@ -13,7 +13,7 @@ import { POLICY_NAMES } from '../../router/policies/policies.js';
 import { type Clock, systemClock } from '../../runtime/clock.js';
 import { createLogger, type Logger } from '../../runtime/logger.js';
 import { type MockThread, MockWorker, startMockThread } from '../../simulate/mock-worker.js';
-import type { WorkerConfig, WorkerOptions } from '../../worker-config.js';
+import { plainWorker, type WorkerConfig, type WorkerOptions } from '../../worker-config.js';
 import { DECISIONS_KEPT, type Decision } from '../decision-log.js';
 import { GeneratePort } from '../generate-port.js';
 import type { PickedWorker } from '../pick-request.js';
@@ -212,14 +212,7 @@ export async function createDataPlane(options: DataPlaneOptions): Promise<DataPl
 
 /** A mock worker publishes no KV events: what it holds is guessed from what is routed there. */
 function mockConfig(url: string): WorkerConfig {
-  return Object.freeze({
-    url,
-    engine: 'auto',
-    kvEvents: null,
-    kvEventsReplay: null,
-    kvEventsTopic: '',
-    dpRanks: 1,
-  });
+  return plainWorker({ url });
 }
 
 async function startAll(
