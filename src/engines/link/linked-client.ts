@@ -1,0 +1,33 @@
+/**
+ * LinkedClient (R5): the way to a worker that exists. A call goes over the worker's link where it has one that takes
+ * calls, else over HTTP; so a link process that dies costs its running streams a retry and the next ones nothing.
+ * Owned by one socket thread.
+ */
+import type { EngineCall } from '../client.js';
+import type { AnswerClient, AnswerRequest, RowSink } from './contract.js';
+
+/** Calls that went each way since the start. */
+export interface LinkedCounts {
+  overLink: number;
+  overHttp: number;
+}
+
+/** See the head of the file. */
+export class LinkedClient implements AnswerClient {
+  readonly counts: LinkedCounts = { overLink: 0, overHttp: 0 };
+  readonly #links: { linkTo(url: string): AnswerClient | null };
+  readonly #http: AnswerClient;
+
+  /** @param links a LinkServer; @param http an EngineClient */
+  constructor(links: { linkTo(url: string): AnswerClient | null }, http: AnswerClient) {
+    this.#links = links;
+    this.#http = http;
+  }
+
+  /** As `EngineClient.send`. */
+  send(request: AnswerRequest, sink: RowSink): EngineCall {
+    const link = this.#links.linkTo(request.origin);
+    this.counts[link === null ? 'overHttp' : 'overLink'] += 1;
+    return (link ?? this.#http).send(request, sink);
+  }
+}
