@@ -17,7 +17,7 @@ import { LinkServer } from '#millrace/engines/link/link-server.js';
 import { WorkerLink } from '#millrace/engines/link/worker-link.js';
 import { createVllmAdapter } from '#millrace/engines/vllm.js';
 import { type Clock, systemClock } from '#millrace/runtime/clock.js';
-import { createLogger } from '#millrace/runtime/logger.js';
+import { createLogger, type Logger } from '#millrace/runtime/logger.js';
 import { seededRandom } from '#millrace/runtime/random.js';
 
 export const SECRET = Buffer.from('a secret of more than sixteen bytes');
@@ -210,11 +210,17 @@ export interface WorkerEnd {
   readonly engineFaults: EngineFault[];
 }
 
+export interface WorkerSetup extends LinkSetup {
+  readonly onEventsWanted?: () => void;
+  readonly onDown?: () => void;
+  readonly logger?: Logger;
+}
+
 export function startWorker(
   t: Test,
   address: LinkAddress,
   origin: string,
-  setup: LinkSetup & { readonly onEventsWanted?: () => void; readonly onDown?: () => void } = {},
+  setup: WorkerSetup = {},
 ): WorkerEnd {
   const clock = setup.clock ?? systemClock;
   const client = new EngineClient({ clock, connectDeadlineMs: 1_000 });
@@ -229,7 +235,7 @@ export function startWorker(
     openStream,
     clock,
     random: seededRandom(1),
-    logger: QUIET,
+    logger: setup.logger ?? QUIET,
     limits: { ...LINK_LIMITS, ...setup.limits },
     onEventsWanted: setup.onEventsWanted ?? (() => {}),
     onDown: setup.onDown ?? (() => {}),
