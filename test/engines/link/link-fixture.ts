@@ -80,9 +80,7 @@ export class Recorded implements RowSink {
   }
 
   onRows(batch: FrameBatch): void {
-    const before = this.ids.flat().length;
-    this.#take(batch);
-    this.linkIds += this.ids.flat().length - before;
+    this.linkIds += this.#take(batch);
     this.#onPiece(this);
   }
 
@@ -104,7 +102,9 @@ export class Recorded implements RowSink {
     this.#over.set();
   }
 
-  #take({ table, ids, bytes, count }: FrameBatch): void {
+  /** Returns the number of ids. */
+  #take({ table, ids, bytes, count }: FrameBatch): number {
+    let taken = 0;
     for (let row = 0; row < count; row++) {
       const at = rowStart(row);
       const choice = table[at + FRAME.choice]!;
@@ -113,12 +113,14 @@ export class Recorded implements RowSink {
       if (first >= 0) {
         this.ids[choice] ??= [];
         this.ids[choice].push(...ids.subarray(first, first + table[at + FRAME.idsCount]!));
+        taken += table[at + FRAME.idsCount]!;
       }
       const from = table[at + FRAME.finishStart]!;
       if (from < 0) continue;
       const value = Buffer.from(bytes.subarray(from, table[at + FRAME.finishEnd]!)).toString('latin1');
       this.finish[choice] = JSON.parse(value) as string;
     }
+    return taken;
   }
 }
 
