@@ -27,6 +27,8 @@ export interface LinkConnectionOptions {
   readonly onFrame: (frame: LinkFrame) => boolean;
   /** Once, whatever ended it. */
   readonly onClosed: (fault: LinkFault) => void;
+  /** `isCongested` begins: what can wait should, from now on. */
+  readonly onCongested?: () => void;
   /** The unsent bytes are below the bound again after `isCongested`. */
   readonly onDrain?: () => void;
 }
@@ -192,7 +194,13 @@ export class LinkConnection {
     if (bytes === null) return;
     const { socket, limits } = this.#options;
     socket.write(bytes);
-    if (socket.writableLength > limits.sendQueueBytesMax) this.#isCongested = true;
+    if (this.#isCongested || socket.writableLength <= limits.sendQueueBytesMax) {
+      if (socket.writableLength > limits.unsentBytesMax)
+        this.#end({ kind: 'closed', message: `the other side leaves ${limits.unsentBytesMax} bytes unread` });
+      return;
+    }
+    this.#isCongested = true;
+    this.#options.onCongested?.();
   }
 
   #onDrain(): void {

@@ -162,11 +162,13 @@ export interface LinkLimits {
   /** Credit of an answer at its begin (plane) and of a request body (worker). At least STEP_BYTES_MAX. */
   readonly answerWindowBytes: number;
   readonly bodyWindowBytes: number;
-  /** One request body, and all bodies that a worker side holds. */
+  /** One request body, and all bodies that a worker side holds. A longer one goes over HTTP: here all streams would wait. */
   readonly bodyBytesMax: number;
   readonly bodiesBytesMax: number;
   /** Unsent bytes from which the engine streams pause until the socket has drained. */
   readonly sendQueueBytesMax: number;
+  /** Unsent bytes at which a peer that asks and does not read is cut off. */
+  readonly unsentBytesMax: number;
   /** Unsent bytes from which KV events are dropped and their ranks begun anew. */
   readonly eventQueueBytesMax: number;
   /** Each side pings at this period; no answer within the deadline closes the connection. */
@@ -191,9 +193,10 @@ export const LINK_LIMITS: LinkLimits = Object.freeze({
   streamsMax: 16_384,
   answerWindowBytes: 256 * KIB,
   bodyWindowBytes: 64 * KIB,
-  bodyBytesMax: 256 * MIB,
-  bodiesBytesMax: 512 * MIB,
+  bodyBytesMax: 4 * MIB,
+  bodiesBytesMax: 256 * MIB,
   sendQueueBytesMax: 4 * MIB,
+  unsentBytesMax: 512 * MIB,
   eventQueueBytesMax: 64 * MIB,
   pingPeriodMs: 2_000,
   pongDeadlineMs: 6_000,

@@ -5,7 +5,7 @@
  */
 import { strict as assert } from 'node:assert';
 import { once } from 'node:events';
-import { unlinkSync } from 'node:fs';
+import { chmodSync, unlinkSync } from 'node:fs';
 import { type AddressInfo, connect, createServer, type Server, type Socket } from 'node:net';
 import { ConfigError } from '../../errors.js';
 import type { Clock } from '../../runtime/clock.js';
@@ -65,6 +65,8 @@ export class LinkServer {
       if (path !== null) await removeLeftSocket(path);
       this.#server.listen(path !== null ? { path } : { host, port });
       await once(this.#server, 'listening');
+      // Whoever may connect can say that it is a worker: where no secret tells them apart, the file system does.
+      if (path !== null) chmodSync(path, this.#options.secret === null ? 0o600 : 0o660);
     } catch (cause) {
       const code = (cause as NodeJS.ErrnoException).code ?? (cause as Error).message;
       throw new ConfigError(`cannot listen for worker links at ${showLinkAddress(address)}: ${code}`, {

@@ -1,10 +1,11 @@
 /**
  * LinkedClient (R5): the way to a worker that exists. A call goes over the worker's link where it has one that takes
- * calls, else over HTTP; so a link process that dies costs its running streams a retry and the next ones nothing.
+ * calls, else over HTTP, as do bodies that would hold up the other streams of the link; so a link process that dies costs its running streams a retry and the next ones nothing.
  * Owned by one socket thread.
  */
 import type { EngineCall } from '../client.js';
 import type { AnswerClient, AnswerRequest, RowSink } from './contract.js';
+import { LINK_LIMITS } from './link-protocol.js';
 
 /** Calls that went each way since the start. */
 export interface LinkedCounts {
@@ -26,7 +27,8 @@ export class LinkedClient implements AnswerClient {
 
   /** As `EngineClient.send`. */
   send(request: AnswerRequest, sink: RowSink): EngineCall {
-    const link = this.#links.linkTo(request.origin);
+    const isLong = request.body.length > LINK_LIMITS.bodyBytesMax;
+    const link = isLong ? null : this.#links.linkTo(request.origin);
     this.counts[link === null ? 'overHttp' : 'overLink'] += 1;
     return (link ?? this.#http).send(request, sink);
   }

@@ -47,6 +47,7 @@ export class WorkerLink {
   #session: WorkerSession | null = null;
   #retry: Timer | null = null;
   #failures = 0;
+  #upSinceMs = 0;
   #health: EngineHealth | null = null;
   #isDraining = false;
   #onIdle: (() => void) | null = null;
@@ -138,8 +139,8 @@ export class WorkerLink {
   }
 
   #onUp(): void {
-    const { address, logger, onEventsWanted } = this.#options;
-    this.#failures = 0;
+    const { address, logger, clock, onEventsWanted } = this.#options;
+    this.#upSinceMs = clock.nowMs();
     logger.info('linked to a data plane', { plane: showLinkAddress(address) });
     if (this.#health !== null) this.#session!.sendHealth(this.#health);
     onEventsWanted();
@@ -152,6 +153,9 @@ export class WorkerLink {
     this.#onIdle?.();
     if (wasUp) onDown();
     if (this.#isDraining) return;
+    const { backOffFirstMs, backOffMaxMs } = this.#limits;
+    // A plane that admits us and closes at once, as for the twin of a worker, is no reason to hurry.
+    if (wasUp && clock.nowMs() - this.#upSinceMs >= backOffMaxMs) this.#failures = 0;
     // Said once per outage: an attempt that fails like the one before is no news.
     if (this.#failures === 0)
       logger.warn('no link to a data plane; trying again', {
@@ -159,7 +163,6 @@ export class WorkerLink {
         fault: kind,
         reason: message,
       });
-    const { backOffFirstMs, backOffMaxMs } = this.#limits;
     const pauseMs = Math.min(backOffMaxMs, backOffFirstMs * 2 ** this.#failures);
     this.#failures += 1;
     // Spread out, so that the workers of a plane that comes back do not all connect at once.

@@ -77,6 +77,9 @@ export class WorkerSession {
       limits,
       onFrame: frame => (this.#isUp ? this.#onFrame(frame) : this.#onHandshake(frame)),
       onClosed: fault => this.#onClosed(fault),
+      onCongested: () => {
+        for (const stream of this.#streams.values()) stream.hold();
+      },
       onDrain: () => this.#onDrain(),
     });
     this.#connection.send(LINK_KIND.hello, 0, [this.#handshake.hello()]);
@@ -112,7 +115,7 @@ export class WorkerSession {
   /** Asks the plane to open no more streams; one that it opens all the same is refused. */
   goAway(): void {
     this.#isLeaving = true;
-    this.#connection.send(LINK_KIND.goaway, 0);
+    if (this.#isUp) this.#connection.send(LINK_KIND.goaway, 0);
   }
 
   close(): void {

@@ -114,6 +114,11 @@ export class WorkerStream implements AnswerSink {
     else if (!this.#options.connection.isCongested) this.#call?.resume();
   }
 
+  /** The socket takes no more for now: the engine pauses until `goOn`. */
+  hold(): void {
+    this.#call?.pause();
+  }
+
   /** The plane wants no more: the engine's connection closes, the stream ends with FAIL. */
   cancel(): void {
     this.#call?.abort();

@@ -134,7 +134,8 @@ export async function startEngine(
     request.on('data', (chunk: Buffer) => chunks.push(chunk));
     request.on('end', () => answer(request, response, Buffer.concat(chunks)));
   });
-  server.listen(0, '127.0.0.1');
+  // A thousand connections come at once; those that find the backlog full would be tried again a second later.
+  server.listen({ port: 0, host: '127.0.0.1', backlog: 4096 });
   await once(server, 'listening');
   t.teardown(() => {
     server.closeAllConnections();
@@ -225,7 +226,7 @@ export function startWorker(
   setup: WorkerSetup = {},
 ): WorkerEnd {
   const clock = setup.clock ?? systemClock;
-  const client = new EngineClient({ clock, connectDeadlineMs: 1_000 });
+  const client = new EngineClient({ clock, connectDeadlineMs: 30_000 });
   const engineFaults: EngineFault[] = [];
   const link = new WorkerLink({
     address,
