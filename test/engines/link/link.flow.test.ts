@@ -1,9 +1,10 @@
 // Promise: a call over a worker link tells its sink what the same call over HTTP would have told, whatever comes between.
-import { mkdtempSync, rmSync } from 'node:fs';
+import { mkdtempSync, rmSync, statSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import t from 'tap';
 import { EngineClient } from '#millrace/engines/client.js';
 import type { AnswerClient } from '#millrace/engines/link/contract.js';
+import { LINK_LIMITS } from '#millrace/engines/link/link-protocol.js';
 import { LinkedClient } from '#millrace/engines/link/linked-client.js';
 import { systemClock } from '#millrace/runtime/clock.js';
 import {
@@ -177,6 +178,7 @@ t.test('a link that is gone: running streams are reset, the next calls go over H
   const http = new EngineClient({ clock: systemClock, connectDeadlineMs: 1_000 });
   t.teardown(() => http.close());
   const client: AnswerClient = new LinkedClient(plane.server, http);
+  t.equal(statSync(address.path).mode & 0o777, 0o600, 'without a secret only this user may connect');
   const recorded = new Recorded(() => begun.set());
   client.send(ask(), recorded);
   await begun.done;
@@ -190,4 +192,21 @@ t.test('a link that is gone: running streams are reset, the next calls go over H
   await next.over;
   t.match(next, { fault: null, ids: [[1]], linkIds: 0 });
   t.match(client, { counts: { overLink: 1, overHttp: 1 } });
+});
+
+t.test('a body that would hold up the other streams goes over HTTP while the link is up', async t => {
+  const origin = await startEngine(t, (_request, response) => response.writeHead(200, SSE).end(DONE));
+  const plane = await startPlane(t);
+  startWorker(t, plane.address, origin);
+  const link = await plane.linked;
+  const http = new EngineClient({ clock: systemClock, connectDeadlineMs: 30_000 });
+  t.teardown(() => http.close());
+  const client = new LinkedClient({ linkTo: () => link }, http);
+  for (const bytes of [LINK_LIMITS.bodyBytesMax, LINK_LIMITS.bodyBytesMax + 1]) {
+    const recorded = new Recorded();
+    client.send({ ...ask('/', 'x'.repeat(bytes)), origin }, recorded);
+    await recorded.over;
+    t.match(recorded, { status: 200, text: DONE, fault: null });
+  }
+  t.same(client.counts, { overLink: 1, overHttp: 1 });
 });

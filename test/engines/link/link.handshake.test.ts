@@ -1,4 +1,8 @@
 // Promise: only a peer with the secret and a version in common is admitted, and whoever is not is told why.
+import { once } from 'node:events';
+import { mkdtempSync, renameSync, rmSync } from 'node:fs';
+import { createServer } from 'node:net';
+import { tmpdir } from 'node:os';
 import t from 'tap';
 import { encodeHello } from '#millrace/engines/link/link-messages.js';
 import { LINK_KIND, LINK_LIMITS } from '#millrace/engines/link/link-protocol.js';
@@ -146,6 +150,22 @@ t.test('a window that is too small for one STEP is refused by the worker side', 
   const peer = await linked.done;
   await peer.closed;
   t.match(peer.refusal, { kind: 'protocol', message: /window of 100 bytes/ });
+});
+
+t.test('a socket that a dead process left is replaced, one that is in use is not', async t => {
+  const folder = mkdtempSync(`${tmpdir()}/link-`);
+  t.teardown(() => rmSync(folder, { recursive: true }));
+  const path = `${folder}/left.sock`;
+  const dead = createServer().listen(`${folder}/dead.sock`);
+  await once(dead, 'listening');
+  renameSync(`${folder}/dead.sock`, path);
+  dead.close();
+  const address = { path, host: null, port: 0 } as const;
+  await startPlane(t, { address });
+  await t.rejects(startPlane(t, { address }), {
+    code: 'MILLRACE_CONFIG',
+    message: /cannot listen .* EADDRINUSE/,
+  });
 });
 
 t.test('addresses and secrets', async t => {

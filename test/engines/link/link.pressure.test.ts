@@ -15,7 +15,7 @@ import {
   startPlane,
   startWorker,
 } from './link-fixture.js';
-import { listenRaw, type RawPeer } from './raw-peer.js';
+import { linkRaw, listenRaw, type RawPeer } from './raw-peer.js';
 
 const turn = (): Promise<void> => new Promise(resolve => setImmediate(resolve));
 
@@ -256,4 +256,23 @@ t.test('drain: the plane sends nothing new there, what runs ends, then the link 
   await running.over;
   t.match(running, { ids: [[1, 2]], fault: null });
   t.match(await plane.unlinked, { kind: 'closed' });
+});
+
+t.test('a peer that asks and does not read is cut off', async t => {
+  const limits = { sendQueueBytesMax: 1 << 16, unsentBytesMax: 1 << 20 };
+  const plane = await startPlane(t, { limits });
+  const peer = await linkRaw(t, plane.address);
+  const link = await plane.linked;
+  peer.socket.pause();
+  let isOpen = true;
+  const unlinked = plane.unlinked.then(fault => {
+    isOpen = false;
+    return fault;
+  });
+  while (isOpen) {
+    peer.send(LINK_KIND.ping, 0, Buffer.alloc(1 << 16));
+    await turn();
+  }
+  t.match(await unlinked, { kind: 'closed', message: /leaves 1048576 bytes unread/ });
+  t.notOk(link.isAccepting);
 });
