@@ -1,221 +1,71 @@
 /**
- * The prefix index under load, in figures (R4). A row each for:
+ * Routing in figures (R3, R4), with the addon and without it. A row each for:
  *
- * look-up:    one call for all candidates while the writer thread applies events all the time; each call is timed.
- * throughput: look-ups and events without a clock between them, counted in block-ops as Dynamo's mooncake_bench counts
- *             them: blocks in stores and removals plus blocks in look-ups.
- * apply:      blocks stored and removed per second on one thread, with engine hashes, in batches.
- * memory:     unique blocks stored far past the cap: bytes per block, and how resident memory grows after the fill.
+ * hash, decision: a prompt's block hashes; the whole decision: hash, look up, score all workers, reserve.
+ * look-up:        one call for all workers while a writer thread applies events all the time (addon only).
+ * throughput:     requests and events of evicting mock engines on one thread, counted in block-ops as Dynamo's
+ *                 mooncake_bench counts them: blocks in stores and removals plus blocks in look-ups. Calls beside them.
+ * apply:          msgpack batches of engines decoded, translated, hashed and applied; and through a real ZMQ socket.
+ * memory:         bytes per block and per further holder of a block.
  */
-import { readFileSync } from 'node:fs';
-import { Worker } from 'node:worker_threads';
-import {
-  createIndexMemory,
-  SharedIndexReader,
-  SharedIndexWriter,
-} from '#millrace/router/index/shared-index.js';
 import { loadAddon } from '#millrace/runtime/addon.js';
-import { seededRandom } from '#millrace/runtime/random.js';
-import { chainOf, fill } from './lib/index-load.js';
-import { commit, machine, median, parseFlags, percentile, printResult, progress } from './lib/report.js';
+import { applyRow, socketRow } from './lib/event-rows.js';
+import { mergedStream, recordedFrames } from './lib/event-stream.js';
+import { decisionRow, lookupRow, memoryRow, slopeRow, throughputRow } from './lib/index-rows.js';
+import { commit, machine, median, parseFlags, printResult, progress } from './lib/report.js';
 
 const MIB = 1024 ** 2;
+const count = (value, min, max, help) => ({ type: 'number', default: value, min, max, integer: true, help });
 const flags = parseFlags({
   usage: 'node bench/route.js [flags]',
   summary:
-    'Prefix index: look-up latency with an active writer, block-ops per core, event apply, memory at the cap.',
+    'Routing: block hashes, prefix look-up with an active writer, whole decisions, KV events from bytes to index, memory. Native and not.',
   flags: {
     json: { type: 'boolean', help: 'print one JSON object' },
-    'index-mib': {
-      type: 'number',
-      default: 256,
-      min: 2,
-      max: 1024,
-      integer: true,
-      help: 'size of the index',
-    },
-    blocks: { type: 'number', default: 188, min: 1, max: 4096, integer: true, help: 'blocks of a prompt' },
-    holders: {
-      type: 'number',
-      default: 8,
-      min: 1,
-      max: 4096,
-      integer: true,
-      help: 'candidates of a look-up',
-    },
-    lookups: {
-      type: 'number',
-      default: 200_000,
-      min: 1000,
-      max: 10_000_000,
-      integer: true,
-      help: 'timed look-ups',
-    },
-    'unique-blocks': {
-      type: 'number',
-      default: 10_000_000,
-      min: 10_000,
-      max: 1_000_000_000,
-      integer: true,
-      help: 'blocks stored in the memory row',
-    },
-    repeats: {
-      type: 'number',
-      default: 5,
-      min: 1,
-      max: 100,
-      integer: true,
-      help: 'runs of each row; the median counts',
-    },
+    'index-mib': count(256, 16, 1024, 'size of the index in MiB'),
+    workers: count(64, 1, 1024, 'workers, all candidates of every look-up and decision'),
+    'prompt-tokens': count(12_000, 64, 131_072, 'tokens of a prompt, 64 per block'),
+    lookups: count(200_000, 1000, 10_000_000, 'timed look-ups'),
+    decisions: count(50_000, 1000, 10_000_000, 'timed decisions'),
+    requests: count(4000, 100, 100_000, 'requests of the merged stream of requests and events'),
+    'engine-blocks': count(2048, 512, 65_536, 'KV blocks of a mock engine'),
+    'event-blocks': count(200_000, 1000, 10_000_000, 'blocks in recorded batches'),
+    'event-blocks-per-second': count(200_000, 1000, 10_000_000, 'blocks per second through the socket'),
+    'slope-blocks': count(
+      0,
+      0,
+      1_000_000_000,
+      'unique blocks stored to see memory stand still at the cap; 0: none',
+    ),
+    repeats: count(5, 1, 100, 'runs of each row; the median counts'),
   },
-  examples: ['node bench/route.js', 'node bench/route.js --json --holders 64'],
+  examples: ['node bench/route.js', 'node bench/route.js --json --workers 1000 --slope-blocks 10000000'],
 });
 const settings = {
   indexBytes: flags.indexMib * MIB,
-  blocks: flags.blocks,
-  holders: flags.holders,
-  lookups: flags.lookups,
-  uniqueBlocks: flags.uniqueBlocks,
-  repeats: flags.repeats,
+  workers: flags.workers,
+  promptTokens: flags.promptTokens,
+  blocks: Math.floor(flags.promptTokens / 64),
   batchBlocks: 32,
-  predictionsMax: 16_384,
-  warmUpLookups: 20_000,
+  lookups: flags.lookups,
+  decisions: flags.decisions,
+  requests: flags.requests,
+  engineBlocks: flags.engineBlocks,
+  eventWorkers: 8,
+  eventBlocks: flags.eventBlocks,
+  eventBlocksPerSecond: flags.eventBlocksPerSecond,
+  slopeBlocks: flags.slopeBlocks,
+  repeats: flags.repeats,
   seed: 42,
 };
-const addon = loadAddon();
-if (addon === null) throw new Error('the bench of the prefix index needs the addon');
-const memoryOf = bytes =>
-  createIndexMemory({ bytes, predictionsMax: settings.predictionsMax, random: seededRandom(settings.seed) });
-const holders = Uint32Array.from({ length: settings.holders }, (_, holder) => holder);
+/** Without the addon all is slower by a factor of about ten, and as many runs would take as much longer. */
+const settingsWithoutAddon = {
+  ...settings,
+  lookups: Math.ceil(settings.lookups / 20),
+  decisions: Math.ceil(settings.decisions / 20),
+};
 
-function residentBytes() {
-  const kib = /VmRSS:\s+(\d+)/.exec(readFileSync('/proc/self/status', 'utf8'));
-  return Number(kib?.[1] ?? Number.NaN) * 1024;
-}
-
-/** An index filled to nine tenths, with its writer at work in another thread. */
-async function loaded() {
-  const memory = memoryOf(settings.indexBytes);
-  const worker = new Worker(new URL('./lib/index-load.js', import.meta.url), {
-    workerData: { memory, settings },
-  });
-  const prompts = await new Promise((resolve, reject) =>
-    worker.once('message', resolve).once('error', reject),
-  );
-  return { worker, reader: new SharedIndexReader(addon, memory), prompts };
-}
-
-async function stopped({ worker, reader }) {
-  const applied = new Promise((resolve, reject) => worker.once('message', resolve).once('error', reject));
-  worker.postMessage('stop');
-  const result = await applied;
-  await worker.terminate();
-  reader.close();
-  return result;
-}
-
-/** The sequence hashes of random prompts that are in the index, whole or in part. */
-function queries(prompts, count) {
-  const random = seededRandom(settings.seed + 1);
-  return Array.from({ length: count }, () => chainOf(Math.floor(random() * prompts), settings.blocks));
-}
-
-async function lookupRow() {
-  const index = await loaded();
-  const asked = queries(index.prompts, 20_000);
-  const depths = new Uint32Array(settings.holders * 2);
-  // As when the prompt has just been hashed: its hashes are in the cache, the index is not.
-  const hashes = new Uint32Array(settings.blocks * 2);
-  const look = () => index.reader.lookup(hashes, settings.blocks, holders, settings.holders, depths);
-  for (let n = 0; n < settings.warmUpLookups; n++) {
-    hashes.set(asked[n % asked.length]);
-    look();
-  }
-  const timesUs = new Float64Array(settings.lookups);
-  let retries = 0;
-  for (let n = 0; n < settings.lookups; n++) {
-    hashes.set(asked[(n + 7) % asked.length]);
-    const startMs = performance.now();
-    retries += look();
-    timesUs[n] = (performance.now() - startMs) * 1000;
-  }
-  let clockUs = 0;
-  for (let n = 0; n < 1000; n++) clockUs -= (performance.now() - performance.now()) * 1000;
-  const cpu = process.cpuUsage();
-  const startMs = performance.now();
-  for (let n = 0; n < settings.lookups; n++) {
-    hashes.set(asked[(n + 11) % asked.length]);
-    look();
-  }
-  const seconds = (performance.now() - startMs) / 1000;
-  const { user, system } = process.cpuUsage(cpu);
-  const writer = await stopped(index);
-  const lookupsPerSecond = settings.lookups / seconds;
-  return {
-    p50Us: percentile(timesUs, 50),
-    p99Us: percentile(timesUs, 99),
-    p999Us: percentile(timesUs, 99.9),
-    clockUs: clockUs / 1000,
-    meanUs: (seconds / settings.lookups) * 1e6,
-    retries,
-    undercounts: index.reader.undercounts,
-    writerBlocksPerSecond: writer.blocksPerSecond,
-    lookupsPerSecond,
-    blockOpsPerCore:
-      (settings.lookups * settings.blocks + writer.blocksPerSecond * seconds) / ((user + system) / 1e6),
-  };
-}
-
-function applyRow() {
-  const memory = memoryOf(settings.indexBytes);
-  const writer = new SharedIndexWriter(addon, memory);
-  const result = fill(writer, settings, {
-    chains: Math.floor((writer.stats().blocksMax * 0.8) / settings.blocks),
-    remove: true,
-  });
-  writer.close();
-  return result;
-}
-
-/** Stores blocks past the cap; resident memory must not grow once the index is full. */
-function memoryRow() {
-  const before = residentBytes();
-  const memory = memoryOf(settings.indexBytes);
-  const writer = new SharedIndexWriter(addon, memory);
-  const { blocksMax } = writer.stats();
-  const chains = Math.ceil(settings.uniqueBlocks / settings.blocks);
-  const samples = [];
-  const bar = progress('memory', 10);
-  for (let part = 0; part < 10; part++) {
-    fill(writer, settings, {
-      first: Math.floor((chains * part) / 10),
-      chains: Math.ceil(chains / 10),
-      remove: false,
-    });
-    samples.push({ stored: writer.stats().stored, residentBytes: residentBytes() });
-    bar.step();
-  }
-  bar.done();
-  const full = samples.filter(({ stored }) => stored > blocksMax * 1.5);
-  const [first, last] = [full[0], full.at(-1)];
-  const { evicted, refused, blocks } = writer.stats();
-  writer.close();
-  return {
-    blocksMax,
-    blocks,
-    stored: last?.stored,
-    evicted,
-    refused,
-    bytesPerBlock: memory.byteLength / blocksMax,
-    residentBytes: (last?.residentBytes ?? Number.NaN) - before,
-    growthBytesPerBlockAfterFill:
-      first === undefined || first === last
-        ? null
-        : (last.residentBytes - first.residentBytes) / (last.stored - first.stored),
-  };
-}
-
-/** The median of every figure over the repeats. */
+/** The median of every figure over the repeats; counts of mistakes are summed. */
 async function repeated(label, row) {
   const runs = [];
   const bar = progress(label, settings.repeats);
@@ -224,22 +74,85 @@ async function repeated(label, row) {
     bar.step();
   }
   bar.done();
-  return Object.fromEntries(Object.keys(runs[0]).map(name => [name, median(runs.map(run => run[name]))]));
+  const SUMMED = ['overcounts', 'undercounts', 'retries'];
+  const figure = (name, values) =>
+    SUMMED.includes(name) ? values.reduce((sum, value) => sum + value, 0) : median(values);
+  return Object.fromEntries(
+    Object.keys(runs[0]).map(name => [
+      name,
+      figure(
+        name,
+        runs.map(run => run[name]),
+      ),
+    ]),
+  );
 }
 
+async function side(addon, name, settings, { stream, frames, socketFrames }) {
+  const label = row => `${name}: ${row}`;
+  const decision = await repeated(label('decision'), () => decisionRow(addon, settings));
+  const lookup = await repeated(label('look-up'), () => lookupRow(addon, settings));
+  const throughput = await repeated(label('throughput'), () => throughputRow(addon, settings, stream));
+  const apply = await repeated(label('apply'), () => applyRow(addon, settings, frames));
+  const socket = await repeated(label('socket'), () => socketRow(addon, settings, socketFrames));
+  const memory = addon === null ? { bytesPerBlock: null, bytesPerHolder: null } : memoryRow(addon, settings);
+  const { overcounts, undercounts, retries } = lookup;
+  return {
+    hashUs: decision.hashUs,
+    lookupUs: { p50: lookup.lookupP50Us, p99: lookup.lookupP99Us },
+    decisionUs: { p50: decision.decisionP50Us, p99: decision.decisionP99Us },
+    ...throughput,
+    ...apply,
+    applyLagMs: { p99: socket.applyLagP99Ms },
+    appliedBlocksPerSecond: socket.achievedBlocksPerSecond,
+    socketBlocksPerSecond: socket.socketBlocksPerSecond,
+    socketMessagesPerSecond: socket.socketMessagesPerSecond,
+    ...memory,
+    overcounts,
+    undercounts,
+    retries,
+  };
+}
+
+const addon = loadAddon();
+if (addon === null) throw new Error('this bench compares with the addon, which is not built');
 // Before the others, whose freed memory would blur what it reads of the process.
-const memoryFigures = memoryRow();
-const results = {
-  lookup: await repeated('look-up', lookupRow),
-  apply: await repeated('apply', applyRow),
-  memory: memoryFigures,
-};
+const slope = settings.slopeBlocks > 0 ? slopeRow(addon, settings) : {};
+const { workers, engineBlocks, requests, seed, batchBlocks, eventWorkers, eventBlocks } = settings;
+const recording = progress('recording events', 3);
+const recorded = {};
+recorded.stream = mergedStream({ workers, engineBlocks, requests, seed });
+recording.step();
+recorded.frames = recordedFrames({
+  workers: eventWorkers,
+  engineBlocks,
+  blocks: eventBlocks,
+  batchBlocks,
+  seed,
+});
+recording.step();
+recorded.socketFrames = recordedFrames({ workers: 1, engineBlocks, blocks: eventBlocks, batchBlocks, seed });
+recording.step();
+recording.done();
+const results = { ...(await side(addon, 'native', settings, recorded)), ...slope };
+const resultsWithoutAddon = await side(null, 'without addon', settingsWithoutAddon, recorded);
+
+/** Figures by name, those of an object one by one. */
+const flat = figures =>
+  Object.entries(figures).flatMap(([name, value]) =>
+    value !== null && typeof value === 'object'
+      ? Object.entries(value).map(([part, inner]) => [`${name} ${part}`, inner])
+      : [[name, value]],
+  );
+const plain = new Map(flat(resultsWithoutAddon));
 printResult(
-  { bench: 'route', commit: commit(), machine: machine(), settings, results },
+  { bench: 'route', commit: commit(), machine: machine(), settings, results, resultsWithoutAddon },
   {
     json: flags.json,
-    table: Object.entries(results).flatMap(([row, figures]) =>
-      Object.entries(figures).map(([figure, value]) => ({ row, figure, value })),
-    ),
+    table: flat(results).map(([figure, native]) => ({
+      figure,
+      native,
+      'without addon': plain.get(figure) ?? null,
+    })),
   },
 );

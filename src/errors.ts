@@ -73,6 +73,7 @@ export const ERROR_CODES = {
   MILLRACE_WORKER_PROTOCOL: worker(502),
   MILLRACE_WORKER_DIED: worker(502),
   MILLRACE_WORKER_STALLED: worker(504),
+  MILLRACE_CANNOT_MIGRATE: worker(502),
   MILLRACE_POOL_LOST: { class: 'InternalError', status: 503, type: 'internal_error', retryable: true },
   MILLRACE_PLANE_FAILED: { class: 'InternalError', status: 503, type: 'internal_error', retryable: true },
   MILLRACE_INTERNAL: { class: 'InternalError', status: 500, type: 'internal_error', retryable: false },

@@ -11,6 +11,7 @@ import { POLICY_NAMES } from '#millrace/router/policies/policies.js';
 import { type Clock, ManualClock, systemClock } from '#millrace/runtime/clock.js';
 import { createLogger } from '#millrace/runtime/logger.js';
 import { type MockEngine, type MockEngineOptions, startMockEngine } from '#millrace/simulate/mock-engine.js';
+import type { WorkerOptions } from '#millrace/worker-config.js';
 import { FakeEngine, type FakeEngineOptions } from './fake-engine.js';
 
 export const SERVERS = ['uws', 'node'] as const;
@@ -146,7 +147,7 @@ export interface FixtureOptions {
   readonly mocks?: readonly MockEngineOptions[];
   readonly fakes?: readonly FakeEngineOptions[];
   /** Addresses of further workers, which the fixture does not start. */
-  readonly workers?: readonly string[];
+  readonly workers?: readonly WorkerOptions[];
   /** Null, the default: relay mode. */
   readonly tokenizer?: string | null;
   /** Folder of the workers' model, instead of a tokenizer. */
@@ -198,7 +199,11 @@ export class PlaneFixture {
     );
     const fakes = await Promise.all((options.fakes ?? []).map(fake => FakeEngine.start(fake)));
     const workers = [
-      ...mocks.map(mock => mock.url),
+      ...mocks.map(({ url, events }) => ({
+        url,
+        kvEvents: events?.publish,
+        kvEventsReplay: events?.replay,
+      })),
       ...fakes.map(fake => fake.url),
       ...(options.workers ?? []),
     ];

@@ -32,11 +32,14 @@ function own(child) {
  * Runs `node <args>` until it prints its `{"event":"listening",…}` line on stdout.
  * @param {string} name  For error messages.
  * @param {readonly string[]} args
- * @returns {Promise<{ pid: number, listening: any, stop(): Promise<void>, failed(): string | undefined }>} `failed`
+ * @param {{ channel?: boolean }} [options]  `channel`: the child can be asked by message.
+ * @returns {Promise<{ pid: number, listening: any, ask: Ask, stop(): Promise<void>, failed(): string | undefined }>} `failed`
  *   says how the child ended if it has ended by itself.
  */
-export function startServer(name, args) {
-  const child = own(spawn(process.execPath, args, { stdio: ['pipe', 'pipe', 'pipe'] }));
+export function startServer(name, args, { channel = false } = {}) {
+  const child = own(
+    spawn(process.execPath, args, { stdio: ['pipe', 'pipe', 'pipe', ...(channel ? ['ipc'] : [])] }),
+  );
   let stderr = '';
   let ended = '';
   child.stderr.on('data', chunk => {
@@ -67,37 +70,49 @@ export function startServer(name, args) {
       const listening = line.startsWith('{') ? JSON.parse(line) : {};
       if (listening.event !== 'listening') return;
       clearTimeout(timer);
-      resolve({ pid: Number(child.pid), listening, stop, failed: () => ended || undefined });
+      const ask = askerOf(name, child);
+      resolve({ pid: Number(child.pid), listening, ask, stop, failed: () => ended || undefined });
     });
   });
 }
 
 /**
- * Forks the load generator (bench/lib/load.js).
- * @returns {{ pid: number, tell(message: object): void, ask(message: object, withinMs: number): Promise<any>, stop(): void }}
- *   `ask` rejects when no answer came `withinMs` and some slack later, or when the child ended.
+ * @typedef {(message: object, withinMs: number) => Promise<any>} Ask  Sends a message and resolves with the next one that
+ *   comes back; rejects when none came `withinMs` and some slack later, or when the child ended.
  */
-export function startLoad() {
-  const child = own(fork(new URL('./load.js', import.meta.url), { stdio: ['ignore', 2, 2, 'ipc'] }));
+
+/** @param {string} name @param {import('node:child_process').ChildProcess} child @returns {Ask} */
+function askerOf(name, child) {
+  return (message, withinMs) =>
+    new Promise((resolve, reject) => {
+      const settle = (/** @type {() => void} */ how) => {
+        clearTimeout(timer);
+        child.off('message', answered).off('exit', exited);
+        how();
+      };
+      const answered = (/** @type {any} */ answer) => settle(() => resolve(answer));
+      const exited = () => settle(() => reject(new Error(`${name} ended`)));
+      const late = () => settle(() => reject(new Error(`${name} does not answer`)));
+      const timer = setTimeout(late, withinMs + ANSWER_SLACK_MS);
+      child.on('message', answered).on('exit', exited);
+      child.send(message);
+    });
+}
+
+/**
+ * Forks a load generator: bench/lib/load.js unless told otherwise. Messages are cloned, so typed arrays stay what they are.
+ * @param {string} [script]  A file of bench/lib.
+ * @returns {{ pid: number, tell(message: object): void, ask: Ask, stop(): void }}
+ */
+export function startLoad(script = 'load.js') {
+  const url = new URL(script, import.meta.url);
+  const child = own(fork(url, { stdio: ['ignore', 2, 2, 'ipc'], serialization: 'advanced' }));
   return {
     pid: Number(child.pid),
     tell: message => {
       child.send(message);
     },
-    ask: (message, withinMs) =>
-      new Promise((resolve, reject) => {
-        const settle = (/** @type {() => void} */ how) => {
-          clearTimeout(timer);
-          child.off('message', answered).off('exit', exited);
-          how();
-        };
-        const answered = (/** @type {any} */ answer) => settle(() => resolve(answer));
-        const exited = () => settle(() => reject(new Error('the load generator ended')));
-        const late = () => settle(() => reject(new Error('the load generator does not answer')));
-        const timer = setTimeout(late, withinMs + ANSWER_SLACK_MS);
-        child.on('message', answered).on('exit', exited);
-        child.send(message);
-      }),
+    ask: askerOf('the load generator', child),
     stop: () => {
       child.kill('SIGKILL');
     },

@@ -5,6 +5,7 @@
 import { parentPort, workerData } from 'node:worker_threads';
 import { SharedIndexWriter } from '#millrace/router/index/shared-index.js';
 import { loadAddon } from '#millrace/runtime/addon.js';
+import { namesOf } from './event-stream.js';
 
 /** Every fourth prompt begins like the one before it, for half of its length. */
 const SHARED_PERIOD = 4;
@@ -32,18 +33,27 @@ export function chainOf(prompt, blocks) {
 
 const holderOf = (prompt, holders) => mix(prompt, 99) % holders;
 
-/** The engine's own names of the blocks. */
-function namesOf(hashes) {
-  const names = new Uint32Array(hashes.length * 2);
-  for (let at = 0; at < hashes.length; at += 2)
-    names.set([hashes[at + 1], hashes[at], ~hashes[at], 5], at * 2);
-  return names;
+/**
+ * The most blocks of a prompt that a holder can have at any moment, whatever the writer is doing.
+ * @param {number} prompt
+ * @param {number} holder
+ */
+export function mostDepth(prompt, holder, { blocks, holders }) {
+  if (holder === holderOf(prompt, holders)) return blocks;
+  // The prompt that begins like this one.
+  const part = prompt % SHARED_PERIOD;
+  const sibling = part === SHARED_PERIOD - 1 ? prompt - 1 : part === SHARED_PERIOD - 2 ? prompt + 1 : prompt;
+  return holder === holderOf(sibling, holders) ? Math.ceil(blocks / 2) : 0;
 }
 
-/** One prompt's events, made before the clock runs. */
-function eventsOf(prompt, { blocks, batchBlocks, holders }) {
+/**
+ * One prompt's events; `salt` makes other names of the same blocks, as another engine has.
+ * @param {number} prompt
+ */
+export function eventsOf(prompt, { blocks, batchBlocks, holders }, salt = 0) {
   const hashes = chainOf(prompt, blocks);
   const names = namesOf(hashes);
+  for (let at = 3; at < names.length; at += 4) names[at] += salt;
   const batches = [];
   for (let from = 0; from < blocks; from += batchBlocks) {
     const count = Math.min(batchBlocks, blocks - from);
@@ -57,7 +67,8 @@ function eventsOf(prompt, { blocks, batchBlocks, holders }) {
   return { holder: holderOf(prompt, holders), batches };
 }
 
-function storeAll(writer, { holder, batches }) {
+/** Stores one prompt's events. */
+export function storeAll(writer, { holder, batches }) {
   for (const { parent, hashes, names, count } of batches)
     writer.store(holder, parent, hashes, count, 0, names);
 }
@@ -68,50 +79,29 @@ function removeAll(writer, { holder, batches }) {
     writer.removeEngine(holder, batches[n].names, batches[n].count, 0);
 }
 
-/**
- * Stores `chains` prompts from `first` on, and removes them again when told so; only the calls are timed.
- * @returns {{ storeBlocksPerSecond: number, removeBlocksPerSecond: number }}
- */
-export function fill(writer, settings, { first = 0, chains, remove }) {
-  const GROUP = 500;
-  for (let holder = 0; holder < settings.holders; holder++) writer.addHolder(holder);
-  const spentMs = { store: 0, remove: 0 };
-  for (const [kind, apply] of [['store', storeAll], ...(remove ? [['remove', removeAll]] : [])]) {
-    for (let from = 0; from < chains; from += GROUP) {
-      const group = Array.from({ length: Math.min(GROUP, chains - from) }, (_, n) =>
-        eventsOf(first + from + n, settings),
-      );
-      const startMs = performance.now();
-      for (const events of group) apply(writer, events);
-      spentMs[kind] += performance.now() - startMs;
-    }
-  }
-  const perSecond = ms => (ms === 0 ? 0 : (chains * settings.blocks) / (ms / 1000));
-  return { storeBlocksPerSecond: perSecond(spentMs.store), removeBlocksPerSecond: perSecond(spentMs.remove) };
+/** Stores `chains` prompts from `first` on. */
+export function fill(writer, load, { first = 0, chains }) {
+  for (let holder = 0; holder < load.holders; holder++) writer.addHolder(holder);
+  for (let n = 0; n < chains; n++) storeAll(writer, eventsOf(first + n, load));
 }
 
 if (workerData?.memory !== undefined) {
   const { memory, settings } = workerData;
   const writer = new SharedIndexWriter(loadAddon(), memory);
   const prompts = Math.floor((writer.stats().blocksMax * 0.9) / settings.blocks);
-  fill(writer, settings, { chains: prompts, remove: false });
+  fill(writer, settings, { chains: prompts });
   const churn = Array.from({ length: 1000 }, (_, n) => eventsOf(n * 7, settings));
   let running = true;
-  let blocks = 0;
-  let spentMs = 0;
   parentPort.once('message', () => {
     running = false;
-    parentPort.postMessage({ blocksPerSecond: blocks / (spentMs / 1000) });
+    parentPort.postMessage('stopped');
   });
   const work = () => {
     if (!running) return;
-    const startMs = performance.now();
     for (const events of churn) {
       removeAll(writer, events);
       storeAll(writer, events);
-      blocks += 2 * settings.blocks;
     }
-    spentMs += performance.now() - startMs;
     setImmediate(work);
   };
   parentPort.postMessage(prompts);

@@ -34,7 +34,9 @@ MillraceAddon::MillraceAddon(Napi::Env env, Napi::Object exports) {
                function<&MillraceAddon::index_expire>("indexExpire"),
                function<&MillraceAddon::index_sweep>("indexSweep"),
                function<&MillraceAddon::index_stats>("indexStats"),
-               function<&MillraceAddon::index_lookup>("indexLookup")});
+               function<&MillraceAddon::index_lookup>("indexLookup"),
+               function<&MillraceAddon::attach_lookup_arrays>("attachLookupArrays"),
+               function<&MillraceAddon::index_lookup_attached>("indexLookupAttached")});
 }
 
 // Entries of media are in the order of their blocks, so that one pass finds those of each.

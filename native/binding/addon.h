@@ -50,6 +50,8 @@ class MillraceAddon : public Napi::Addon<MillraceAddon> {
   Napi::Value index_sweep(Call& call);
   Napi::Value index_stats(Call& call);
   Napi::Value index_lookup(Call& call);
+  Napi::Value attach_lookup_arrays(Call& call);
+  Napi::Value index_lookup_attached(Call& call);
 
   // The index of argument 0, or nullptr with a pending exception.
   template <class Kind>

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <initializer_list>
 #include <memory>
+#include <span>
 #include <variant>
 #include <vector>
 
@@ -22,9 +23,15 @@ struct FrameArrays {
   uint32_t* ids;
 };
 
+struct LookupArrays {
+  std::span<const uint32_t> hashes;
+  std::span<const uint32_t> holders;
+  std::span<uint32_t> depths;
+};
+
 // What a handle stands for; std::monostate where a place is free.
-using Attached = std::variant<std::monostate, FrameArrays, LoadSegments, EventTables, std::unique_ptr<IndexWriter>,
-                              std::unique_ptr<IndexReader>>;
+using Attached = std::variant<std::monostate, FrameArrays, LoadSegments, EventTables, LookupArrays,
+                              std::unique_ptr<IndexWriter>, std::unique_ptr<IndexReader>>;
 
 class Attachments {
  public:

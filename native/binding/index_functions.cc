@@ -23,6 +23,17 @@ uint32_t read_tier(Call& call, size_t index) {
   return tier;
 }
 
+Napi::Value look_up(Call& call, IndexReader& reader, const uint32_t* hashes, uint32_t blocks, const uint32_t* holders,
+                    uint32_t holder_count, uint32_t* depths) {
+  const bool known = holder_count <= kIndexHolders &&
+                     std::all_of(holders, holders + holder_count, [](uint32_t id) { return id < kIndexHolders; });
+  call.require(known, "holders", "must be at most 4096 integers below 4096");
+  if (call.failed()) return {};
+  const uint32_t given_up = reader.given_up();
+  const uint32_t retries = reader.lookup(hashes, blocks, holders, holder_count, depths);
+  return call.result(int64_t{reader.given_up() - given_up} << 32 | retries);
+}
+
 }  // namespace
 
 template <class Kind>
@@ -140,13 +151,30 @@ Napi::Value MillraceAddon::index_lookup(Call& call) {
   const uint32_t* holders = call.list(3, "holders", holder_count, 1);
   uint32_t* depths = call.list(5, "depthsOut", holder_count, 2);
   if (call.failed()) return {};
-  const bool known = holder_count <= kIndexHolders &&
-                     std::all_of(holders, holders + holder_count, [](uint32_t id) { return id < kIndexHolders; });
-  call.require(known, "holders", "must be at most 4096 integers below 4096");
+  return look_up(call, *reader, hashes, blocks, holders, holder_count, depths);
+}
+
+Napi::Value MillraceAddon::attach_lookup_arrays(Call& call) {
+  const LookupArrays arrays{call.shared_array<uint32_t>(0, "sequenceHashes"), call.shared_array<uint32_t>(1, "holders"),
+                            call.shared_array<uint32_t>(2, "depthsOut")};
+  require_place(call);
   if (call.failed()) return {};
-  const uint32_t given_up = reader->given_up();
-  const uint32_t retries = reader->lookup(hashes, blocks, holders, holder_count, depths);
-  return call.result(int64_t{reader->given_up() - given_up} << 32 | retries);
+  return call.result(attachments_.add(arrays, {call.argument(0), call.argument(1), call.argument(2)}));
+}
+
+Napi::Value MillraceAddon::index_lookup_attached(Call& call) {
+  auto* reader = index_of<IndexReader>(call);
+  const auto* arrays = attachments_.find<LookupArrays>(call.u32(1, "arrays"));
+  const uint32_t blocks = call.u32(2, "blocks");
+  const uint32_t holder_count = call.u32(3, "holderCount");
+  call.require(arrays != nullptr, "arrays", "is not a handle that attachLookupArrays gave to this thread");
+  if (call.failed()) return {};
+  call.require(blocks <= arrays->hashes.size() / 2, "blocks", "must lie inside sequenceHashes");
+  call.require(holder_count <= arrays->holders.size() && holder_count <= arrays->depths.size() / 2, "holderCount",
+               "must lie inside holders and depthsOut");
+  if (call.failed()) return {};
+  return look_up(call, *reader, arrays->hashes.data(), blocks, arrays->holders.data(), holder_count,
+                 arrays->depths.data());
 }
 
 }  // namespace millrace

@@ -272,10 +272,7 @@ bool EventReader::read_tokens(Event* event) {
   event->row[kEventRowIsBigram] = pairs ? 1 : 0;
   event->has_tokens = true;
   if (pairs) return read_pairs(list.size, out);
-  for (uint32_t i = 0; i < count; i++) {
-    if (!reader_.next_word(out + i)) return false;
-  }
-  return true;
+  return reader_.next_words(out, count);
 }
 
 // Ids in pairs with the next one each: the first of all pairs, then the second of the last.

@@ -35,6 +35,8 @@ class MsgpackReader {
   bool next_key(std::string_view* key);
   // Reads an integer in [0, 2^32), and no other value.
   bool next_word(uint32_t* word);
+  // Reads so many of them.
+  bool next_words(uint32_t* words, uint32_t count);
   // Passes over so many whole values.
   bool skip(uint64_t values);
   // Passes over a nil, if that is next.

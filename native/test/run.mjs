@@ -11,9 +11,16 @@ const seed = process.argv[3] ?? String(Date.now() % 2 ** 32);
 const root = fileURLToPath(new URL('../..', import.meta.url));
 const program = 'build/sanitized';
 const index = ['holders', 'names', 'read', 'sweep', 'table', 'write'].map(part => `prefix_index_${part}`);
-const core = ['block_hash', 'frame_parser', 'frame_scan', 'reserve', ...index].map(
-  name => `native/core/${name}.cc`,
-);
+const core = [
+  'block_hash',
+  'event_decode',
+  'event_reader',
+  'frame_parser',
+  'frame_scan',
+  'msgpack_reader',
+  'reserve',
+  ...index,
+].map(name => `native/core/${name}.cc`);
 const flags = ['-std=c++20', '-O1', '-g', '-Wall', '-Wextra', '-Werror', '-fno-sanitize-recover=all'];
 
 function run(command, args) {
@@ -27,6 +34,7 @@ const paths = [
   '-Inative/include',
   '-Inative/core',
   'native/test/sanitized.cc',
+  'native/test/event_random.cc',
   'native/test/index_random.cc',
   ...core,
   '-o',

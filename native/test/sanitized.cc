@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "block_hash.h"
+#include "event_random.h"
 #include "frame_parser.h"
 #include "frame_scan.h"
 #include "index_random.h"
@@ -90,11 +91,14 @@ void scan_full(std::mt19937& random) {
 void hash_exact(std::mt19937& random) {
   const uint32_t block_size = 1 + random() % 80;
   const uint32_t blocks = random() % 10;
+  const uint32_t media_count = random() % 4;
   const std::vector<uint32_t> ids(size_t{block_size} * blocks, random());
-  std::vector<uint32_t> block_hashes(blocks * 2);
+  std::vector<uint32_t> media(size_t{media_count} * millrace::kBlockMediaWords);
+  for (uint32_t i = 0; i < media_count; i++) media[size_t{i} * millrace::kBlockMediaWords] = i * (random() % 2);
   std::vector<uint32_t> sequence_hashes(blocks * 2);
-  millrace::hash_blocks(ids.data(), block_size, blocks, {random(), random()}, block_hashes.data(),
-                        sequence_hashes.data());
+  const uint64_t parent = random();
+  millrace::hash_blocks({ids.data(), block_size, blocks, media.data(), media_count}, {random(), random()},
+                        random() % 2 == 0 ? nullptr : &parent, sequence_hashes.data());
 }
 
 void reserve_exact(std::mt19937& random) {
@@ -121,6 +125,7 @@ int main(int, char** argv) {
     parse_exact(stream);
   }
   scan_full(random);
+  event_random(cases, random);
   for (int i = 0; i < 2000; i++) hash_exact(random);
   for (int i = 0; i < 2000; i++) reserve_exact(random);
   for (long i = 0; i < cases / 10000 + 1; i++) index_random(5000, random);

@@ -1,12 +1,13 @@
 /**
  * `millrace mock`: one or more mock engines in one process, until a signal or the end of stdin. Stands in for a fleet of
- * vLLM servers: for a first try of `millrace serve`, for benches and for tests.
+ * vLLM, SGLang or TensorRT-LLM servers: for a first try of `millrace serve`, for benches and for tests.
  */
 import { ConfigError } from '../errors.js';
 import { ENGINE_SETTING_RANGES, type EngineSettings } from '../simulate/engine-settings.js';
 import { FAULT_KINDS, parseFaultRates } from '../simulate/faults.js';
 import {
   loadMockTokenizer,
+  MOCK_ENGINES,
   MOCK_MODEL,
   type MockEngine,
   type MockEngineOptions,
@@ -29,9 +30,12 @@ const SETTING_FLAGS = {
   'max-num-seqs': 'maxNumSeqs',
   'max-batched-tokens': 'maxNumBatchedTokens',
   'max-model-len': 'maxModelLen',
+  'tokens-per-step': 'tokensPerStep',
 } as const satisfies Record<string, keyof EngineSettings>;
 
 const FLAGS = {
+  engine: 'value',
+  'incremental-streams': 'switch',
   count: 'value',
   host: 'value',
   port: 'value',
@@ -53,6 +57,7 @@ const FLAGS = {
   'max-num-seqs': 'value',
   'max-batched-tokens': 'value',
   'max-model-len': 'value',
+  'tokens-per-step': 'value',
 } as const satisfies Readonly<Record<string, FlagKind>>;
 
 const EVENT_FLAGS = [
@@ -74,9 +79,11 @@ const standard = (name: keyof EngineSettings): number => ENGINE_SETTING_RANGES[n
 
 const HELP = `Usage: millrace mock [flags]
 
-Starts mock engines: a simulated vLLM scheduler behind vLLM's own HTTP routes. Needs no GPU and no model. The text of an
+Starts mock engines: a simulated scheduler behind the HTTP routes of the engine that they play. Needs no GPU and no model. The text of an
 answer is a function of all tokens before it, so an answer that moves to another engine goes on unchanged.
 
+  --engine NAME           ${MOCK_ENGINES.join(', ')} (vllm)
+  --incremental-streams   sglang: frames of /generate hold what is new instead of the whole answer
   --count N               engines, 1 to ${ENGINES_MAX} (1)
   --host ADDRESS          address to listen on (127.0.0.1)
   --port P                port of the first engine, the next ones follow; 0: chosen by the system (0)
@@ -89,11 +96,12 @@ answer is a function of all tokens before it, so an answer that moves to another
   --max-num-seqs N        requests that run at one time (${standard('maxNumSeqs')})
   --max-batched-tokens N  tokens computed per pass (${standard('maxNumBatchedTokens')})
   --max-model-len N       prompt and output tokens of a request (${standard('maxModelLen')}, or what the blocks hold)
+  --tokens-per-step N     tokens that an answer gains per pass, as with speculative decoding (${standard('tokensPerStep')})
   --faults LIST           faults per request, as kind=probability,…; kinds: ${FAULT_KINDS.join(', ')}
   --events                publish KV events over ZeroMQ, as vLLM does: PUB and a replay ROUTER per engine
   --events-port P         PUB port of the first engine, the next ones follow; 0: chosen by the system (0)
   --events-replay-port P  replay port, likewise (0)
-  --event-form FORM       array: vLLM before 0.24; map: later ones; sglang: one store per block (array)
+  --event-form FORM       array: vLLM before 0.24; map: later ones; sglang: one store per block (as the engine does)
   --event-hashes KIND     int, signed or bytes (int, for sglang signed)
   --event-loss R          chance that a batch is not sent live and can only be replayed (0)
   --exit-with-stdin       end when stdin closes, so that nothing outlives a parent that was killed
@@ -103,6 +111,7 @@ Examples:
   millrace mock
   millrace mock --count 4 --port 9001 --speed 10
   millrace mock --speed unlimited --faults error500=0.05,dieAfter=0.01 --seed 7
+  millrace mock --engine sglang --incremental-streams --block-size 16
   millrace mock --count 2 --events --events-port 5557 --events-replay-port 6557 --event-loss 0.01
 `;
 
@@ -150,11 +159,17 @@ function readCommand(argv: readonly string[]): MockCommand {
     settings[setting] =
       setting === 'speed' && text === 'unlimited' ? text : numberIn(flag, text, min, max, integer);
   }
-  const { host, model, faults } = values;
+  const { host, model, faults, engine: kind } = values;
+  const incrementalStreams = values['incremental-streams'];
+  if (incrementalStreams === true && kind !== 'sglang') {
+    throw new ConfigError('--incremental-streams needs --engine sglang', { param: 'incremental-streams' });
+  }
   const events = readEvents(values, count);
   const engine = {
     ...(settings as Partial<EngineSettings>),
     port: numberIn('port', values.port ?? '0', 0, PORT_MAX - count + 1, true),
+    ...(kind === undefined ? {} : { engine: oneOf('engine', kind, MOCK_ENGINES) }),
+    ...(incrementalStreams === undefined ? {} : { incrementalStreams }),
     ...(host === undefined ? {} : { host }),
     ...(model === undefined ? {} : { model }),
     ...(faults === undefined ? {} : { faults: parseFaultRates(faults) }),
@@ -226,7 +241,7 @@ async function run(argv: readonly string[]): Promise<number> {
 /** The `mock` subcommand. `run` resolves with the exit code: 0 after a stop, 1 if it cannot listen, 2 for wrong flags. */
 export const command: Command = {
   name: 'mock',
-  summary: 'start mock engines with the HTTP routes of vLLM',
+  summary: 'start mock engines with the HTTP routes of vLLM, SGLang or TensorRT-LLM',
   help: HELP,
   run,
 };

@@ -14,6 +14,22 @@ export interface WorkerCapabilities {
   readonly blockSize: number | null;
   readonly totalBlocks: number | null;
   readonly returnsTokenIds: boolean;
+  /** What `encode` may be asked for with this worker; never empty. */
+  readonly answerModes: readonly AnswerMode[];
+  /** Data-parallel ranks behind the worker's URL; null: it does not say. */
+  readonly dpRanks: number | null;
+  /** Where each rank publishes its KV events, by rank; null: it publishes none that it tells of. */
+  readonly events: readonly RankEvents[] | null;
+  /** For operators: what works less well than it could, and what to change. One sentence each, without a period. */
+  readonly notices: readonly string[];
+}
+
+/** The KV events of one data-parallel rank: ZeroMQ endpoints as this host reaches them. */
+export interface RankEvents {
+  readonly publish: string;
+  /** Null: batches that were lost cannot be asked for again. */
+  readonly replay: string | null;
+  readonly topic: string;
 }
 
 /** Load that an engine reports of itself; null: the metric is absent, which is not 0. */
@@ -56,6 +72,8 @@ export interface EncodeInput {
   readonly requestId: string;
   /** Data-parallel rank of the worker that shall take it; null: the server is one worker. */
   readonly rank: number | null;
+  /** `workerModel` is a LoRA adapter on another model of the worker. */
+  readonly isAdapter?: boolean;
 }
 
 /** The HTTP call to a worker, without its host: the plan carries it to the socket thread. */
@@ -69,6 +87,9 @@ export interface EncodedCall {
   /** Token ids were asked for although the client did not ask. */
   readonly idsInjected: boolean;
 }
+
+/** The HTTP call that ends a request without its connection. */
+export type AbortCall = Pick<EncodedCall, 'method' | 'path' | 'head' | 'body'>;
 
 /**
  * Frames found by one push. `table` and `ids` are valid until the next push on any stream of this thread; slices of
@@ -101,8 +122,11 @@ export interface EngineStream {
 /** One kind of engine. An adapter keeps no state between calls, so one instance serves a whole thread. */
 export interface EngineAdapter {
   readonly engine: string;
-  /** Learns what the worker can do. Throws WorkerError with a message for operators. */
-  probe(get: Fetcher): Promise<WorkerCapabilities>;
+  /**
+   * Learns what the worker can do. `origin` is where we reach it: endpoints that it names with a wildcard are on that
+   * host. Throws WorkerError with a message for operators.
+   */
+  probe(get: Fetcher, origin: string): Promise<WorkerCapabilities>;
   /**
    * The ids that the worker itself makes of `sample`; null when it has no way to say. Rejects with WorkerError when it
    * does not answer or answers nonsense.
@@ -118,8 +142,21 @@ export interface EngineAdapter {
   /** Path of the metrics route and its parser. */
   readonly metricsPath: string;
   parseMetrics(text: string): EngineLoad;
-  /** Builds the call for a request. Runs on a pool thread. */
+  /**
+   * The field of a request that the engine honours in its OpenAI routes alone, so that the request cannot go to it in
+   * token mode; null: there is none. Runs on a pool thread. Pure.
+   */
+  tokenModeGap(request: TokenRequest): string | null;
+  /** Builds the call for a request, in one of the worker's `answerModes`. Runs on a pool thread. */
   encode(input: EncodeInput): EncodedCall;
-  /** Decoder for a streamed answer. */
-  openStream(limits: { firstFrameBytesMax: number; frameBytesMax: number }): EngineStream;
+  /**
+   * The call that ends the request with this `requestId`, for a connection that must stay open; null: the engine has
+   * none. Closing the connection ends a request on every engine.
+   */
+  abortCall(requestId: string): AbortCall | null;
+  /**
+   * Decoder for a streamed answer that `encode` asked for in this mode; an engine with a protocol of its own in token mode
+   * must be told it, others take OpenAI's frames in all modes.
+   */
+  openStream(limits: { firstFrameBytesMax: number; frameBytesMax: number }, mode?: AnswerMode): EngineStream;
 }

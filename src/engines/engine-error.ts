@@ -21,8 +21,9 @@ export interface EngineError {
 const MESSAGE_CHARS_MAX = 1000;
 /** Marks of a Python stack or of a file of the engine's machine. */
 const INTERNALS = /traceback|\bFile "|(?:^|[\s'"`(])(?:\/[\w.@+-]+){2,}|[A-Za-z]:\\/i;
-/** vLLM's words for a prompt that does not fit, in all versions seen. */
-const TOO_LONG = /maximum context length|max_model_len|longer than the maximum model length/i;
+/** The engines' words for a prompt that does not fit, in all versions seen: vLLM's, SGLang's and TensorRT-LLM's. */
+const TOO_LONG =
+  /maximum context length|max_model_len|longer than the maximum model length|longer than the model's context length|max_seq_len/i;
 
 /**
  * Reads an engine's HTTP error answer. `bodyText` is OpenAI's envelope, vLLM's older flat form, FastAPI's `detail`, or
@@ -55,15 +56,13 @@ export function readEngineError(
       retryable: true,
     };
   }
+  if (status === 501) {
+    // No worker of the kind can do it.
+    return { ...failed(status), retryable: false };
+  }
   // 401 and 403 are about the credentials between us and the worker, never about the client's.
   if (status >= 500 || status < 300 || status === 401 || status === 403) {
-    return {
-      code: 'MILLRACE_WORKER_FAILED',
-      message: `the worker failed with status ${status}`,
-      httpStatus: 502,
-      param: null,
-      retryable: true,
-    };
+    return failed(status);
   }
   if (status < 400) {
     return {
@@ -92,8 +91,14 @@ export function readEngineError(
   };
 }
 
+function failed(status: number): EngineError {
+  const message = `the worker failed with status ${status}`;
+  return { code: 'MILLRACE_WORKER_FAILED', message, httpStatus: 502, param: null, retryable: true };
+}
+
 function messageOf(error: Readonly<Record<string, unknown>> | null): string | null {
-  const said = error?.message ?? error?.detail;
+  // The last is TensorRT-LLM's: a text in the place of the envelope.
+  const said = error?.message ?? error?.detail ?? error?.error;
   const text = typeof said === 'string' ? said : Array.isArray(said) ? detailText(said) : '';
   if (text === '' || INTERNALS.test(text)) return null;
   return text.slice(0, MESSAGE_CHARS_MAX);

@@ -50,10 +50,13 @@ function parseJson(text: string): unknown {
   }
 }
 
+/** vLLM's and SGLang's `abort`, vLLM's `error`, TensorRT-LLM's `cancelled` and `timeout`. */
+const GIVEN_UP = new Set(['abort', 'error', 'cancelled', 'timeout']);
+
 function finishOf(value: unknown): EngineFinish | null {
   if (typeof value !== 'string') return null;
   if (value === 'length' || value === 'tool_calls' || value === 'content_filter') return value;
-  if (value === 'abort' || value === 'error') return 'aborted';
+  if (GIVEN_UP.has(value)) return 'aborted';
   // Engines invent reasons ('repetition', 'function_call'); OpenAI's clients know only the four.
   return 'stop';
 }
@@ -149,6 +152,7 @@ export function explodeFrame(batch: FrameBatch, row: number): ChoiceEvent[] | nu
   return events;
 }
 
-function isIdList(value: unknown): value is number[] {
+/** Whether a value of a parsed frame is a list of token ids. */
+export function isIdList(value: unknown): value is number[] {
   return Array.isArray(value) && value.every(id => Number.isInteger(id) && id >= 0 && id <= 0xffff_ffff);
 }

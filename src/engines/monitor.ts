@@ -165,7 +165,7 @@ class Watch {
       const { status } = await this.#get(this.#adapter.healthPath);
       if (status !== 200) reason = `${this.#adapter.healthPath} answered ${status}`;
       else if (!this.#up) {
-        const probed = await this.#adapter.probe(path => this.#get(path));
+        const probed = await this.#adapter.probe(path => this.#get(path), this.worker.url);
         facts = { ...probed, foreignIds: await this.#options.findForeignIds(this.worker, probed) };
       }
     } catch (error) {
@@ -217,6 +217,7 @@ class Watch {
       totalBlocks: facts.totalBlocks,
       tokenIds: facts.returnsTokenIds,
     });
+    for (const notice of facts.notices) log.warn('worker could serve better', { ...this.#name(), notice });
     this.#everUp = true;
     this.#checkAfter(limits.probePeriodMs);
     void this.#scrape();

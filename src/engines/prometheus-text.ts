@@ -27,6 +27,20 @@ export function readSamples(page: string, family: string): Sample[] {
   return samples;
 }
 
+/** The sum over all samples of a family, such as those of the engines of a server; null when there are none. */
+export function sumOf(page: string, family: string): number | null {
+  const samples = readSamples(page, family);
+  return samples.length === 0 ? null : samples.reduce((sum, sample) => sum + sample.value, 0);
+}
+
+/** Their mean, for a ratio; null when there are none. */
+export function meanOf(page: string, family: string): number | null {
+  const samples = readSamples(page, family);
+  return samples.length === 0
+    ? null
+    : samples.reduce((sum, sample) => sum + sample.value, 0) / samples.length;
+}
+
 const LABEL = /\s*([A-Za-z_]\w*)\s*=\s*"((?:[^"\\]|\\.)*)"\s*(,|\}|$)/y;
 const ESCAPES: Readonly<Record<string, string>> = { '\\\\': '\\', '\\"': '"', '\\n': '\n' };
 

@@ -4,11 +4,8 @@
  * asked for as well, and a unary request becomes a stream. Pure: the result is a fresh array that the caller owns.
  */
 import { strict as assert } from 'node:assert';
-import type { TokenRequest } from '../messages/token-request.js';
 import type { EncodedCall, EncodeInput } from './contract.js';
-
-const COMPLETIONS_PATH = '/v1/completions';
-const CHAT_PATH = '/v1/chat/completions';
+import { bodyWithIds, COMPLETIONS_PATH, jsonHead, relayBody, unknownFields } from './openai-encode.js';
 
 /**
  * Fields of a token-mode body that are ours to set or to leave out; an unknown field of the same name is dropped.
@@ -50,29 +47,23 @@ export function encodeVllmCall(input: EncodeInput): EncodedCall {
 }
 
 function callHead(input: EncodeInput): EncodedCall['head'] {
-  const head: [string, string][] = [
-    ['content-type', 'application/json'],
-    ['x-request-id', input.requestId],
-  ];
+  const head = jsonHead(input.requestId);
   if (input.rank !== null) head.push(['x-data-parallel-rank', String(input.rank)]);
   return head;
 }
 
 function encodeTokens(input: EncodeInput): EncodedCall {
   const { request, promptIds } = input;
-  assert(promptIds !== null && promptIds.length > 0, 'token mode has prompt ids');
   // Left out, max_tokens is 16 on this route: right for OpenAI's completions, a cut answer for chat.
   assert(
     input.maxTokens !== null || request.api === 'completions',
     'a chat request in token mode has a resolved maxTokens',
   );
-  // Joined by hand: JSON.stringify would need the ids as a plain array first, at twice the cost.
-  const fields = JSON.stringify(tokenFields(input)).slice(1);
   return {
     method: 'POST',
     path: COMPLETIONS_PATH,
     head: callHead(input),
-    body: Buffer.from(`{"prompt":[${promptIds.join(',')}],${fields}`),
+    body: bodyWithIds('prompt', promptIds, tokenFields(input)),
     usageInjected: !request.output.includeUsage,
     idsInjected: true,
   };
@@ -81,9 +72,7 @@ function encodeTokens(input: EncodeInput): EncodedCall {
 function tokenFields(input: EncodeInput): Record<string, unknown> {
   const { request, maxTokens } = input;
   const { sampling, stop } = request;
-  const unknown = Object.entries(request.unknown).filter(([name]) => !OWN_FIELDS.has(name));
-  // fromEntries defines properties, so that a field named __proto__ is passed on like any other.
-  const fields: Record<string, unknown> = Object.fromEntries(unknown);
+  const fields = unknownFields(request, OWN_FIELDS);
   fields.model = input.workerModel;
   fields.stream = true;
   fields.stream_options = { include_usage: true };
@@ -110,29 +99,15 @@ function tokenFields(input: EncodeInput): Record<string, unknown> {
 
 function encodeRelay(input: EncodeInput, withIds: boolean): EncodedCall {
   const { request } = input;
-  const { stream, includeUsage } = request.output;
-  const streams = stream || withIds;
-  const usageInjected = streams && !includeUsage;
+  const { path, body, usageInjected } = relayBody(input, request.output.stream || withIds);
   const idsInjected = withIds && request.raw.return_token_ids !== true;
-  const body: Record<string, unknown> = { ...request.raw, model: input.workerModel };
-  if (streams) body.stream = true;
-  if (usageInjected) body.stream_options = withUsage(request);
   if (idsInjected) body.return_token_ids = true;
   return {
     method: 'POST',
-    path: request.api === 'chat' ? CHAT_PATH : COMPLETIONS_PATH,
+    path,
     head: callHead(input),
     body: Buffer.from(JSON.stringify(body)),
     usageInjected,
     idsInjected,
   };
-}
-
-function withUsage(request: TokenRequest): Record<string, unknown> {
-  const given = request.raw.stream_options;
-  const options: Record<string, unknown> = typeof given === 'object' && given !== null ? { ...given } : {};
-  // Without include_usage vLLM ignores it; with ours it would put usage on every frame, unasked.
-  delete options.continuous_usage_stats;
-  options.include_usage = true;
-  return options;
 }

@@ -49,10 +49,7 @@ export async function tokenizeVllm(
 ): Promise<Uint32Array | null> {
   const { shaping, ...prompt } = sample;
   const { status, body } = await post('/tokenize', JSON.stringify({ ...shaping, model, ...prompt }));
-  if (status !== 200) return null;
-  const ids = readIds(body);
-  if (ids !== null) return ids;
-  throw new WorkerError('MILLRACE_WORKER_PROTOCOL', '/tokenize did not answer {"tokens": [...]}');
+  return status === 200 ? readTokenIds('/tokenize', body) : null;
 }
 
 function fieldsOf(raw: TokenRequest['raw'], names: readonly string[]): Record<string, unknown> {
@@ -60,14 +57,16 @@ function fieldsOf(raw: TokenRequest['raw'], names: readonly string[]): Record<st
   return Object.fromEntries(given.map(name => [name, raw[name]]));
 }
 
-function readIds(text: string): Uint32Array | null {
-  let tokens: unknown;
+/** The ids in an answer of the route `path`. Throws WorkerError when it holds none. */
+export function readTokenIds(path: string, text: string): Uint32Array {
+  let tokens: unknown = null;
   try {
     tokens = (JSON.parse(text) as { tokens?: unknown } | null)?.tokens;
   } catch {
-    return null;
+    // Said below, as for any other answer that is not what it should be.
   }
   const isId = (id: unknown): boolean =>
     Number.isInteger(id) && (id as number) >= 0 && (id as number) <= U32_MAX;
-  return Array.isArray(tokens) && tokens.every(isId) ? Uint32Array.from(tokens as number[]) : null;
+  if (Array.isArray(tokens) && tokens.every(isId)) return Uint32Array.from(tokens as number[]);
+  throw new WorkerError('MILLRACE_WORKER_PROTOCOL', `${path} did not answer {"tokens": [...]}`);
 }

@@ -59,6 +59,19 @@ export type EndpointLabel = 'chat_completions' | 'completions';
 /** Dynamo's values of the `request_type` label. */
 export type RequestTypeLabel = 'unary' | 'stream';
 
+/** How the worker of a begun answer failed; or why its ids were given up before that. */
+export const MIGRATION_CAUSES = ['unreachable', 'reset', 'stalled', 'protocol', 'memory', 'tokens'] as const;
+/** One of MIGRATION_CAUSES. */
+export type MigrationCause = (typeof MIGRATION_CAUSES)[number];
+/**
+ * continued: another worker has sent its next token. failed: none could. limit: it had gone on `migrationsMax` times.
+ * impossible: only the first worker could have gone on with it. given_up: too long to be kept for it, long before.
+ */
+export type MigrationOutcome = 'continued' | 'failed' | 'limit' | 'impossible' | 'given_up';
+
+const OUTCOMES: readonly MigrationOutcome[] = ['continued', 'failed', 'limit', 'impossible'];
+const GIVEN_UP: readonly MigrationOutcome[] = ['given_up'];
+
 /** What is known of a request when it ends. */
 export interface EndedRequest {
   readonly model: string;
@@ -94,6 +107,7 @@ export interface Metrics {
    */
   tokens(modelIndex: number, count: number, gapSeconds: number): void;
   asked(reason: AskReason): void;
+  migrated(cause: MigrationCause, outcome: MigrationOutcome): void;
   poolThreadRestarted(): void;
   /** The exposition text (version 0.0.4). */
   text(): Promise<string>;
@@ -151,6 +165,17 @@ function createModelMetrics(registry: Registry, models: readonly string[]) {
   };
 }
 
+function migrationCounter(registry: Registry): SeriesCounter {
+  const help = 'Answers whose worker failed after their first token, by choice';
+  const labels = ['cause', 'outcome'];
+  const counter = register(registry, new SeriesCounter('counter', 'millrace_migrations_total', help, labels));
+  for (const cause of MIGRATION_CAUSES) {
+    const outcomes = cause === 'memory' || cause === 'tokens' ? GIVEN_UP : OUTCOMES;
+    for (const outcome of outcomes) counter.add(0, cause, outcome);
+  }
+  return counter;
+}
+
 function createRequestMetrics(registry: Registry) {
   const counter = (name: string, help: string, ...labelNames: string[]): SeriesCounter =>
     register(registry, new SeriesCounter('counter', name, help, labelNames));
@@ -158,6 +183,7 @@ function createRequestMetrics(registry: Registry) {
     register(registry, new SeriesCounter('gauge', name, help, labelNames));
   const kind = ['model', 'endpoint', 'request_type'];
   return {
+    migrations: migrationCounter(registry),
     ended: counter('dynamo_frontend_requests_total', 'Requests ended', ...kind, 'status', 'error_type'),
     started: counter('dynamo_frontend_requests_started_total', 'Requests begun', ...kind),
     active: gauge('dynamo_frontend_active_requests', 'Requests in flight', 'model'),
@@ -296,6 +322,7 @@ export function createMetrics(models: readonly string[], sources: MetricSources,
       if (gapSeconds >= 0) perModel.interToken.add(index, gapSeconds / count, count);
     },
     asked: reason => counts.asks.add(1, reason),
+    migrated: (cause, outcome) => counts.migrations.add(1, cause, outcome),
     poolThreadRestarted: () => counts.restarts.add(1),
     text: () => registry.metrics(),
     samples: () => registry.getMetricsAsJSON(),

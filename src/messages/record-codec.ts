@@ -14,6 +14,8 @@ import {
   type AnswerMode,
   ASK_REASONS,
   type Ask,
+  type Continuation,
+  type ContinuedChoice,
   type Done,
   END_CAUSES,
   IDS_SOURCES,
@@ -33,6 +35,8 @@ export { RecordError } from './byte-reader.js';
 
 const APIS = ['chat', 'completions'] as const satisfies readonly Api[];
 const MODES = ['token', 'relayIds', 'relay'] as const satisfies readonly AnswerMode[];
+/** The modes in which an answer can go on elsewhere: the first ones of MODES. */
+const CONTINUED_MODES = ['token', 'relayIds'] as const satisfies readonly AnswerMode[];
 const CODES = Object.keys(ERROR_CODES) as ErrorCode[];
 /** `after` of a step that waits for none. */
 const AFTER_NONE = 0xffff_ffff;
@@ -41,7 +45,8 @@ const RANK_NONE = 0xffff_ffff;
 /** `logprobs` of a plan that has none. */
 const LOGPROBS_NONE = 0xff;
 /** Least bytes of a call and of a step: what a count of them is checked against. */
-const CALL_BYTES_MIN = 12;
+const CALL_BYTES_MIN = 16;
+const CONTINUED_BYTES_MIN = 8;
 const STEP_BYTES_MIN = 32;
 const CANDIDATE_BYTES_MIN = 37;
 
@@ -59,19 +64,21 @@ function open(record: string, bytes: Uint8Array): ByteReader {
 
 /** Bytes of an ASK. `body` is the request body in order, in as many chunks as it came; they are not copied. */
 export function encodeAsk(ask: Omit<Ask, 'body'>, body: readonly Uint8Array[]): Uint8Array[] {
-  return begin()
+  const out = begin()
     .integer(ask.request)
     .u32(ask.attempt)
     .u8(APIS.indexOf(ask.api))
     .u8(ASK_REASONS.indexOf(ask.reason))
     .f64(ask.deadlineWallMs)
     .words(ask.excludedSlots)
+    .words(ask.avoidedSlots)
     .pairs(ask.headers)
     .string(ask.hints.worker)
     .string(ask.hints.session)
     .bool(ask.hints.explains)
-    .blob(body)
-    .finish();
+    .bool(ask.continuation !== null);
+  if (ask.continuation !== null) writeContinuation(out, ask.continuation);
+  return out.blob(body).finish();
 }
 
 /** The ASK in `bytes`. Its `body` is a view of them: copy it to keep it longer than they are valid. */
@@ -84,16 +91,36 @@ export function decodeAsk(bytes: Uint8Array): Ask {
     reason: reader.oneOf('reason', ASK_REASONS),
     deadlineWallMs: reader.f64('deadlineWallMs'),
     excludedSlots: reader.words('excludedSlots'),
+    avoidedSlots: reader.words('avoidedSlots'),
     headers: reader.pairs('headers'),
     hints: {
       worker: reader.string('hints.worker'),
       session: reader.string('hints.session'),
       explains: reader.bool('hints.explains'),
     },
+    continuation: reader.bool('continuation') ? readContinuation(reader) : null,
     body: reader.view('body'),
   };
   reader.end();
   return ask;
+}
+
+function writeContinuation(out: ByteWriter, { mode, promptIds, choices }: Continuation): void {
+  out
+    .u8(MODES.indexOf(mode))
+    .blob([bytesOf(promptIds)])
+    .u32(choices.length);
+  for (const { choice, ids } of choices) out.u32(choice).blob([bytesOf(ids)]);
+}
+
+function readContinuation(reader: ByteReader): Continuation {
+  const mode = reader.oneOf('continuation.mode', CONTINUED_MODES);
+  const promptIds = reader.copyWords('continuation.promptIds');
+  const choices: ContinuedChoice[] = [];
+  const count = reader.count('continuation.choices', CONTINUED_BYTES_MIN);
+  for (let index = 0; index < count; index += 1)
+    choices.push({ choice: reader.u32('continuation.choice'), ids: reader.copyWords('continuation.ids') });
+  return { mode, promptIds, choices };
 }
 
 /** Bytes of a PLAN. Prompt ids and bodies are not copied: leave them unchanged until the record is sent. */
@@ -115,12 +142,15 @@ export function encodePlan(plan: Plan): Uint8Array[] {
     .u8(plan.logprobs ?? LOGPROBS_NONE)
     .bool(plan.skipSpecialTokens);
   writeStop(out, plan.stop);
+  writeAmount(out, plan.maxTokens);
+  out.string(plan.cannotMigrate);
   out.words(plan.eosIds).string(plan.tokenizer);
   writePlacement(out, plan.placement);
   out.u32(plan.calls.length);
   for (const call of plan.calls) {
     out
       .u32(call.choiceBase)
+      .u32(call.choices)
       .blob([bytesOf(call.promptIds)])
       .u32(call.steps.length);
     for (const step of call.steps) writeStep(out, step);
@@ -148,6 +178,8 @@ export function decodePlan(bytes: Uint8Array): Plan {
     logprobs: readLogprobs(reader),
     skipSpecialTokens: reader.bool('skipSpecialTokens'),
     stop: readStop(reader),
+    maxTokens: readAmount(reader, 'maxTokens'),
+    cannotMigrate: reader.string('cannotMigrate'),
     eosIds: new Uint32Array(reader.words('eosIds')),
     tokenizer: reader.string('tokenizer'),
     placement: readPlacement(reader),
@@ -162,25 +194,32 @@ function readLogprobs(reader: ByteReader): number | null {
   return logprobs === LOGPROBS_NONE ? null : logprobs;
 }
 
+function writeAmount(out: ByteWriter, amount: number | null): void {
+  out.bool(amount !== null).integer(amount ?? 0);
+}
+
+function readAmount(reader: ByteReader, field: string): number | null {
+  const isGiven = reader.bool(field);
+  const amount = reader.integer(field);
+  return isGiven ? amount : null;
+}
+
 function writeStop(out: ByteWriter, stop: Stop): void {
-  out
-    .bool(stop.maxTokens !== null)
-    .integer(stop.maxTokens ?? 0)
-    .integer(stop.minTokens);
+  writeAmount(out, stop.maxTokens);
+  out.integer(stop.minTokens);
   out.u32(stop.strings.length);
   for (const text of stop.strings) out.string(text);
   out.words(stop.tokenIds).bool(stop.ignoreEos).bool(stop.includeStopString);
 }
 
 function readStop(reader: ByteReader): Stop {
-  const hasMaxTokens = reader.bool('stop.maxTokens');
-  const maxTokens = reader.integer('stop.maxTokens');
+  const maxTokens = readAmount(reader, 'stop.maxTokens');
   const minTokens = reader.integer('stop.minTokens');
   const strings: string[] = [];
   const count = reader.count('stop.strings', 4);
   for (let index = 0; index < count; index += 1) strings.push(reader.string('stop.strings'));
   return {
-    maxTokens: hasMaxTokens ? maxTokens : null,
+    maxTokens,
     minTokens,
     strings,
     tokenIds: reader.words('stop.tokenIds'),
@@ -245,11 +284,12 @@ function readCalls(reader: ByteReader): PlanCall[] {
   const callCount = reader.count('calls', CALL_BYTES_MIN);
   for (let call = 0; call < callCount; call += 1) {
     const choiceBase = reader.u32('call.choiceBase');
+    const choices = reader.u32('call.choices');
     const promptIds = reader.copyWords('call.promptIds');
     const steps: PlanStep[] = [];
     const stepCount = reader.count('call.steps', STEP_BYTES_MIN);
     for (let step = 0; step < stepCount; step += 1) steps.push(readStep(reader, step));
-    calls.push({ choiceBase, promptIds, steps });
+    calls.push({ choiceBase, choices, promptIds, steps });
   }
   return calls;
 }

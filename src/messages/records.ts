@@ -7,7 +7,7 @@ import type { ErrorCode } from '../errors.js';
 import type { Api, Stop } from './token-request.js';
 
 /** Raised when any record changes its bytes; both sides of a ring run the same build, so a mismatch is a bug. */
-export const RECORD_VERSION = 3;
+export const RECORD_VERSION = 4;
 
 /** The kind of a ring record; part of the ring's record header. */
 export const RECORD_KIND = { ask: 1, plan: 2, reject: 3, done: 4, world: 5, close: 6 } as const;
@@ -15,7 +15,7 @@ export const RECORD_KIND = { ask: 1, plan: 2, reject: 3, done: 4, world: 5, clos
 export type RecordKind = (typeof RECORD_KIND)[keyof typeof RECORD_KIND];
 
 /** Why an ASK is sent: the metric `millrace_asks_total{reason}`. */
-export const ASK_REASONS = ['first', 'pool_lost', 'worker_failed', 'adoption_failed'] as const;
+export const ASK_REASONS = ['first', 'pool_lost', 'worker_failed', 'adoption_failed', 'migrated'] as const;
 /** One of ASK_REASONS. */
 export type AskReason = (typeof ASK_REASONS)[number];
 
@@ -32,6 +32,22 @@ export interface RoutingHints {
 /** A request without hints. */
 export const NO_HINTS: RoutingHints = Object.freeze({ worker: '', session: '', explains: false });
 
+/** A choice that is to go on, and the ids that it has so far. */
+export interface ContinuedChoice {
+  readonly choice: number;
+  readonly ids: Uint32Array;
+}
+
+/** What is known of an answer whose worker failed in the middle: enough to go on with it at another one. */
+export interface Continuation {
+  /** The mode that the answer began in; it stays. */
+  readonly mode: 'token' | 'relayIds';
+  /** Ids of the prompt as the first worker had it. */
+  readonly promptIds: Uint32Array;
+  /** Those that have not finished and run nowhere, at least one. */
+  readonly choices: readonly ContinuedChoice[];
+}
+
 /** Socket thread → pool thread: plan this request. The only way to a plan, first or repeated. */
 export interface Ask {
   /** Names the request on its socket thread; never reused while the request lives. */
@@ -44,6 +60,10 @@ export interface Ask {
   readonly deadlineWallMs: number;
   /** Slots that must not be chosen again. */
   readonly excludedSlots: readonly number[];
+  /** Slots that are chosen only where there is no other: their workers have failed often of late. */
+  readonly avoidedSlots: readonly number[];
+  /** Null: the answer has not begun. */
+  readonly continuation: Continuation | null;
   /** Request headers that planning may look at, lower-case names. */
   readonly headers: readonly (readonly [string, string])[];
   readonly hints: RoutingHints;
@@ -74,11 +94,13 @@ export interface PlanStep {
   readonly body: Uint8Array;
 }
 
-/** One engine request of a plan; a request with a list of prompts has several. */
+/** One engine request of a plan; an answer that goes on has one for each choice. All of a plan's calls run at once. */
 export interface PlanCall {
   /** Added to the engine's choice index. */
   readonly choiceBase: number;
-  /** Prompt token ids in token mode; else empty. */
+  /** Choices that the engine is asked for. */
+  readonly choices: number;
+  /** Prompt token ids in token mode; else empty, as in a continuation. */
   readonly promptIds: Uint32Array;
   readonly steps: readonly PlanStep[];
 }
@@ -142,6 +164,10 @@ export interface Plan {
   readonly logprobs: number | null;
   readonly skipSpecialTokens: boolean;
   readonly stop: Stop;
+  /** `max_tokens` as it was sent, per choice; null: the engine decides. */
+  readonly maxTokens: number | null;
+  /** Why the answer cannot go on at another worker once it has begun, in words; '': it can. */
+  readonly cannotMigrate: string;
   /** Ids that end a choice without being shown; empty but in token mode. */
   readonly eosIds: Uint32Array;
   /** Key of the text model whose table makes text of ids; '' but in token mode. */

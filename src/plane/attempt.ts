@@ -22,8 +22,8 @@ export interface AttemptEvents {
   onStreamEnd(): void;
   /** Final: a whole JSON answer with status 200. */
   onUnary(body: Buffer, contentType: string): void;
-  /** Final: the worker answered with an error status. */
-  onRefused(status: number, body: string): void;
+  /** Final: the worker answered with an error status. `retryAfterMs`: its Retry-After; 0: none. */
+  onRefused(status: number, body: string, retryAfterMs: number): void;
   /** Final: the worker could not be reached, died or broke its protocol. */
   onFailed(failure: AttemptFailure, code: ErrorCode, message: string): void;
 }
@@ -47,6 +47,7 @@ export class EngineAttempt {
   #over = false;
   #status = 0;
   #contentType = '';
+  #retryAfterMs = 0;
   #stream: EngineStream | null = null;
   #body: Uint8Array[] = [];
   #bodyBytes = 0;
@@ -61,7 +62,8 @@ export class EngineAttempt {
     const { origin, step, guard } = this.#options;
     const { method, path, head, body } = step;
     const sink: AnswerSink = {
-      onHead: (status, contentType) => guard.run(() => this.#onHead(status, contentType)),
+      onHead: (status, contentType, headers) =>
+        guard.run(() => this.#onHead(status, contentType, headers['retry-after'])),
       onData: bytes => guard.run(() => this.#onData(bytes)),
       onEnd: () => guard.run(() => this.#onEnd()),
       onError: fault => guard.run(() => this.#onError(fault)),
@@ -86,10 +88,13 @@ export class EngineAttempt {
     this.#call?.abort();
   }
 
-  #onHead(status: number, contentType: string): void {
+  #onHead(status: number, contentType: string, retryAfter: string | string[] | undefined): void {
     if (this.#over) return;
     this.#status = status;
     this.#contentType = contentType;
+    // The other form, a date, would need both clocks to agree.
+    if (typeof retryAfter === 'string' && /^\d{1,6}$/.test(retryAfter))
+      this.#retryAfterMs = Number(retryAfter) * 1000;
     if (status === 200 && contentType.startsWith('text/event-stream'))
       this.#stream = this.#options.openStream();
   }
@@ -129,7 +134,7 @@ export class EngineAttempt {
     this.#over = true;
     const body = Buffer.concat(this.#body);
     if (this.#status === 200) this.#events.onUnary(body, this.#contentType);
-    else this.#events.onRefused(this.#status, body.toString('utf8'));
+    else this.#events.onRefused(this.#status, body.toString('utf8'), this.#retryAfterMs);
   }
 
   #onError(fault: EngineFault): void {

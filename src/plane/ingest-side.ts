@@ -13,6 +13,8 @@ import type { LogFields, LogLevel } from '../runtime/logger.js';
 export interface IngestTask {
   readonly limits: Limits;
   readonly seed: number;
+  /** Some worker publishes KV events; else no socket is opened and ZeroMQ not loaded. */
+  readonly hasEvents: boolean;
   /** The index that it writes; null without the addon: the one pool thread has an index of its own. */
   readonly indexMemory: SharedArrayBuffer | null;
   /** Its doorbell, which pool threads ring. */

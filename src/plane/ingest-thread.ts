@@ -36,7 +36,7 @@ class ThreadUnit extends IngestUnit {
 const unit = new ThreadUnit(task, {
   clock,
   guard,
-  zeroMq: await loadZeroMq(),
+  zeroMq: task.hasEvents ? await loadZeroMq() : { zmq: null, reason: 'no worker publishes KV events' },
   tools: task.indexMemory === null ? null : await loadIndexTools(loadAddon()),
   core: {
     learnBlockSize: (slot, generation, blockSize) => core.tell('learnBlockSize', slot, generation, blockSize),

@@ -5,6 +5,7 @@ import type { AskReason } from '../messages/records.js';
 import type { Api } from '../messages/token-request.js';
 import type { LoadTable } from '../router/load-table.js';
 import type { RequestEnd, RequestObserver } from './request-context.js';
+import { workerName } from './routing-hints.js';
 import type { SocketThread } from './socket-thread.js';
 
 const ENDPOINTS: Readonly<Record<Api, EndpointLabel>> = {
@@ -26,6 +27,7 @@ export function createObserver(metrics: Metrics): PlaneObserver {
   return {
     accepted: () => metrics.requestAccepted(),
     asked: reason => metrics.asked(reason),
+    migrated: (cause, outcome) => metrics.migrated(cause, outcome),
     planned: plan =>
       metrics.requestStarted(plan.model, ENDPOINTS[plan.api], plan.stream ? 'stream' : 'unary'),
     firstToken: (plan, sinceStartMs) => metrics.firstToken(plan.model, sinceStartMs / 1000),
@@ -77,13 +79,14 @@ export function workerLoads(
   loadTable: LoadTable,
 ): MetricSources['readWorkerLoads'] {
   return () =>
-    registry.list().flatMap(({ slot, url }) => {
+    registry.list().flatMap(({ slot, url, rank }) => {
       const load = loadTable.snapshot(slot);
       if (load === null) return [];
+      const worker = workerName(url, rank);
       return [
-        { worker: url, kind: 'requests' as const, load: load.requests },
-        { worker: url, kind: 'prefill_tokens' as const, load: load.activePrefillTokens },
-        { worker: url, kind: 'decode_blocks' as const, load: load.decodeBlocks },
+        { worker, kind: 'requests' as const, load: load.requests },
+        { worker, kind: 'prefill_tokens' as const, load: load.activePrefillTokens },
+        { worker, kind: 'decode_blocks' as const, load: load.decodeBlocks },
       ];
     });
 }

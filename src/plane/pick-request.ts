@@ -146,7 +146,7 @@ export class PickRequest {
       this.fail('MILLRACE_POOL_LOST', 'the planning threads died over this request');
       return;
     }
-    const ask: Omit<Ask, 'body'> = {
+    const ask: Omit<Ask, 'body' | 'avoidedSlots'> = {
       request: this.#id,
       attempt: this.#attempt,
       api: this.#asked.api,
@@ -155,6 +155,7 @@ export class PickRequest {
       excludedSlots: [],
       headers: [],
       hints: this.#asked.hints,
+      continuation: null,
     };
     const sent = this.#context.ask(ask, [this.#asked.body]);
     if (sent === 'full')

@@ -64,13 +64,14 @@ export interface PlaneStatus {
   readonly indexBytes: number | null;
 }
 
+function hasEvents(config: Config): boolean {
+  return configuredWorkers(config).some(worker => worker.kvEvents !== null);
+}
+
 /** Whether anything of the configuration reads or feeds a prefix index. */
 function needsIndex(config: Config): boolean {
   const policies = [config.policy, ...Object.values(config.models).map(model => model.policy)];
-  return (
-    policies.some(policy => createSelector(policy).usesPrefix) ||
-    configuredWorkers(config).some(worker => worker.kvEvents !== null)
-  );
+  return policies.some(policy => createSelector(policy).usesPrefix) || hasEvents(config);
 }
 
 /** Throws ConfigError where the configuration cannot be carried out on this machine. */
@@ -329,7 +330,8 @@ export class Plane {
     };
     this.#board.setIndex('serving');
     const { index: indexMemory, ingestBell: bellMemory } = memory;
-    return new RemoteIngest({ limits: config.limits, seed, indexMemory, bellMemory }, core, clock);
+    const task = { limits: config.limits, seed, hasEvents: hasEvents(config), indexMemory, bellMemory };
+    return new RemoteIngest(task, core, clock);
   }
 }
 

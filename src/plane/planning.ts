@@ -5,16 +5,18 @@
  * length per model, both owned by this thread.
  */
 import { strict as assert } from 'node:assert';
-import type { EngineAdapter } from '../engines/contract.js';
+import type { EncodedCall, EngineAdapter } from '../engines/contract.js';
 import { MillraceError, RejectedError } from '../errors.js';
 import type { Limits } from '../limits.js';
 import type {
   AnswerMode,
   Ask,
+  Continuation,
   Done,
   IdsSource,
   ModelView,
   Plan,
+  PlanCall,
   PlanPlacement,
   Reject,
   RoutingHints,
@@ -28,6 +30,7 @@ import { parseRequest } from '../preprocess/parse-request.js';
 import type { TextModel } from '../preprocess/text-model.js';
 import type { Decider, Placement, PromptBlocks } from '../router/decide.js';
 import type { Hashers } from '../router/hashing/block-hasher.js';
+import { cannotMigrate, continuedCalls } from './continued-calls.js';
 import { PoolFleet, type Serving } from './pool-fleet.js';
 import { PromptHasher } from './prompt-blocks.js';
 import { type KnownIds, PromptSource } from './prompt-source.js';
@@ -44,12 +47,23 @@ const NO_IDS = new Uint32Array(0);
 type AskHead = Omit<Ask, 'body'>;
 
 interface Preprocessed {
-  readonly mode: 'token' | 'relay';
+  readonly mode: AnswerMode;
   /** Empty but in token mode. */
   readonly promptIds: Uint32Array;
   readonly promptTokens: number;
   readonly eosIds: Uint32Array;
   readonly tokenizer: string;
+}
+
+/** One engine call before it has a worker. */
+interface WantedCall {
+  readonly choiceBase: number;
+  /** What of the request this call asks for. */
+  readonly request: TokenRequest;
+  /** Ids that are sent or, in the relay modes, that its worker is chosen by; null: there are none. */
+  readonly ids: Uint32Array | null;
+  readonly promptTokens: number;
+  readonly maxTokens: number | null;
 }
 
 /** What planning needs of its pool thread. */
@@ -110,6 +124,7 @@ export class Planning {
     const { limits, decider } = this.#options;
     const request = parseRequest(ask.api, ask.body, limits);
     const model = this.#fleet.model(request.model);
+    if (ask.continuation !== null) return this.#continue(ask, request, model, ask.continuation);
     const bodyBytes = ask.body.byteLength;
     const routes = decider.usesBlocks(model.policy);
     const known = this.#source.knownIds(request, model, bodyBytes, ask.hints, routes);
@@ -123,33 +138,92 @@ export class Planning {
    * was read in the ring's memory.
    */
   #finish(ask: AskHead, request: TokenRequest, model: ModelView, known: KnownIds, bodyBytes: number): Plan {
-    const { hints } = ask;
-    const serving = this.#fleet.serving(model, hints.worker);
+    const serving = this.#fleet.serving(model, ask.hints.worker);
     const ready = this.#ready(request, model, known, bodyBytes);
     const maxTokens =
       ready.mode === 'token' || request.prompt.kind === 'ids'
         ? resolveMaxTokens(request, ready.promptTokens, serving.contextLength)
         : request.stop.maxTokens;
-    const decided = this.#options.decider.decide(
-      {
-        model: model.name,
-        promptTokens: ready.promptTokens,
-        excludedSlots: ask.excludedSlots,
-        session: hints.session === '' ? null : hints.session,
-        explains: hints.explains,
-        outputTokens: this.#expectedOutput(model.name, request.sampling.n, maxTokens),
-        blocks: this.#blocks(request, known, serving),
-      },
-      model.policy,
-      ready.mode === 'token' ? serving.tokenWorkers : serving.workers,
-    );
-    if (decided === 'noWorker' || decided === 'full') throw notPlaced(decided, model, hints);
+    const workers = ready.mode === 'token' ? serving.tokenWorkers : serving.workers;
+    const { promptTokens } = ready;
+    const wanted = { choiceBase: 0, request, ids: known.ids, promptTokens, maxTokens };
+    const decided = this.#decide(ask, model, serving, workers, wanted, known.source);
     try {
-      return this.#build(ask, request, model, ready, maxTokens, decided, known.source);
+      const worker = this.#fleet.workerIn(decided.slot);
+      const mode = answerMode(ready, request, worker);
+      const call = this.#encode(ask, model, { ...ready, mode }, wanted, worker);
+      const placement = this.#placement(model, worker, decided, known.source);
+      const { usageInjected, idsInjected } = call;
+      const planned = planCall(wanted, ready.promptIds, decided, call);
+      const head = this.#head(ask, request, model, { ...ready, mode }, maxTokens, placement);
+      return { ...head, usageInjected, idsInjected, calls: [planned] };
     } catch (error) {
       this.#options.discard(decided.reservation);
       throw error;
     }
+  }
+
+  /** Plans the rest of an answer that has begun: a call for each choice, each with a worker of its own. */
+  #continue(ask: AskHead, request: TokenRequest, model: ModelView, continuation: Continuation): Plan {
+    const { mode, promptIds } = continuation;
+    const serving = this.#fleet.serving(model, ask.hints.worker);
+    const workers =
+      mode === 'token' ? serving.tokenWorkers : serving.workers.filter(worker => worker.returnsTokenIds);
+    const maxTokens = resolveMaxTokens(request, promptIds.length, serving.contextLength);
+    const source: IdsSource = this.#options.decider.usesBlocks(model.policy) ? 'client' : 'unused';
+    // The text model is that of the answer's begin; without token mode the engine has its own.
+    const eosIds = mode === 'token' ? this.#eosIds(request, model) : NO_IDS;
+    const tokenizer = mode === 'token' ? model.tokenizer! : '';
+    const ready = { mode, promptIds, promptTokens: promptIds.length, eosIds, tokenizer };
+    const calls: PlanCall[] = [];
+    const reserved: number[] = [];
+    let placement: PlanPlacement | null = null;
+    try {
+      for (const one of continuedCalls(request, continuation, maxTokens)) {
+        const wanted = { ...one, promptTokens: one.ids.length };
+        const decided = this.#decide(ask, model, serving, workers, wanted, source);
+        reserved.push(decided.reservation);
+        const worker = this.#fleet.workerIn(decided.slot);
+        // Whoever made the text so far: from here on the engine is asked by ids.
+        const asked = { ...ready, mode: 'token' as const, promptIds: one.ids };
+        calls.push(planCall(wanted, NO_IDS, decided, this.#encode(ask, model, asked, wanted, worker)));
+        placement ??= this.#placement(model, worker, decided, source);
+      }
+    } catch (error) {
+      for (const reservation of reserved) this.#options.discard(reservation);
+      throw error;
+    }
+    assert(placement !== null, 'a continuation has a choice');
+    const head = this.#head(ask, request, model, ready, maxTokens, placement);
+    return { ...head, usageInjected: true, idsInjected: true, calls };
+  }
+
+  /** Chooses the worker of a call and reserves it. Throws what the client is to see where there is none. */
+  #decide(
+    ask: AskHead,
+    model: ModelView,
+    serving: Serving,
+    workers: readonly WorkerView[],
+    wanted: WantedCall,
+    source: IdsSource,
+  ): Placement {
+    const { hints, excludedSlots, avoidedSlots } = ask;
+    const { decider } = this.#options;
+    const { request, ids, promptTokens, maxTokens } = wanted;
+    const view = {
+      model: model.name,
+      promptTokens,
+      excludedSlots: avoidedSlots.length === 0 ? excludedSlots : [...excludedSlots, ...avoidedSlots],
+      session: hints.session === '' ? null : hints.session,
+      explains: hints.explains,
+      outputTokens: this.#expectedOutput(model.name, request.sampling.n, maxTokens),
+      blocks: ids === null || source === 'unused' ? [] : this.#blocks(request, ids, serving),
+    };
+    let decided = decider.decide(view, model.policy, workers);
+    if (decided === 'noWorker' && avoidedSlots.length > 0)
+      decided = decider.decide({ ...view, excludedSlots }, model.policy, workers);
+    if (decided === 'noWorker' || decided === 'full') throw notPlaced(decided, model, hints);
+    return decided;
   }
 
   /** Tokens that the answer will have, all choices together, judged by the answers before it; null: none was seen. */
@@ -162,7 +236,7 @@ export class Planning {
   #ready(request: TokenRequest, model: ModelView, { mode, ids }: KnownIds, bodyBytes: number): Preprocessed {
     if (mode === 'token') {
       assert(ids !== null && model.tokenizer !== null, 'token mode has ids of our tokenizer');
-      const eosIds = request.stop.ignoreEos ? NO_IDS : this.#fleet.textModel(model)!.eosIds;
+      const eosIds = this.#eosIds(request, model);
       return { mode, promptIds: ids, promptTokens: ids.length, eosIds, tokenizer: model.tokenizer };
     }
     const { prompt } = request;
@@ -171,9 +245,12 @@ export class Planning {
     return { mode, promptIds: NO_IDS, promptTokens, eosIds: NO_IDS, tokenizer: '' };
   }
 
+  #eosIds(request: TokenRequest, model: ModelView): Uint32Array {
+    return request.stop.ignoreEos ? NO_IDS : this.#fleet.textModel(model)!.eosIds;
+  }
+
   /** The prompt's blocks, where the policy asks for them: hashed once, with all that makes equal ids mean other KV. */
-  #blocks(request: TokenRequest, { ids, source }: KnownIds, serving: Serving): readonly PromptBlocks[] {
-    if (ids === null || source === 'unused') return [];
+  #blocks(request: TokenRequest, ids: Uint32Array, serving: Serving): readonly PromptBlocks[] {
     const salt = request.raw.cache_salt;
     return this.#hasher.blocksOf(
       ids,
@@ -183,69 +260,57 @@ export class Planning {
     );
   }
 
-  #build(
+  #encode(
     ask: AskHead,
-    request: TokenRequest,
     model: ModelView,
-    ready: Preprocessed,
-    maxTokens: number | null,
-    decided: Placement,
-    ids: IdsSource,
-  ): Plan {
-    const worker = this.#fleet.workerIn(decided.slot);
-    const mode = answerMode(ready, request, worker);
+    { mode, promptIds, eosIds }: Preprocessed,
+    { request, maxTokens, choiceBase }: WantedCall,
+    worker: WorkerView,
+  ): EncodedCall {
     const adapter = this.#options.adapters.get(worker.engine);
     assert(adapter !== undefined, `there is an adapter for ${worker.engine}`);
-    const call = adapter.encode({
+    return adapter.encode({
       request,
       mode,
       workerModel: model.name,
-      promptIds: mode === 'token' ? ready.promptIds : null,
+      promptIds: mode === 'token' ? promptIds : null,
       maxTokens,
-      eosIds: ready.eosIds,
-      requestId: engineRequestId(ask),
+      eosIds,
+      requestId: engineRequestId(ask, choiceBase),
       rank: worker.rank,
     });
+  }
+
+  /** A plan without its calls. */
+  #head(
+    ask: AskHead,
+    request: TokenRequest,
+    model: ModelView,
+    { mode, promptTokens, eosIds, tokenizer }: Preprocessed,
+    maxTokens: number | null,
+    placement: PlanPlacement,
+  ): Omit<Plan, 'usageInjected' | 'idsInjected' | 'calls'> {
+    const { stream, includeUsage, continuousUsage, logprobs, skipSpecialTokens } = request.output;
     return {
       request: ask.request,
       attempt: ask.attempt,
       decision: this.#decisions++,
       mode,
       api: request.api,
-      stream: request.output.stream,
+      stream,
       model: model.name,
       choices: request.sampling.n,
-      promptTokens: ready.promptTokens,
-      includeUsage: request.output.includeUsage,
-      continuousUsage: request.output.continuousUsage,
-      usageInjected: call.usageInjected,
-      idsInjected: call.idsInjected,
-      logprobs: request.output.logprobs,
-      skipSpecialTokens: request.output.skipSpecialTokens,
+      promptTokens,
+      includeUsage,
+      continuousUsage,
+      logprobs,
+      skipSpecialTokens,
       stop: request.stop,
-      eosIds: ready.eosIds,
-      tokenizer: ready.tokenizer,
-      placement: this.#placement(model, worker, decided, ids),
-      calls: [
-        {
-          choiceBase: 0,
-          promptIds: ready.promptIds,
-          steps: [
-            {
-              stage: 'generate',
-              after: null,
-              answer: 'stream',
-              slot: decided.slot,
-              generation: decided.generation,
-              reservation: decided.reservation,
-              method: call.method,
-              path: call.path,
-              head: call.head,
-              body: call.body,
-            },
-          ],
-        },
-      ],
+      maxTokens,
+      cannotMigrate: cannotMigrate(request, mode),
+      eosIds,
+      tokenizer,
+      placement,
     };
   }
 
@@ -298,8 +363,20 @@ function rejectOf(ask: AskHead, error: unknown): Reject {
   };
 }
 
-/** Unique per attempt: an engine may refuse an id that it still runs. */
-function engineRequestId(ask: AskHead): string {
+/** Unique per attempt and call: an engine may refuse an id that it still runs. */
+function engineRequestId(ask: AskHead, choiceBase: number): string {
   const given = ask.headers.find(([name]) => name === 'x-request-id')?.[1] ?? 'millrace';
-  return `${given}-${ask.request}-${ask.attempt}`;
+  const choice = ask.continuation === null ? '' : `-${choiceBase}`;
+  return `${given}-${ask.request}-${ask.attempt}${choice}`;
+}
+
+function planCall(
+  { choiceBase, request }: WantedCall,
+  promptIds: Uint32Array,
+  { slot, generation, reservation }: Placement,
+  { method, path, head, body }: EncodedCall,
+): PlanCall {
+  const step = { slot, generation, reservation, method, path, head, body };
+  const steps = [{ stage: 'generate', after: null, answer: 'stream', ...step }] as const;
+  return { choiceBase, choices: request.sampling.n, promptIds, steps };
 }

@@ -14,7 +14,7 @@ import type { Random } from '../runtime/random.js';
 import { createIndexSink, indexCounts, loadIndexTools } from './index-sink.js';
 import type { IndexCounts, PrefixLink } from './ingest-side.js';
 
-/** Heap of one block in Maps, its engine hash with it, rounded up. */
+/** Heap of one block in Maps with two or three holders; with one it takes 560 bytes. */
 const BLOCK_HEAP_BYTES = 1024;
 /** Share of the pool thread's heap that the index may take. */
 const HEAP_SHARE = 0.5;

@@ -5,18 +5,23 @@
  */
 import { strict as assert } from 'node:assert';
 import type { FrameBatch } from '../engines/contract.js';
-import { errorOf, rowStart, usageOf } from '../engines/event-rows.js';
+import { errorOf, finishReasonOf, rowStart, usageOf } from '../engines/event-rows.js';
 import { type FrameCuts, isCut, KEPT_WORDS_MAX, keptRanges, rewriteFrame } from '../engines/frame-cuts.js';
 import { FRAME, FRAME_FLAG, FRAMES_MAX } from '../engines/frame-descriptor.js';
+import { createStreamFormat, type StreamFormat } from '../frontend/openai/stream-format.js';
 import type { Usage } from '../messages/delta.js';
-import type { Plan } from '../messages/records.js';
+import type { Continuation, Plan } from '../messages/records.js';
 import type { Answer } from './answer.js';
 import type { AnswerStream } from './answer-port.js';
-import { type BatchOutcome, emptyOutcome } from './batch-outcome.js';
+import { ABORTED, type BatchOutcome, emptyOutcome } from './batch-outcome.js';
+import { type ContinuedOutput, takeContinued } from './continued-relay.js';
 import { DeltaStream } from './delta-stream.js';
 import { tokensOf } from './frame-tokens.js';
+import type { RelayRecord } from './relay-record.js';
+import type { CallRange } from './token-answer.js';
 
-const SPECIAL = FRAME_FLAG.done | FRAME_FLAG.malformed | FRAME_FLAG.usage | FRAME_FLAG.error;
+const SPECIAL =
+  FRAME_FLAG.done | FRAME_FLAG.malformed | FRAME_FLAG.usage | FRAME_FLAG.error | FRAME_FLAG.finish;
 const NO_TEXT = FRAME_FLAG.done | FRAME_FLAG.noChoices | FRAME_FLAG.comment;
 /** Unary bodies above this are not parsed for their usage: the socket thread does no long work. */
 const USAGE_BODY_BYTES_MAX = 262_144;
@@ -29,33 +34,56 @@ const ofFrame = new Int32Array(KEPT_WORDS_MAX);
 export class RelayAnswer implements Answer {
   readonly #plan: Plan;
   readonly #client: AnswerStream | null;
+  /** Null: the answer cannot migrate. */
+  readonly #record: RelayRecord | null;
   readonly #cuts: FrameCuts;
   readonly #cutsAny: boolean;
   #tokens = 0;
   #done = false;
   #usage: Usage | null = null;
+  /** Once the answer has gone on at another worker. */
+  #continued: ContinuedOutput | null = null;
   /** Words of `kept` in use. */
   #keptWords = 0;
 
   /** @param client the client's stream, or null for a unary answer */
-  constructor(plan: Plan, client: AnswerStream | null) {
+  constructor(plan: Plan, client: AnswerStream | null, record: RelayRecord | null) {
     this.#plan = plan;
     this.#client = client;
+    this.#record = record;
     this.#cuts = { ids: plan.idsInjected, usage: plan.usageInjected };
     this.#cutsAny = plan.idsInjected || plan.usageInjected;
   }
 
   get isComplete(): boolean {
-    return this.#done;
+    return this.#done || this.#record?.hasFinished === true;
   }
 
   /** The engine's usage; until it has come, the tokens seen: by their ids in relayIds mode, else one per frame. */
   usage(): Usage {
     const { promptTokens } = this.#plan;
+    const isCut = !this.#done && this.#record?.hasFinished === true;
+    if (isCut || this.#continued !== null) return continuedUsage(this.#record!, promptTokens);
     return this.#usage ?? { promptTokens, completionTokens: this.#tokens, cachedTokens: null };
   }
 
-  take(batch: FrameBatch): BatchOutcome {
+  openChoices(call: CallRange): number[] {
+    return openRelayed(call, this.#done, this.#record);
+  }
+
+  continuation(choices: readonly number[]): Continuation | string {
+    if (this.#record === null) return this.#plan.cannotMigrate;
+    const continuation = this.#record.continuation(choices);
+    if (typeof continuation !== 'string') this.#continued ??= this.#openContinued();
+    return continuation;
+  }
+
+  release(): void {
+    this.#record?.release();
+  }
+
+  take(batch: FrameBatch, call: CallRange): BatchOutcome {
+    if (this.#continued !== null) return takeContinued(batch, call, this.#record!, this.#continued);
     const { table, count } = batch;
     const outcome = emptyOutcome();
     const countsIds = this.#plan.mode === 'relayIds';
@@ -67,6 +95,7 @@ export class RelayAnswer implements Answer {
         this.#takeSpecial(batch, row, flags, outcome);
         if (outcome.malformed || outcome.engineError !== null) break;
       }
+      this.#record?.note(batch, row, flags);
       if ((flags & NO_TEXT) === 0) outcome.tokens += countsIds ? tokensOf(batch, row) : 1;
       if (this.#cutsAny && isCut(batch, row, this.#cuts)) this.#keepPart(batch, row, flags, outcome);
       else this.#keep(table[at + FRAME.start]!, table[at + FRAME.end]!);
@@ -83,9 +112,14 @@ export class RelayAnswer implements Answer {
     return this.usage().completionTokens;
   }
 
-  /** The engine's own end was relayed already; an iterator is told the totals, wherever the engine put them. */
+  /** The engine's own end was relayed already, unless it died before; an iterator is told the totals, wherever the engine put them. */
   endStream(): void {
     if (this.#client instanceof DeltaStream) this.#client.usage(this.usage());
+    else if (!this.#done && this.#client !== null) {
+      const format = this.#format();
+      const usage = this.#plan.includeUsage ? format.usage(this.usage()) : '';
+      this.#client.pushText(usage + format.done);
+    }
   }
 
   unaryBody(): string {
@@ -95,8 +129,36 @@ export class RelayAnswer implements Answer {
   #takeSpecial(batch: FrameBatch, row: number, flags: number, outcome: BatchOutcome): void {
     if ((flags & FRAME_FLAG.error) !== 0) outcome.engineError = errorOf(batch, row);
     else if ((flags & FRAME_FLAG.malformed) !== 0) outcome.malformed = true;
+    else if ((flags & FRAME_FLAG.finish) !== 0 && finishReasonOf(batch, row) === 'aborted')
+      outcome.engineError = ABORTED;
     if ((flags & FRAME_FLAG.usage) !== 0) this.#usage = usageOf(batch, row) ?? this.#usage;
     if ((flags & FRAME_FLAG.done) !== 0) this.#done = true;
+  }
+
+  /** The client's frames, as the first worker named them. */
+  #format(): StreamFormat {
+    const { api, model: name, includeUsage, continuousUsage } = this.#plan;
+    const { id, created, model } = this.#record?.identity ?? { id: '', created: 0, model: name };
+    return createStreamFormat({ api, id, created, model, includeUsage, continuousUsage });
+  }
+
+  #openContinued(): ContinuedOutput {
+    const client = this.#client!;
+    const format = this.#format();
+    const begun = this.#record!.choices.map(choice => choice.hasBegun);
+    const usage = (): Usage | undefined => (this.#plan.continuousUsage ? this.usage() : undefined);
+    const begin = (choice: number): string => {
+      if (begun[choice] === true) return '';
+      begun[choice] = true;
+      return format.begin(choice, usage());
+    };
+    const push = (choice: number, frame: string): void =>
+      client.pushBytes(Buffer.from(begin(choice) + frame));
+    return {
+      text: (choice, text) => push(choice, format.text(choice, text, usage())),
+      finish: (choice, reason, stopReason) =>
+        push(choice, format.finish(choice, reason, stopReason, usage())),
+    };
   }
 
   /** Neighbouring ranges become one, so that frames which pass unchanged leave as one slice. */
@@ -141,6 +203,26 @@ export class RelayAnswer implements Answer {
     }
     this.#client.pushBytes(joined);
   }
+}
+
+/** Usage of an answer that no worker has told. `estimated`: tokens of the prompt, where its ids are not known. */
+export function continuedUsage(record: RelayRecord, estimated: number): Usage {
+  return {
+    promptTokens: record.identity?.promptIds?.length ?? estimated,
+    completionTokens: record.tokens,
+    cachedTokens: null,
+  };
+}
+
+/** Choices of a call that the client lacks the end of. `isDone`: the engine has said that there is no more. */
+export function openRelayed(
+  { choiceBase, choices }: CallRange,
+  isDone: boolean,
+  record: RelayRecord | null,
+): number[] {
+  if (isDone) return [];
+  const all = Array.from({ length: choices }, (_, at) => choiceBase + at);
+  return record === null ? all : all.filter(index => !record.choices[index]!.hasFinished);
 }
 
 function unaryUsage(body: Buffer): Usage | null {

@@ -23,6 +23,15 @@ const ANSWER_DEADLINE_MS = 5000;
 const LEAVE_DEADLINE_MS = 1000;
 const CONTROL_BYTES = 64;
 
+/** Threads with sockets, for one listener however many planes there are. */
+const withSockets = new Set<RemoteIngest>();
+
+/** On `exit` of the process, whose threads end after it. */
+function leaveAll(): void {
+  for (const ingest of withSockets) ingest.askToLeave();
+  for (const ingest of withSockets) ingest.waitUntilGone();
+}
+
 /** The ingest thread; see the head of the file. */
 export class RemoteIngest implements IngestSide {
   /** The thread itself, for tests that make it fail. */
@@ -31,7 +40,6 @@ export class RemoteIngest implements IngestSide {
   readonly #ended: Promise<void>;
   readonly #clock: Clock;
   readonly #control: Int32Array;
-  readonly #onExit = (): void => this.#leave();
   /** It is being stopped, or its end was told. */
   #isOver = false;
 
@@ -56,14 +64,16 @@ export class RemoteIngest implements IngestSide {
     this.thread.on('error', error => fault(error.stack ?? error.message));
     this.#ended = new Promise(resolve => {
       this.thread.on('exit', () => {
-        process.off('exit', this.#onExit);
+        this.#closedSockets();
         fault('the ingest thread has ended');
         this.#calls.abandon(new MillraceError('MILLRACE_INTERNAL', 'the ingest thread has ended'));
         this.#isOver = true;
         resolve();
       });
     });
-    process.on('exit', this.#onExit);
+    if (!task.hasEvents) return;
+    if (withSockets.size === 0) process.on('exit', leaveAll);
+    withSockets.add(this);
   }
 
   addWorker(slot: number, facts: HolderFacts, endpoints: EventEndpoints | null): void {
@@ -114,10 +124,18 @@ export class RemoteIngest implements IngestSide {
     });
   }
 
-  /** On `exit` of the process, whose threads end after it. */
-  #leave(): void {
+  /** Has the thread close its sockets, without an event loop. */
+  askToLeave(): void {
     Atomics.store(this.#control, INGEST_CONTROL.leave, 1);
     Atomics.notify(this.#control, INGEST_CONTROL.leave);
+  }
+
+  /** Blocks until it has. */
+  waitUntilGone(): void {
     Atomics.wait(this.#control, INGEST_CONTROL.gone, 0, LEAVE_DEADLINE_MS);
+  }
+
+  #closedSockets(): void {
+    if (withSockets.delete(this) && withSockets.size === 0) process.off('exit', leaveAll);
   }
 }

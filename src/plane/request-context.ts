@@ -5,6 +5,7 @@
 import type { EngineClient } from '../engines/client.js';
 import type { EngineStream } from '../engines/contract.js';
 import { ERROR_CODES, type ErrorCode } from '../errors.js';
+import type { MigrationCause, MigrationOutcome } from '../frontend/metrics.js';
 import type { Limits } from '../limits.js';
 import type { Usage } from '../messages/delta.js';
 import type { Ask, EndCause, Plan, PlanStep } from '../messages/records.js';
@@ -16,6 +17,9 @@ import type { FaultGuard } from '../runtime/fault-guard.js';
 import type { AttemptFailure } from './attempt.js';
 import type { ClientStream } from './client-stream.js';
 import type { DecisionLog } from './decision-log.js';
+
+/** An ASK as its request makes it. */
+export type SentAsk = Omit<Ask, 'body' | 'avoidedSlots'>;
 
 /** How a request ended, for metrics and the pool. */
 export interface RequestEnd {
@@ -34,6 +38,8 @@ export interface RequestObserver {
   firstToken(plan: Plan, sinceStartMs: number): void;
   /** `gapMs`: time since the batch before; null for the first one. */
   tokens(plan: Plan, count: number, gapMs: number | null): void;
+  /** What became of an answer whose worker failed in the middle. */
+  migrated(cause: MigrationCause, outcome: MigrationOutcome): void;
 }
 
 /** The socket thread as one request sees it. */
@@ -52,13 +58,17 @@ export interface RequestContext {
   retain(bytes: number): boolean;
   unretain(bytes: number): void;
   /** Sends an ASK. 'full': no room; 'off': every pool thread is switched off. */
-  ask(ask: Omit<Ask, 'body'>, body: readonly Uint8Array[]): 'ok' | 'full' | 'off';
+  ask(ask: SentAsk, body: readonly Uint8Array[]): 'ok' | 'full' | 'off';
   /** Origin of the worker in a slot, or null when the slot was given to another one. */
   originOf(slot: number, generation: number): string | null;
   openEngineStream(): EngineStream;
   detokenizerTable(tokenizer: string): DetokenizerTable;
   /** Tells the health monitor what a worker did to a request. */
   reportFailure(step: PlanStep, failure: AttemptFailure): void;
+  /** A worker did what it was asked: its first token came. */
+  reportSuccess(step: PlanStep): void;
+  /** A worker has asked to be left alone for a while. */
+  restWorker(step: PlanStep, forMs: number): void;
   /** The stream has something to write in this loop turn. */
   markDirty(stream: ClientStream): void;
   onEnded(request: number, end: RequestEnd): void;

@@ -1,34 +1,28 @@
 /**
  * One request on its socket thread, from the first byte to the end: body → ask → plan → engine → answer. It owns its
- * body, its reservation, its engine attempt and its client stream, and ends exactly once, whatever fails. Re-planning
- * is the only recovery: a lost pool thread, a failed adoption or a worker that failed before its first event lead to
- * the same ASK with a higher attempt.
+ * body, the runs of its plan's calls, its answer and its client stream, and ends exactly once, whatever fails. Re-planning
+ * is the only recovery: a lost pool thread, a failed adoption, a worker that failed before its first token and one that
+ * failed in the middle of the answer lead to the same ASK with a higher attempt.
  */
-import { strict as assert } from 'node:assert';
 import type { FrameBatch } from '../engines/contract.js';
 import { type EngineError, engineError } from '../engines/engine-error.js';
 import { openingOf } from '../engines/event-rows.js';
 import type { ErrorCode, ErrorDetail } from '../errors.js';
-import {
-  type AskReason,
-  type EndCause,
-  NO_HINTS,
-  type Plan,
-  type PlanStep,
-  type Reject,
-  type RoutingHints,
-} from '../messages/records.js';
+import type { AskReason, EndCause, Plan, PlanPlacement, Reject, RoutingHints } from '../messages/records.js';
 import type { Api } from '../messages/token-request.js';
-import { RESERVATION_NONE } from '../router/load-descriptor.js';
 import { type Answer, openAnswer } from './answer.js';
 import type { AnswerPort, AnswerStream } from './answer-port.js';
-import { type AttemptFailure, EngineAttempt } from './attempt.js';
+import type { AttemptEvents, AttemptFailure } from './attempt.js';
+import { CallRun } from './call-run.js';
 import type { OpenDecision } from './decision-log.js';
-import { askHeaders, receiveRequest } from './receive-request.js';
+import { MigrationBook } from './migration-book.js';
+import { receiveRequest } from './receive-request.js';
+import { type AskRefusal, BEGINNING, RequestAsks, type Wanted } from './request-asks.js';
 import { endCauseOf, type RequestContext } from './request-context.js';
 import { placementHeaders } from './routing-hints.js';
+import { failureOf, type RunFailure, refusalOf } from './run-failure.js';
 
-type Phase = 'body' | 'asked' | 'dispatched' | 'streaming' | 'flushing' | 'ended';
+type Phase = 'body' | 'running' | 'flushing' | 'ended';
 
 /** One request and its state; see the top of this file. */
 export class PlaneRequest {
@@ -36,26 +30,23 @@ export class PlaneRequest {
   readonly #context: RequestContext;
   readonly #port: AnswerPort;
   readonly #api: Api;
+  readonly #asks: RequestAsks;
   readonly #startedMs: number;
   readonly #deadlineMs: number;
-  readonly #excludedSlots: number[] = [];
+  readonly #decisions: OpenDecision[] = [];
+  readonly #migrations: MigrationBook;
   #phase: Phase = 'body';
-  #phaseSinceMs: number;
-  #hints: RoutingHints = NO_HINTS;
-  #body: Uint8Array[] = [];
-  #retainedBytes = 0;
-  #attempts = 0;
   #poolLosses = 0;
   #plan: Plan | null = null;
-  #reservation = RESERVATION_NONE;
-  #attempt: EngineAttempt | null = null;
-  #decision: OpenDecision | null = null;
+  #runs: CallRun[] = [];
+  /** The runs of a plan are being started: what fails meanwhile waits for all of them. */
+  #isStarting = false;
   #answer: Answer | null = null;
   #client: AnswerStream | null = null;
   #lastEventMs = 0;
   #sawToken = false;
   #enginePaused = false;
-  #lastFailure: { code: ErrorCode; message: string; detail: ErrorDetail } | null = null;
+  #lastFailure: RunFailure | null = null;
 
   constructor(id: number, api: Api, port: AnswerPort, context: RequestContext) {
     this.id = id;
@@ -63,8 +54,9 @@ export class PlaneRequest {
     this.#port = port;
     this.#context = context;
     this.#startedMs = context.clock.nowMs();
-    this.#phaseSinceMs = this.#startedMs;
     this.#deadlineMs = this.#startedMs + context.limits.totalDeadlineMs;
+    this.#asks = new RequestAsks(id, api, port, context, this.#deadlineMs);
+    this.#migrations = new MigrationBook(context);
   }
 
   /** Starts reading the body. */
@@ -80,162 +72,143 @@ export class PlaneRequest {
   /** The last resort when `fail` itself fails: nobody is left waiting, and nothing is accounted any more. */
   cut(): void {
     this.#phase = 'ended';
-    this.#attempt?.abort();
+    for (const run of this.#runs) run.letGo();
     this.#port.abort();
   }
 
-  /** A PLAN came; its reservation already belongs to this socket thread. False: stale, the caller releases it. */
+  /** A PLAN came; its reservations already belong to this socket thread. False: stale, the caller releases them. */
   onPlan(plan: Plan): boolean {
-    if (this.#phase !== 'asked' || plan.attempt !== this.#attempts) return false;
-    this.#plan = plan;
-    if (this.#attempts === 1) this.#context.observer.planned(plan);
-    this.#dispatch(plan.calls[0]!.steps[0]!);
+    const ask = this.#asks.take(plan.attempt);
+    if (ask === null) return false;
+    if (this.#plan === null) this.#context.observer.planned(plan);
+    // The answer goes on under the plan that it began with.
+    if (ask.continuation === null) this.#plan = plan;
+    const runs = plan.calls.map(call => new CallRun(call, ask.cause, this.#context));
+    this.#runs.push(...runs);
+    this.#isStarting = true;
+    for (const run of runs) if (this.#runs.includes(run)) this.#start(run, plan);
+    this.#isStarting = false;
+    this.#goOn();
     return true;
   }
 
   /** The PLAN's reservation was reaped with its thread before it could be adopted. */
   onAdoptionFailed(attempt: number): void {
-    if (this.#phase === 'asked' && attempt === this.#attempts) this.#ask('adoption_failed');
+    const ask = this.#asks.take(attempt);
+    if (ask !== null) this.#ask('adoption_failed', ask);
   }
 
   onReject(reject: Reject): void {
-    if (this.#phase !== 'asked' || reject.attempt !== this.#attempts) return;
-    const failure = this.#lastFailure;
-    // No other worker is left to try: what the first one did says more than that there is none.
-    if (failure !== null && reject.code === 'MILLRACE_NO_WORKER')
-      this.fail(failure.code, failure.message, failure.detail);
+    const ask = this.#asks.take(reject.attempt);
+    if (ask === null) return;
+    if (ask.cause !== null) this.#context.observer.migrated(ask.cause, 'failed');
+    // No other worker is left to try: what the last one did says more than that there is none.
+    const told = reject.code === 'MILLRACE_NO_WORKER' ? this.#lastFailure : null;
+    if (told !== null) this.fail(told.code, told.message, told.detail);
     else this.fail(reject.code, reject.message, { param: reject.param, retryAfterMs: reject.retryAfterMs });
   }
 
   /** The pool thread that was asked died. A request that loses two of them is not asked again: it may be the cause. */
   onPoolLost(): void {
-    if (this.#phase !== 'asked') return;
+    const ask = this.#asks.open;
+    if (ask === null) return;
     if (++this.#poolLosses > 1)
       this.fail('MILLRACE_POOL_LOST', 'two planning threads died over this request');
-    else this.#ask('pool_lost');
+    else this.#ask('pool_lost', ask);
   }
 
   /** Ends the request with an error: as a response when nothing was sent yet, else as the last frame of the stream. */
   fail(code: ErrorCode, message: string, detail: ErrorDetail = {}): void {
     if (this.#phase === 'ended') return;
-    if (this.#client === null) {
-      this.#port.refuse(code, message, detail, this.#phase === 'body');
-    } else this.#client.fail(code, message);
+    if (this.#client !== null) this.#client.fail(code, message);
+    else this.#port.refuse(code, message, detail, this.#phase === 'body');
     this.#end(endCauseOf(code), code);
   }
 
   /** Checks every deadline of this request; called by the sweep of the socket thread. */
   sweep(nowMs: number): void {
     const { limits } = this.#context;
-    const inPhaseMs = nowMs - this.#phaseSinceMs;
     const blockedSinceMs = this.#client?.blockedSinceMs ?? null;
     if (blockedSinceMs !== null && nowMs - blockedSinceMs >= limits.slowClientDeadlineMs)
       this.#cutSlowClient();
     else if (nowMs >= this.#deadlineMs) {
       this.fail('MILLRACE_DEADLINE_EXCEEDED', `the request took longer than ${limits.totalDeadlineMs} ms`);
-    } else if (this.#phase === 'asked' && inPhaseMs >= limits.askDeadlineMs) {
+    } else if (nowMs - (this.#asks.open?.sinceMs ?? nowMs) >= limits.askDeadlineMs) {
       this.fail('MILLRACE_DEADLINE_EXCEEDED', `planning took longer than ${limits.askDeadlineMs} ms`);
-    } else if (this.#phase === 'dispatched' || this.#phase === 'streaming') this.#sweepEngine(nowMs);
+    } else if (this.#phase === 'running') this.#sweepEngines(nowMs);
   }
 
-  #sweepEngine(nowMs: number): void {
+  #sweepEngines(nowMs: number): void {
     const { limits } = this.#context;
-    const plan = this.#plan!;
+    const plan = this.#plan;
     // A relayed unary answer comes in one piece: only the total deadline applies to it.
-    if (plan.mode === 'relay' && !plan.stream) return;
-    const boundMs = this.#sawToken ? limits.betweenTokensDeadlineMs : limits.firstTokenDeadlineMs;
-    const sinceMs = this.#sawToken ? this.#lastEventMs : this.#phaseSinceMs;
-    if (!this.#enginePaused && nowMs - sinceMs >= boundMs) {
-      this.#onFailed('stalled', 'MILLRACE_WORKER_STALLED', `the worker sent nothing for ${boundMs} ms`);
-    } else this.#client?.keepAlive(nowMs, limits.keepAliveMs);
+    if (plan !== null && plan.mode === 'relay' && !plan.stream) return;
+    for (const run of [...this.#runs]) {
+      const boundMs = this.#enginePaused ? null : run.overdueMs(nowMs, limits);
+      if (boundMs === null || !this.#runs.includes(run)) continue;
+      const message = `the worker sent nothing for ${boundMs} ms`;
+      this.#onFailed(run, 'stalled', 'MILLRACE_WORKER_STALLED', message);
+    }
+    this.#client?.keepAlive(nowMs, limits.keepAliveMs);
   }
 
   #onBody(chunks: Uint8Array[], bytes: number, hints: RoutingHints): void {
     if (this.#phase !== 'body') return;
-    if (!this.#context.retain(bytes)) {
-      this.fail('MILLRACE_OVERLOADED', 'too many bytes of requests are in flight', { retryAfterMs: 1000 });
-      return;
-    }
-    this.#retainedBytes = bytes;
-    this.#body = chunks;
-    this.#hints = hints;
-    this.#ask('first');
+    this.#refused(this.#asks.begin(chunks, bytes, hints));
+    if (this.#phase === 'body') this.#phase = 'running';
   }
 
-  #ask(reason: AskReason): void {
-    this.#attempts++;
-    this.#enter('asked');
-    const { clock } = this.#context;
-    const sent = this.#context.ask(
-      {
-        request: this.id,
-        attempt: this.#attempts,
-        api: this.#api,
-        reason,
-        deadlineWallMs: clock.wallMs() + this.#deadlineMs - clock.nowMs(),
-        excludedSlots: this.#excludedSlots,
-        headers: askHeaders(this.#port),
-        hints: this.#hints,
-      },
-      this.#body,
-    );
-    if (sent === 'full') {
-      this.fail('MILLRACE_OVERLOADED', 'the planning queue is full', { retryAfterMs: 1000 });
-    } else if (sent === 'off') this.fail('MILLRACE_POOL_LOST', 'no planning thread is running');
+  #ask(reason: AskReason, wanted: Wanted): void {
+    this.#refused(this.#asks.send(reason, wanted));
   }
 
-  #dispatch(step: PlanStep): void {
-    this.#reservation = step.reservation;
-    this.#enter('dispatched');
-    const origin = this.#context.originOf(step.slot, step.generation);
+  #refused(refusal: AskRefusal | null): void {
+    if (refusal !== null) this.fail(refusal.code, refusal.message, refusal.detail);
+  }
+
+  #start(run: CallRun, { placement }: Plan): void {
+    const origin = this.#context.originOf(run.step.slot, run.step.generation);
     if (origin === null) {
-      this.#onFailed('unreachable', 'MILLRACE_WORKER_UNREACHABLE', 'the worker has left');
+      this.#onFailed(run, 'unreachable', 'MILLRACE_WORKER_UNREACHABLE', 'the worker has left');
       return;
     }
-    this.#tellPlacement(origin);
-    this.#attempt = new EngineAttempt(
-      {
-        client: this.#context.client,
-        origin,
-        step,
-        openStream: () => this.#context.openEngineStream(),
-        guard: this.#context.guard,
-        answerBytesMax: this.#context.limits.unaryAnswerBytesMax,
-      },
-      {
-        onBatch: batch => this.#onBatch(batch),
-        onStreamEnd: () => this.#onStreamEnd(),
-        onUnary: (body, contentType) => this.#onUnary(body, contentType),
-        onRefused: (status, body) => this.#onRefusal(engineError(status, body)),
-        onFailed: (failure, code, message) => this.#onFailed(failure, code, message),
-      },
-    );
-    this.#attempt.start();
+    this.#tellPlacement(run, origin, placement);
+    run.start(origin, this.#eventsOf(run), this.#enginePaused);
   }
 
-  #tellPlacement(worker: string): void {
-    const { clock, decisions } = this.#context;
-    const plan = this.#plan!;
-    this.#port.announce(placementHeaders(worker, plan.placement));
-    this.#decision = decisions.add(clock.wallMs(), plan, worker, this.#port.header('x-request-id'));
+  #eventsOf(run: CallRun): AttemptEvents {
+    return {
+      onBatch: batch => this.#onBatch(run, batch),
+      onStreamEnd: () => this.#onStreamEnd(run),
+      onUnary: (body, contentType) => this.#onUnary(run, body, contentType),
+      onRefused: (status, body, retryAfterMs) =>
+        this.#onRefusal(run, engineError(status, body), retryAfterMs),
+      onFailed: (failure, code, message) => this.#onFailed(run, failure, code, message),
+    };
   }
 
-  #onBatch(batch: FrameBatch): void {
-    if (this.#answer === null && !this.#opens(batch)) return;
-    const outcome = this.#answer!.take(batch);
+  #tellPlacement(run: CallRun, worker: string, placement: PlanPlacement): void {
+    if (this.#client === null) this.#port.announce(placementHeaders(worker, placement));
+    const plan = { ...this.#plan!, attempt: this.#asks.attempts, placement };
+    this.#decisions.push(run.tell(plan, worker, this.#port.header('x-request-id')));
+  }
+
+  #onBatch(run: CallRun, batch: FrameBatch): void {
+    if (this.#answer === null && !this.#opens(run, batch)) return;
+    const outcome = this.#answer!.take(batch, run.range);
     const nowMs = this.#context.clock.nowMs();
-    if (outcome.tokens > 0) this.#onTokens(outcome.tokens, nowMs);
+    if (outcome.tokens > 0) this.#onTokens(run, outcome.tokens, nowMs);
     this.#lastEventMs = nowMs;
-    if (outcome.malformed) {
-      this.#onFailed('protocol', 'MILLRACE_WORKER_PROTOCOL', 'a frame of the worker is not valid');
-    } else if (outcome.engineError !== null) {
-      this.#onFailed('protocol', outcome.engineError.code, outcome.engineError.message);
-    } else if (this.#client?.isOverfull === true) this.#cutSlowClient();
-    else if (outcome.engineNotNeeded) this.#complete();
+    run.touch(nowMs);
+    if (outcome.malformed)
+      this.#onFailed(run, 'protocol', 'MILLRACE_WORKER_PROTOCOL', 'a frame of the worker is not valid');
+    else if (outcome.engineError !== null) this.#onRefusal(run, outcome.engineError, 0);
+    else if (this.#client?.isOverfull === true) this.#cutSlowClient();
+    else if (outcome.engineNotNeeded) this.#onRunDone(run);
   }
 
   /** Opens the answer with its first frame: an error that comes instead of one still has its status, or a retry. */
-  #opens(batch: FrameBatch): boolean {
+  #opens(run: CallRun, batch: FrameBatch): boolean {
     const plan = this.#plan!;
     const opening = openingOf(batch);
     if (opening === 'nothing') return false;
@@ -243,107 +216,140 @@ export class PlaneRequest {
       this.#answer = openAnswer(plan, this.#context, () => this.#openClient());
       return true;
     }
-    if (typeof opening === 'object') this.#onRefusal(opening);
-    else
-      this.#onFailed('protocol', 'MILLRACE_WORKER_PROTOCOL', 'the worker did not send the answer asked for');
+    const message = 'the worker did not send the answer asked for';
+    if (typeof opening === 'object') this.#onRefusal(run, opening, 0);
+    else this.#onFailed(run, 'protocol', 'MILLRACE_WORKER_PROTOCOL', message);
     return false;
   }
 
-  #onTokens(count: number, nowMs: number): void {
-    const { observer, ledger } = this.#context;
+  #onTokens(run: CallRun, count: number, nowMs: number): void {
+    const { observer } = this.#context;
+    if (!run.hasToken) {
+      run.begin();
+      this.#asks.excludeNone();
+      if (run.cause !== null) observer.migrated(run.cause, 'continued');
+    }
     if (this.#sawToken) observer.tokens(this.#plan!, count, nowMs - this.#lastEventMs);
     else {
       this.#sawToken = true;
-      ledger.firstToken(this.#reservation);
       const ttftMs = nowMs - this.#startedMs;
-      this.#decision!.ttftMs = ttftMs;
+      run.decision!.ttftMs = ttftMs;
       observer.firstToken(this.#plan!, ttftMs);
       observer.tokens(this.#plan!, count, null);
     }
   }
 
-  #onStreamEnd(): void {
-    if (this.#answer?.isComplete === true) this.#complete();
+  #onStreamEnd(run: CallRun): void {
+    if (this.#answer?.openChoices(run.range).length === 0) this.#onRunDone(run);
     else {
       const message = 'the worker ended its answer without finishing it';
-      this.#onFailed('protocol', 'MILLRACE_WORKER_PROTOCOL', message);
+      this.#onFailed(run, 'protocol', 'MILLRACE_WORKER_PROTOCOL', message);
     }
   }
 
   /** A whole JSON answer, which relay mode passes on as it is. */
-  #onUnary(body: Buffer, contentType: string): void {
+  #onUnary(run: CallRun, body: Buffer, contentType: string): void {
     const plan = this.#plan!;
     if (plan.mode !== 'relay' || plan.stream) {
-      this.#onFailed(
-        'protocol',
-        'MILLRACE_WORKER_PROTOCOL',
-        'the worker did not answer with an event stream',
-      );
+      const message = 'the worker did not answer with an event stream';
+      this.#onFailed(run, 'protocol', 'MILLRACE_WORKER_PROTOCOL', message);
       return;
     }
     this.#answer = openAnswer(plan, this.#context, () => this.#openClient());
     const tokens = this.#answer.takeUnary(body);
-    this.#onTokens(tokens, this.#context.clock.nowMs());
+    this.#onTokens(run, tokens, this.#context.clock.nowMs());
     this.#port.respond(contentType, body);
     this.#end('completed', null);
   }
 
-  #onRefusal({ code, message, param, httpStatus, retryable }: EngineError): void {
-    const detail = { param, httpStatus, retryAfterMs: code === 'MILLRACE_OVERLOADED' ? 1000 : 0 };
-    if (retryable) this.#onFailed('protocol', code, message, detail);
-    else this.fail(code, message, detail);
+  #onRefusal(run: CallRun, error: EngineError, retryAfterMs: number): void {
+    if (error.code === 'MILLRACE_OVERLOADED' && retryAfterMs > 0)
+      this.#context.restWorker(run.step, retryAfterMs);
+    this.#settleFailure(run, refusalOf(error, retryAfterMs));
   }
 
-  /** As long as nothing was sent to the client another worker is asked for; after that the request ends with the code. */
-  #onFailed(failure: AttemptFailure, code: ErrorCode, message: string, detail: ErrorDetail = {}): void {
-    const step = this.#plan!.calls[0]!.steps[0]!;
-    this.#context.reportFailure(step, failure);
-    if (this.#answer?.isComplete === true) {
-      // Nothing of the answer is missing: how its connection ended does not matter to the client.
-      this.#complete();
-      return;
-    }
-    if (this.#client !== null || this.#attempts >= this.#context.limits.attemptsMax) {
+  #onFailed(run: CallRun, kind: AttemptFailure, code: ErrorCode, message: string): void {
+    this.#settleFailure(run, failureOf(kind, code, message));
+  }
+
+  /** Another worker begins anew while nothing was shown, and goes on where something was; else the request ends. */
+  #settleFailure(run: CallRun, failure: RunFailure): void {
+    const { code, message, detail } = failure;
+    this.#drop(run);
+    if (!failure.retryable) {
       this.fail(code, message, detail);
       return;
     }
+    if (failure.isOfWorker) this.#context.reportFailure(run.step, failure.kind);
+    const open = this.#answer?.openChoices(run.range) ?? [];
+    if (this.#answer !== null && open.length === 0) {
+      // Nothing of the answer is missing: how its connection ended does not matter to the client.
+      this.#onRunDone(run);
+      return;
+    }
+    if (run.cause !== null && !run.hasToken) this.#context.observer.migrated(run.cause, 'failed');
+    this.#lastFailure = failure;
+    this.#asks.exclude(run.step.slot);
+    if (this.#client === null && !this.#sawToken) this.#beginAnew(run, failure);
+    else {
+      const bar = this.#migrations.lose(this.#answer!, this.#plan!, open, failure);
+      if (bar === null) {
+        if (run.decision !== null) run.decision.end = 'migrated';
+        this.#goOn();
+      } else if (this.#client === null) this.#beginAnew(run, failure);
+      else this.fail(bar.code, bar.message);
+    }
+  }
+
+  /** Asks for the whole answer again, of which the client has seen nothing. */
+  #beginAnew(run: CallRun, { code, message, detail }: RunFailure): void {
+    if (this.#asks.beginnings >= this.#context.limits.attemptsMax) {
+      this.fail(code, message, detail);
+      return;
+    }
+    if (run.decision !== null) run.decision.end = 'retried';
+    this.#letEnginesGo();
+    this.#answer?.release();
     this.#answer = null;
     this.#sawToken = false;
-    this.#lastFailure = { code, message, detail };
-    if (this.#decision !== null) this.#decision.end = 'retried';
-    this.#decision = null;
-    this.#excludedSlots.push(step.slot);
-    this.#letEngineGo();
-    this.#ask('worker_failed');
+    this.#migrations.forget();
+    this.#ask('worker_failed', BEGINNING);
+  }
+
+  /** Asks for the rest of the choices that have lost their worker; one ASK at a time. */
+  #goOn(): void {
+    if (this.#asks.open !== null || this.#isStarting || this.#phase !== 'running') return;
+    const wanted = this.#answer === null ? null : this.#migrations.take(this.#answer);
+    if (typeof wanted === 'string') this.fail('MILLRACE_CANNOT_MIGRATE', wanted);
+    else if (wanted !== null) this.#ask('migrated', wanted);
   }
 
   #openClient(): AnswerStream {
     const { clock, limits } = this.#context;
-    const client = this.#port.openStream(limits.streamBufferBytesMax, {
+    this.#client = this.#port.openStream(limits.streamBufferBytesMax, {
       nowMs: () => clock.nowMs(),
       onDirty: stream => this.#context.markDirty(stream),
-      onPressure: () => this.#pauseEngine(true),
-      onRelief: () => this.#pauseEngine(false),
+      onPressure: () => this.#pauseEngines(true),
+      onRelief: () => this.#pauseEngines(false),
       onFinished: () => this.#end('completed', null),
     });
-    this.#client = client;
-    this.#enter('streaming');
-    return client;
+    return this.#client;
   }
 
-  #pauseEngine(paused: boolean): void {
+  #pauseEngines(paused: boolean): void {
     this.#enginePaused = paused;
     this.#lastEventMs = this.#context.clock.nowMs();
-    if (paused) this.#attempt?.pause();
-    else this.#attempt?.resume();
+    for (const run of this.#runs) run.pause(paused);
   }
 
-  /** The answer is whole: the engine is let go, the client gets the rest. */
-  #complete(): void {
-    this.#letEngineGo();
+  /** Nothing more is wanted of a run; with the last of them the client gets the rest of the answer. */
+  #onRunDone(run: CallRun): void {
+    this.#drop(run);
     const answer = this.#answer!;
+    if (!answer.isComplete) return;
+    this.#letEnginesGo();
     if (this.#client !== null) {
-      this.#enter('flushing');
+      this.#phase = 'flushing';
       answer.endStream();
       this.#client.end();
       return;
@@ -357,26 +363,30 @@ export class PlaneRequest {
     this.#end('slow_client', 'MILLRACE_SLOW_CLIENT');
   }
 
-  #letEngineGo(): void {
-    this.#attempt?.abort();
-    this.#attempt = null;
-    this.#enginePaused = false;
-    if (this.#reservation !== RESERVATION_NONE) this.#context.ledger.release(this.#reservation);
-    this.#reservation = RESERVATION_NONE;
+  #drop(run: CallRun): void {
+    run.letGo();
+    this.#runs = this.#runs.filter(one => one !== run);
+  }
+
+  #letEnginesGo(): void {
+    for (const run of this.#runs) run.letGo();
+    this.#runs = [];
+    this.#asks.forget();
   }
 
   /** The one end of a request: everything that it held is given back. */
   #end(cause: EndCause, code: ErrorCode | null): void {
     if (this.#phase === 'ended') return;
-    this.#enter('ended');
-    this.#letEngineGo();
-    this.#context.unretain(this.#retainedBytes);
+    this.#phase = 'ended';
+    this.#letEnginesGo();
+    this.#asks.release();
     this.#client?.close();
-    this.#body = [];
     const usage = this.#answer?.usage() ?? null;
-    if (this.#decision !== null) {
-      this.#decision.end = cause;
-      this.#decision.reportedCachedTokens = usage?.cachedTokens ?? null;
+    this.#answer?.release();
+    for (const decision of this.#decisions) {
+      if (decision.end !== null) continue;
+      decision.end = cause;
+      decision.reportedCachedTokens = usage?.cachedTokens ?? null;
     }
     this.#context.onEnded(this.id, {
       plan: this.#plan,
@@ -386,11 +396,5 @@ export class PlaneRequest {
       usage,
       durationMs: this.#context.clock.nowMs() - this.#startedMs,
     });
-  }
-
-  #enter(phase: Phase): void {
-    assert(this.#phase !== 'ended', 'a request that has ended stays so');
-    this.#phase = phase;
-    this.#phaseSinceMs = this.#context.clock.nowMs();
   }
 }

@@ -8,7 +8,7 @@ import type { EngineClient } from '../engines/client.js';
 import type { EngineAdapter, EngineStream } from '../engines/contract.js';
 import { type ErrorCode, type ErrorDetail, MillraceError } from '../errors.js';
 import type { Limits } from '../limits.js';
-import type { Ask, Plan, PlanStep, Reject } from '../messages/records.js';
+import type { Plan, PlanStep, Reject } from '../messages/records.js';
 import type { Api } from '../messages/token-request.js';
 import type { DetokenizerTable } from '../preprocess/detokenizer.js';
 import { EPOCH_DISCARDED, type Ledger } from '../router/ledger.js';
@@ -24,7 +24,8 @@ import { type PickContext, type PickedWorker, PickRequest, type Reservation } fr
 import { PoolLink } from './pool-link.js';
 import type { ProcessBoard } from './process-board.js';
 import { PlaneRequest } from './request.js';
-import type { RequestContext, RequestEnd } from './request-context.js';
+import type { RequestContext, RequestEnd, SentAsk } from './request-context.js';
+import { WorkerBreakers } from './worker-breakers.js';
 
 const REQUEST_ID_MAX = 0xffff_ffff;
 /** Precision of every deadline. */
@@ -61,7 +62,7 @@ export interface SocketThreadOptions {
 
 /** An ASK that waits for a pool thread to come up again. */
 interface ParkedAsk {
-  readonly ask: Omit<Ask, 'body'>;
+  readonly ask: SentAsk;
   readonly body: readonly Uint8Array[];
 }
 
@@ -92,6 +93,7 @@ export class SocketThread implements RequestContext, PickContext {
   readonly #parked = new Map<number, ParkedAsk>();
   /** Reservations that callers of `pick` hold. */
   readonly #held = new Set<Reservation>();
+  readonly #breakers: WorkerBreakers;
   readonly #sweep: Timer;
   #dirty: ClientStream[] = [];
   #flushIsDue = false;
@@ -112,6 +114,7 @@ export class SocketThread implements RequestContext, PickContext {
     this.observer = options.observer;
     this.decisions = options.decisions;
     this.sessionHeader = options.sessionHeader;
+    this.#breakers = new WorkerBreakers(options.limits, options.clock);
     this.link = new PoolLink(options.limits, options.clock, options.bellMemory, {
       onPlan: (plan, epoch) => this.#onPlan(plan, epoch),
       onReject: reject => this.#requests.get(reject.request)?.onReject(reject),
@@ -261,8 +264,8 @@ export class SocketThread implements RequestContext, PickContext {
     assert(this.#retainedBytes >= 0, 'bytes are given back once');
   }
 
-  ask(ask: Omit<Ask, 'body'>, body: readonly Uint8Array[]): 'ok' | 'full' | 'off' {
-    const sent = this.link.ask(ask, body);
+  ask(ask: SentAsk, body: readonly Uint8Array[]): 'ok' | 'full' | 'off' {
+    const sent = this.link.ask({ ...ask, avoidedSlots: this.#breakers.avoided() }, body);
     if (sent === 'none') {
       if (this.#options.board.poolIsOff) return 'off';
       this.#parked.set(ask.request, { ask, body });
@@ -287,7 +290,16 @@ export class SocketThread implements RequestContext, PickContext {
     return this.#options.detokenizerTable(tokenizer);
   }
 
+  reportSuccess({ slot, generation }: PlanStep): void {
+    this.#breakers.succeeded(slot, generation);
+  }
+
+  restWorker({ slot, generation }: PlanStep, forMs: number): void {
+    this.#breakers.rest(slot, generation, forMs);
+  }
+
   reportFailure(step: PlanStep, failure: AttemptFailure): void {
+    this.#breakers.failed(step.slot, step.generation);
     this.#options.reportFailure(step.slot, step.generation, failure);
   }
 

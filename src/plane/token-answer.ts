@@ -15,11 +15,12 @@ import {
 } from '../engines/event-rows.js';
 import { FRAME, FRAME_FLAG } from '../engines/frame-descriptor.js';
 import type { FinishReason, TokenLogprobs, Usage } from '../messages/delta.js';
-import type { Plan } from '../messages/records.js';
+import type { Continuation, Plan, PlanCall } from '../messages/records.js';
 import { type DetokenizerTable, StreamDetokenizer, startsText } from '../preprocess/detokenizer.js';
 import { StopMatcher } from '../preprocess/stop-matcher.js';
-import { type BatchOutcome, emptyOutcome } from './batch-outcome.js';
+import { ABORTED, type BatchOutcome, emptyOutcome } from './batch-outcome.js';
 import { ChoiceLogprobs } from './choice-logprobs.js';
+import type { KeptIds } from './kept-ids.js';
 
 /** Where the text goes: a stream format or a unary fold. */
 export interface TokenOutput {
@@ -40,6 +41,9 @@ interface FrameTokens {
   readonly drawn: readonly DrawnLogprob[] | null;
 }
 
+/** Which choices of an answer a call generates. */
+export type CallRange = Pick<PlanCall, 'choiceBase' | 'choices'>;
+
 interface Choice {
   readonly detokenizer: StreamDetokenizer;
   readonly stops: StopMatcher | null;
@@ -55,16 +59,22 @@ interface Choice {
 export class TokenAnswer {
   readonly #plan: Plan;
   readonly #output: TokenOutput;
+  /** Null: the answer cannot migrate. */
+  readonly #kept: KeptIds | null;
   readonly #choices: readonly Choice[];
   readonly #eosIds: ReadonlySet<number>;
   readonly #endIds: ReadonlySet<number>;
   #open: number;
   #completionTokens = 0;
   #engineUsage: Usage | null = null;
+  /** A continuation's engine counts the tokens before it as prompt: its usage says nothing of this request. */
+  #hasMigrated = false;
 
-  constructor(plan: Plan, table: DetokenizerTable, output: TokenOutput) {
+  constructor(plan: Plan, table: DetokenizerTable, output: TokenOutput, kept: KeptIds | null) {
     this.#plan = plan;
     this.#output = output;
+    this.#kept = kept;
+    for (const { promptIds } of plan.calls) kept?.charge(promptIds.byteLength);
     this.#open = plan.choices;
     this.#eosIds = new Set(plan.eosIds);
     this.#endIds = new Set([...plan.eosIds, ...plan.stop.tokenIds]);
@@ -95,7 +105,35 @@ export class TokenAnswer {
     };
   }
 
-  take(batch: FrameBatch): BatchOutcome {
+  /** Choices of a call that have not finished. One with all its tokens, of which only that was not said, finishes now. */
+  openChoices({ choiceBase, choices }: CallRange): number[] {
+    const { maxTokens } = this.#plan;
+    const open: number[] = [];
+    for (let index = choiceBase; index < choiceBase + choices; index++) {
+      const choice = this.#choices[index]!;
+      if (choice.finished) continue;
+      if (maxTokens !== null && choice.tokens >= maxTokens) this.#finish(index, choice, 'length', null);
+      else open.push(index);
+    }
+    return open;
+  }
+
+  /** What another worker needs to go on with these choices; null: it was given up or never kept. */
+  continuation(choices: readonly number[]): Continuation | null {
+    const kept = this.#kept;
+    if (kept === null || kept.isGone) return null;
+    this.#hasMigrated = true;
+    this.#engineUsage = null;
+    const { promptIds } = this.#plan.calls[0]!;
+    return { mode: 'token', promptIds, choices: choices.map(choice => ({ choice, ids: kept.of(choice) })) };
+  }
+
+  /** Gives back what was kept for a continuation. */
+  release(): void {
+    this.#kept?.release();
+  }
+
+  take(batch: FrameBatch, call: CallRange): BatchOutcome {
     const before = this.#completionTokens;
     const outcome = emptyOutcome();
     for (let row = 0; row < batch.count; row++) {
@@ -103,17 +141,27 @@ export class TokenAnswer {
       if ((flags & FRAME_FLAG.error) !== 0) outcome.engineError = errorOf(batch, row);
       else if ((flags & FRAME_FLAG.malformed) !== 0) outcome.malformed = true;
       else if ((flags & (FRAME_FLAG.done | FRAME_FLAG.comment)) === 0)
-        this.#takeFrame(batch, row, flags, outcome);
+        this.#takeFrame(batch, row, flags, call, outcome);
       if (outcome.engineError !== null || outcome.malformed) break;
     }
     outcome.tokens = this.#completionTokens - before;
     // Where the engine finished all choices itself its usage is still to come, and its connection can be kept.
-    outcome.engineNotNeeded = this.#open === 0 && this.#choices.some(choice => !choice.engineFinished);
+    outcome.engineNotNeeded = this.#isNotNeeded(call);
     return outcome;
   }
 
-  #takeFrame(batch: FrameBatch, row: number, flags: number, outcome: BatchOutcome): void {
-    if ((flags & FRAME_FLAG.usage) !== 0) this.#engineUsage = usageOf(batch, row);
+  #isNotNeeded({ choiceBase, choices }: CallRange): boolean {
+    let cuts = false;
+    for (let index = choiceBase; index < choiceBase + choices; index++) {
+      const { finished, engineFinished } = this.#choices[index]!;
+      if (!finished) return false;
+      cuts ||= !engineFinished;
+    }
+    return cuts;
+  }
+
+  #takeFrame(batch: FrameBatch, row: number, flags: number, call: CallRange, outcome: BatchOutcome): void {
+    if ((flags & FRAME_FLAG.usage) !== 0 && !this.#hasMigrated) this.#engineUsage = usageOf(batch, row);
     if ((flags & FRAME_FLAG.noChoices) !== 0) return;
     if ((flags & (FRAME_FLAG.severalChoices | FRAME_FLAG.idsOverflow)) !== 0) {
       for (const event of explodeFrame(batch, row) ?? [null]) {
@@ -121,7 +169,13 @@ export class TokenAnswer {
         else {
           const ids = Uint32Array.from(event.ids ?? []);
           const drawn = this.#plan.logprobs === null ? null : readLogprobs(event.logprobs);
-          this.#takeChoice(event.choice, { ids, first: 0, count: ids.length, drawn }, event.finish, outcome);
+          this.#takeChoice(
+            call,
+            event.choice,
+            { ids, first: 0, count: ids.length, drawn },
+            event.finish,
+            outcome,
+          );
         }
       }
       return;
@@ -132,24 +186,25 @@ export class TokenAnswer {
     const count = Math.max(0, table[at + FRAME.idsCount]!);
     const drawn = this.#plan.logprobs === null ? null : logprobsOf(batch, row);
     const tokens = { ids, first: table[at + FRAME.idsFirst]!, count, drawn };
-    this.#takeChoice(table[at + FRAME.choice]!, tokens, finish, outcome);
+    this.#takeChoice(call, table[at + FRAME.choice]!, tokens, finish, outcome);
   }
 
-  #takeChoice(index: number, tokens: FrameTokens, finish: EngineFinish | null, outcome: BatchOutcome): void {
-    const choice = this.#choices[index];
+  #takeChoice(
+    { choiceBase, choices }: CallRange,
+    ofCall: number,
+    tokens: FrameTokens,
+    finish: EngineFinish | null,
+    outcome: BatchOutcome,
+  ): void {
+    const index = choiceBase + ofCall;
+    const choice = ofCall >= 0 && ofCall < choices ? this.#choices[index] : undefined;
     const lacksLogprobs = this.#plan.logprobs !== null && (tokens.drawn?.length ?? 0) !== tokens.count;
     if (choice === undefined || lacksLogprobs) {
       outcome.malformed = true;
       return;
     }
     if (finish === 'aborted') {
-      outcome.engineError = {
-        code: 'MILLRACE_WORKER_FAILED',
-        message: 'the worker aborted the request',
-        param: null,
-        httpStatus: 502,
-        retryable: true,
-      };
+      outcome.engineError = ABORTED;
       return;
     }
     if (!choice.finished) this.#takeIds(index, choice, tokens);
@@ -163,6 +218,7 @@ export class TokenAnswer {
     // Without stops of ours a frame's ids are one piece; else each id is looked at before the next one counts.
     if (choice.stops === null && choice.logprobs === null && this.#endIds.size === 0) {
       this.#count(choice, count);
+      this.#kept?.add(index, ids, first, count);
       this.#output.ids?.(index, ids.subarray(first, first + count));
       this.#emit(index, choice, choice.detokenizer.push(ids, first, count));
       return;
@@ -172,6 +228,7 @@ export class TokenAnswer {
 
   #takeId(index: number, choice: Choice, tokens: FrameTokens, at: number): void {
     this.#count(choice, 1);
+    this.#kept?.add(index, tokens.ids, tokens.first + at, 1);
     this.#output.ids?.(index, tokens.ids.subarray(tokens.first + at, tokens.first + at + 1));
     const { minTokens, includeStopString } = this.#plan.stop;
     const id = tokens.ids[tokens.first + at]!;

@@ -4,6 +4,7 @@
  * ready in `ServingWorkers`. Owned by one decider, on its thread.
  */
 import type { WorkerView } from '../messages/records.js';
+import { allocateShared } from '../runtime/shared-memory.js';
 import type { Candidates, RequestView } from './contract.js';
 import { LOAD, LOAD_LINE_WORDS, SLOT_STATE } from './load-descriptor.js';
 import { loadLine } from './load-table.js';
@@ -11,6 +12,10 @@ import { loadLine } from './load-table.js';
 /** Tokens per KV block of a worker that does not say. */
 export const BLOCK_SIZE_UNKNOWN = 16;
 const ROWS_START = 64;
+
+/** Words that the addon can keep the address of from one look-up to the next. */
+const lookupWords = (words: number): Uint32Array =>
+  new Uint32Array(allocateShared(words * Uint32Array.BYTES_PER_ELEMENT, 'candidates'), 0, words);
 
 /** The workers of a fleet that serve a model, in its order: their figures that never change. */
 export class ServingWorkers {
@@ -42,7 +47,7 @@ export class ServingWorkers {
 /** See the head of the file. */
 export class CandidateColumns implements Candidates {
   count = 0;
-  slots = new Uint32Array(ROWS_START);
+  slots = lookupWords(ROWS_START);
   generations = new Uint32Array(ROWS_START);
   requests = new Float64Array(ROWS_START);
   activePrefillTokens = new Float64Array(ROWS_START);
@@ -55,6 +60,8 @@ export class CandidateColumns implements Candidates {
   slowness = new Float64Array(ROWS_START);
   /** Word of each row's line in the load table. */
   lines = new Uint32Array(ROWS_START);
+  /** What the last look-up found: two words per row, see PrefixIndexReader. */
+  depths = lookupWords(2 * ROWS_START);
 
   /** Empties the columns and makes room for `rows` rows. */
   begin(rows: number): void {
@@ -103,7 +110,7 @@ export class CandidateColumns implements Candidates {
   }
 
   #grow(rows: number): void {
-    this.slots = new Uint32Array(rows);
+    this.slots = lookupWords(rows);
     this.generations = new Uint32Array(rows);
     this.requests = new Float64Array(rows);
     this.activePrefillTokens = new Float64Array(rows);
@@ -115,5 +122,6 @@ export class CandidateColumns implements Candidates {
     this.cachedTokens = new Float64Array(rows);
     this.slowness = new Float64Array(rows);
     this.lines = new Uint32Array(rows);
+    this.depths = lookupWords(2 * rows);
   }
 }

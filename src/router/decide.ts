@@ -43,7 +43,10 @@ export type DecideAnswer = Placement | 'noWorker' | 'full';
 
 /** The complete blocks of a prompt, as a BlockHasher gives them. */
 export interface PromptBlocks {
-  /** Sequence hashes: block `i` at words 2i (low) and 2i + 1 (high). */
+  /**
+   * Sequence hashes: block `i` at words 2i (low) and 2i + 1 (high). Look-ups are fastest when it is the same array over
+   * shared memory each time.
+   */
   readonly hashes: Uint32Array;
   readonly count: number;
   /** Tokens per block. */
@@ -103,7 +106,6 @@ class PolicyDecider implements Decider {
   readonly #columns = new CandidateColumns();
   readonly #drain: PrefillDrain;
   readonly #predictions = new Predictions();
-  #depths = new Uint32Array(0);
 
   constructor(options: DeciderOptions) {
     assert(options.loadTable.workersMax <= HOLDERS_MAX, 'every slot can be a holder of the prefix index');
@@ -186,11 +188,10 @@ class PolicyDecider implements Decider {
 
   /** Tokens of the prompt in each candidate's cache. The last one is always computed: the answer needs its logits. */
   #readDepths(request: DecideRequest, selector: Selector, nowMs: number): void {
-    const { count, slots, cachedTokens } = this.#columns;
+    const { count, cachedTokens } = this.#columns;
     const { prefixes } = this.#options;
     cachedTokens.fill(0, 0, count);
     if (!selector.usesPrefix || prefixes === null) return;
-    if (this.#depths.length < 2 * count) this.#depths = new Uint32Array(2 * slots.length);
     for (const blocks of request.blocks ?? []) this.#readDepthsOf(request, blocks, prefixes, nowMs);
   }
 
@@ -201,24 +202,15 @@ class PolicyDecider implements Decider {
     prefixes: PrefixIndexReader,
     nowMs: number,
   ): void {
-    const { count, slots, generations, blockSizes, cachedTokens } = this.#columns;
+    const { count, slots, generations, blockSizes, cachedTokens, depths } = this.#columns;
     if (blocks.count === 0) return;
-    prefixes.lookup(blocks.hashes, blocks.count, slots, count, this.#depths);
+    prefixes.lookup(blocks.hashes, blocks.count, slots, count, depths);
     const most = Math.max(request.promptTokens - 1, 0);
     const predictions = this.#predictions;
-    const depths = this.#depths;
-    // Most workers lack the same block: one search for its predictions serves them all.
-    let missing = -1;
-    let predicted = -1;
+    predictions.open(blocks, nowMs);
     for (let row = 0; row < count; row += 1) {
       if (blockSizes[row] !== blocks.blockSize) continue;
-      let depth = depths[count + row]!;
-      if (depth !== missing) {
-        missing = depth;
-        predicted = depth < blocks.count ? predictions.find(blocks, depth, nowMs) : -1;
-      }
-      if (predicted >= 0 && predictions.isHolder(predicted, slots[row]!, generations[row]!))
-        depth = predictions.extend(blocks, depth, slots[row]!, generations[row]!, nowMs);
+      const depth = predictions.extend(depths[count + row]!, slots[row]!, generations[row]!);
       cachedTokens[row] = Math.min(depth * blocks.blockSize, most);
     }
   }
@@ -246,7 +238,7 @@ class PolicyDecider implements Decider {
     const forMs = PREDICTION_FACTOR * this.#drain.slowness(slot) * expectedPrefillMs(tokens, DECODE_MS_MOST);
     const cachedBlocks = Math.floor(cachedTokens[row]! / blocks.blockSize);
     const expiresMs = Math.ceil(nowMs + Math.max(forMs, PREDICTION_MS_MIN));
-    this.#predictions.add(blocks, cachedBlocks, slot, generation, nowMs, expiresMs);
+    this.#predictions.add(blocks, cachedBlocks, slot, generation, expiresMs);
     const { hashes, count } = blocks;
     this.#options.routed?.({ slot, generation, hashes, blocks: count, cachedBlocks, expiresMs });
   }

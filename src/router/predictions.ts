@@ -1,137 +1,177 @@
 /**
  * What workers will soon have in their caches because of requests that this thread has just sent there (R4). KV events
  * tell it only when a worker begins to compute; until then siblings of a request, which come with it, would see no prefix
- * anywhere and be spread over the fleet. A set-associative table of blocks, each with a few holders and an expiry: bounded,
- * never rehashed; what it forgets is only undercounted. One per decider, on its thread.
+ * anywhere and be spread over the fleet. One record per prompt: the worker and the blocks that it lacked. A sequence hash
+ * names all blocks before it too, so what two prompts have in common is found by halving. Bounded, never rehashed; what
+ * it forgets is only undercounted. One per decider, on its thread.
  *
- *     bucket, 128 bytes      low words of WAYS blocks │ high words │ expiries, 8 bytes each │ HOLDERS tags of each block
+ *     hashes     ring of sequence hashes, two words per block: those of a record lie together
+ *     records    ring by serial number: worker, first block and the one behind the last, where its hashes lie, expiry
+ *     buckets    by sequence hash: serials of the last PLACES records with this block at their beginning or at a multiple
+ *                of STRIDE; other blocks of theirs are found from the one of these before
  */
 import type { PromptBlocks } from './decide.js';
 
+const HASHES = 2 ** 16;
+const RECORDS = 2 ** 12;
 const BUCKETS = 2 ** 13;
-const WAYS = 4;
-/** Workers kept per block. */
-const HOLDERS = 4;
-const HIGH = WAYS;
-const EXPIRY = 2 * WAYS;
-const TAGS = 4 * WAYS;
-const BUCKET_WORDS = TAGS + WAYS * HOLDERS;
+/** Records of a bucket: also the most workers for which one block is predicted. */
+const PLACES = 8;
+/** Blocks from one that is in the buckets to the next. */
+const STRIDE = 16;
+/** Longer prompts are remembered by their beginning: none takes more than a part of the memory. */
+const RECORD_BLOCKS_MAX = HASHES / 8;
 
 /** Slots are below 2^12. Generations that are 2^20 replacements apart look the same, never within an expiry. */
 const SLOT_SHIFT = 20;
 const tagOf = (slot: number, generation: number): number =>
   ((slot << SLOT_SHIFT) | (generation & ((1 << SLOT_SHIFT) - 1))) >>> 0;
 
+/** Records that have one block: the first `count` of `serials`. */
+interface Found {
+  readonly serials: Uint32Array;
+  count: number;
+}
+
+const nothingFound = (): Found => ({ serials: new Uint32Array(PLACES * STRIDE), count: 0 });
+
 /** See the head of the file. */
 export class Predictions {
-  readonly #words = new Uint32Array(BUCKETS * BUCKET_WORDS);
-  /** The same memory. */
-  readonly #times = new Float64Array(this.#words.buffer);
-  /** Of each bucket: counts what was replaced there. */
-  readonly #turns = new Uint8Array(BUCKETS);
-  /** No entry lives from here on. */
+  readonly #hashes = new Uint32Array(2 * HASHES);
+  /** Blocks ever written to `#hashes`, unused ends of the ring among them. */
+  #written = 0;
+  readonly #tags = new Uint32Array(RECORDS);
+  readonly #firsts = new Uint32Array(RECORDS);
+  readonly #ends = new Uint32Array(RECORDS);
+  /** Where its hashes lie, counted as `#written`. */
+  readonly #starts = new Float64Array(RECORDS);
+  readonly #expiriesMs = new Float64Array(RECORDS);
+  readonly #buckets = new Uint32Array(BUCKETS * PLACES);
+  /** Of the last record; 0 names none. */
+  #serial = 0;
+  /** No record lives from here on. */
   #allExpiredMs = 0;
+  #blocks: PromptBlocks | null = null;
+  #nowMs = 0;
+  /** The block that was looked for last, and the records that have it. */
+  #foundAt = -1;
+  readonly #found = nothingFound();
+  /** The same for what lies behind a record. */
+  readonly #foundBehind = nothingFound();
 
   /** The worker will hold blocks `from` to the end of `blocks`, until `expiresMs`. */
-  add(
-    blocks: PromptBlocks,
-    from: number,
-    slot: number,
-    generation: number,
-    nowMs: number,
-    expiresMs: number,
-  ): void {
-    const { hashes, count } = blocks;
-    const tag = tagOf(slot, generation);
+  add(blocks: PromptBlocks, from: number, slot: number, generation: number, expiresMs: number): void {
+    const end = Math.min(blocks.count, from + RECORD_BLOCKS_MAX);
+    if (end <= from) return;
     this.#allExpiredMs = Math.max(this.#allExpiredMs, expiresMs);
-    const times = this.#times;
-    for (let block = from; block < count; block += 1) {
-      const low = hashes[2 * block]!;
-      const high = hashes[2 * block + 1]!;
-      const bucket = (low & (BUCKETS - 1)) * BUCKET_WORDS;
-      const way = this.#wayOf(bucket, low, high);
-      if (way < 0) this.#replaceOldest(bucket, low, high, tag, expiresMs);
-      else {
-        const time = (bucket + EXPIRY) / 2 + way;
-        this.#addHolder(bucket + TAGS + way * HOLDERS, tag, times[time]! > nowMs);
-        if (times[time]! < expiresMs) times[time] = expiresMs;
-      }
+    const start = this.#keep(blocks.hashes, from, end);
+    this.#serial = (this.#serial + 1) >>> 0 || 1;
+    const record = this.#serial % RECORDS;
+    this.#tags[record] = tagOf(slot, generation);
+    this.#firsts[record] = from;
+    this.#ends[record] = end;
+    this.#starts[record] = start;
+    this.#expiriesMs[record] = expiresMs;
+    this.#enter(blocks.hashes[2 * from]!);
+    for (let block = from - (from % STRIDE) + STRIDE; block < end; block += STRIDE)
+      this.#enter(blocks.hashes[2 * block]!);
+  }
+
+  /** Begins a prompt, which must not change until the last call of `extend` for it. */
+  open(blocks: PromptBlocks, nowMs: number): void {
+    this.#blocks = nowMs < this.#allExpiredMs ? blocks : null;
+    this.#nowMs = nowMs;
+    this.#foundAt = -1;
+  }
+
+  /** Leading blocks of the prompt that the worker holds or will hold, when it is known to hold `depth` of them. */
+  extend(depth: number, slot: number, generation: number): number {
+    const blocks = this.#blocks;
+    if (blocks === null) return depth;
+    // Most workers lack the same block: one search serves them all.
+    if (depth !== this.#foundAt) {
+      this.#search(blocks, depth, this.#found);
+      this.#foundAt = depth;
     }
-  }
-
-  /** Where the living predictions of a block are kept, −1: there are none. Valid until the next `add`. */
-  find(blocks: PromptBlocks, block: number, nowMs: number): number {
-    if (nowMs >= this.#allExpiredMs) return -1;
-    const low = blocks.hashes[2 * block]!;
-    const high = blocks.hashes[2 * block + 1]!;
-    const bucket = (low & (BUCKETS - 1)) * BUCKET_WORDS;
-    const way = this.#wayOf(bucket, low, high);
-    return way >= 0 && this.#times[(bucket + EXPIRY) / 2 + way]! > nowMs ? bucket + TAGS + way * HOLDERS : -1;
-  }
-
-  /** True when the worker is among those predicted at `place`, which `find` gave. */
-  isHolder(place: number, slot: number, generation: number): boolean {
+    if (this.#found.count === 0) return depth;
     const tag = tagOf(slot, generation);
-    const words = this.#words;
-    for (let at = place; at < place + HOLDERS; at += 1) if (words[at] === tag) return true;
-    return false;
-  }
-
-  /** Leading blocks that the worker holds or will hold, when it is known to hold `depth` of them. */
-  extend(blocks: PromptBlocks, depth: number, slot: number, generation: number, nowMs: number): number {
-    if (depth >= blocks.count || !this.#has(blocks, depth, slot, generation, nowMs)) return depth;
-    // A prompt's blocks are added together, so those of one worker follow each other without a hole.
-    let held = depth + 1;
-    let step = 1;
-    while (held + step <= blocks.count && this.#has(blocks, held + step - 1, slot, generation, nowMs)) {
-      held += step;
-      step *= 2;
-    }
-    let missing = Math.min(held + step, blocks.count + 1);
-    while (missing - held > 1) {
-      const middle = (held + missing) >> 1;
-      if (this.#has(blocks, middle - 1, slot, generation, nowMs)) held = middle;
-      else missing = middle;
+    let held = depth;
+    let record = this.#recordOf(tag, this.#found);
+    while (record >= 0) {
+      held = this.#shared(blocks, record, held);
+      this.#search(blocks, held, this.#foundBehind);
+      record = this.#recordOf(tag, this.#foundBehind);
     }
     return held;
   }
 
-  #has(blocks: PromptBlocks, block: number, slot: number, generation: number, nowMs: number): boolean {
-    const place = this.find(blocks, block, nowMs);
-    return place >= 0 && this.isHolder(place, slot, generation);
+  /** Copies hashes into the ring; returns where they lie. */
+  #keep(hashes: Uint32Array, from: number, end: number): number {
+    const left = HASHES - (this.#written % HASHES);
+    if (left < end - from) this.#written += left;
+    const start = this.#written;
+    this.#hashes.set(hashes.subarray(2 * from, 2 * end), 2 * (start % HASHES));
+    this.#written += end - from;
+    return start;
   }
 
-  /** The way of a block in its bucket, −1: none. */
-  #wayOf(bucket: number, low: number, high: number): number {
-    const words = this.#words;
-    for (let way = 0; way < WAYS; way += 1)
-      if (words[bucket + way] === low && words[bucket + HIGH + way] === high) return way;
+  /** Puts the last record into the bucket of a hash, by its low word; the oldest there falls out. */
+  #enter(low: number): void {
+    const buckets = this.#buckets;
+    const first = (low % BUCKETS) * PLACES;
+    for (let at = first + PLACES - 1; at > first; at -= 1) buckets[at] = buckets[at - 1]!;
+    buckets[first] = this.#serial;
+  }
+
+  /** Finds the living records that have block `block` of the prompt, the newest of a bucket first. */
+  #search(blocks: PromptBlocks, block: number, found: Found): void {
+    found.count = 0;
+    if (block >= blocks.count) return;
+    for (let at = block; at >= block - (block % STRIDE); at -= 1) {
+      const first = (blocks.hashes[2 * at]! % BUCKETS) * PLACES;
+      for (let place = first; place < first + PLACES; place += 1) {
+        const serial = this.#buckets[place]!;
+        if (serial === 0) break;
+        if (this.#isLiving(serial) && this.#has(blocks, serial % RECORDS, block))
+          found.serials[found.count++] = serial;
+      }
+    }
+  }
+
+  #isLiving(serial: number): boolean {
+    if ((this.#serial - serial) >>> 0 >= RECORDS) return false;
+    const record = serial % RECORDS;
+    return this.#expiriesMs[record]! > this.#nowMs && this.#written - this.#starts[record]! <= HASHES;
+  }
+
+  /** The first record of this worker, −1: there is none. */
+  #recordOf(tag: number, found: Found): number {
+    for (let at = 0; at < found.count; at += 1) {
+      const record = found.serials[at]! % RECORDS;
+      if (this.#tags[record] === tag) return record;
+    }
     return -1;
   }
 
-  /** In turn, and not the one that expires first: that choice would cost more than all the rest of `add`. */
-  #replaceOldest(bucket: number, low: number, high: number, tag: number, expiresMs: number): void {
-    const words = this.#words;
-    const turn = this.#turns[bucket / BUCKET_WORDS]!;
-    this.#turns[bucket / BUCKET_WORDS] = turn + 1;
-    const way = turn & (WAYS - 1);
-    words[bucket + way] = low;
-    words[bucket + HIGH + way] = high;
-    this.#times[(bucket + EXPIRY) / 2 + way] = expiresMs;
-    const first = bucket + TAGS + way * HOLDERS;
-    words[first] = tag;
-    for (let at = first + 1; at < first + HOLDERS; at += 1) words[at] = 0;
+  /** Whether block `block` of the prompt is one of the record. */
+  #has(blocks: PromptBlocks, record: number, block: number): boolean {
+    const first = this.#firsts[record]!;
+    if (block < first || block >= this.#ends[record]!) return false;
+    const at = 2 * ((this.#starts[record]! % HASHES) + block - first);
+    return (
+      this.#hashes[at] === blocks.hashes[2 * block] && this.#hashes[at + 1] === blocks.hashes[2 * block + 1]
+    );
   }
 
-  /** Newest first; the oldest falls off, and all of them when they have expired. */
-  #addHolder(first: number, tag: number, living: boolean): void {
-    const words = this.#words;
-    const slot = tag >>> SLOT_SHIFT;
-    let at = first;
-    if (living)
-      while (at < first + HOLDERS - 1 && words[at] !== 0 && words[at]! >>> SLOT_SHIFT !== slot) at += 1;
-    else for (let old = first; old < first + HOLDERS; old += 1) words[old] = 0;
-    for (; at > first; at -= 1) words[at] = words[at - 1]!;
-    words[first] = tag;
+  /** Leading blocks of the prompt up to the last one that the record has, which has block `known`. */
+  #shared(blocks: PromptBlocks, record: number, known: number): number {
+    let held = known + 1;
+    let missing = Math.min(this.#ends[record]!, blocks.count) + 1;
+    while (missing - held > 1) {
+      const middle = (held + missing) >> 1;
+      if (this.#has(blocks, record, middle - 1)) held = middle;
+      else missing = middle;
+    }
+    return held;
   }
 }

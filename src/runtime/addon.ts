@@ -157,6 +157,14 @@ export interface Addon {
     depthsOut: Uint32Array,
   ): number;
 
+  /**
+   * Binds the arrays of look-ups, all over a SharedArrayBuffer, so that a look-up need not check three arrays, which costs
+   * more than a small one takes. Returns a handle (> 0).
+   */
+  attachLookupArrays(sequenceHashes: Uint32Array, holders: Uint32Array, depthsOut: Uint32Array): number;
+  /** `indexLookup` with the arrays of a handle. */
+  indexLookupAttached(handle: number, arrays: number, blocks: number, holderCount: number): number;
+
   /** Releases a handle of this thread, of any kind. At most 255 handles can be held per thread. */
   detach(handle: number): void;
 }

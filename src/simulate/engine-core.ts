@@ -17,7 +17,7 @@ export interface PassResult<Owner> {
   decodeMs: number;
   /** Tokens computed, of prompts and of answers. */
   scheduledTokens: number;
-  /** Sequences with a new `lastToken`; those with a `finish` have ended and hold no block any more. */
+  /** Sequences with `fresh` tokens; those with a `finish` have ended and hold no block any more. */
   readonly emitted: EngineSequence<Owner>[];
   /** Sequences that can never fit and have ended without a token. */
   readonly rejected: EngineSequence<Owner>[];
@@ -211,7 +211,8 @@ export class EngineCore<Owner> {
     const before = sequence.computed;
     const after = before + want;
     sequence.computed = after;
-    if (want > 1 || before < sequence.request.prompt.length) {
+    // Drafts are verified at the price of a decode.
+    if (want > this.settings.tokensPerStep || before < sequence.request.prompt.length) {
       this.#prefill.requests++;
       this.#prefill.lengthSum += after;
       this.#prefill.prefixSum += before;
@@ -228,18 +229,14 @@ export class EngineCore<Owner> {
     this.#batch.push(sequence);
   }
 
-  /** Step 7: one token for each sequence that is computed to its end. Returns the sum of their context lengths. */
+  /** Step 7: the tokens of each sequence that is computed to its end. Returns the sum of their context lengths. */
   #emit(): number {
     let heldTokens = 0;
     let finished = false;
     for (const sequence of this.#batch) {
       if (sequence.computed < sequence.length) continue;
       heldTokens += sequence.length;
-      const { minTokens, choice } = sequence.request;
-      const masked = sequence.generated < minTokens ? sequence.masked : null;
-      const token = this.#source.next(sequence.digest, sequence.generated === 0 ? choice : 0, masked);
-      sequence.append(token, this.#source.eosId, this.settings.blockSize);
-      this.totals.generatedTokens++;
+      this.#generate(sequence);
       this.#result.emitted.push(sequence);
       if (sequence.finish === null) continue;
       finished = true;
@@ -247,6 +244,18 @@ export class EngineCore<Owner> {
     }
     if (finished) this.#dropEnded();
     return heldTokens;
+  }
+
+  #generate(sequence: EngineSequence<Owner>): void {
+    const { tokensPerStep, blockSize } = this.settings;
+    const { minTokens, choice } = sequence.request;
+    sequence.fresh.length = 0;
+    while (sequence.fresh.length < tokensPerStep && sequence.finish === null) {
+      const masked = sequence.generated < minTokens ? sequence.masked : null;
+      const token = this.#source.next(sequence.digest, sequence.generated === 0 ? choice : 0, masked);
+      sequence.append(token, this.#source.eosId, blockSize);
+      this.totals.generatedTokens++;
+    }
   }
 
   #dropEnded(): void {

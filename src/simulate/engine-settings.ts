@@ -16,6 +16,8 @@ export interface EngineSettings {
   readonly maxNumSeqs: number;
   /** Tokens that one pass computes at most. */
   readonly maxNumBatchedTokens: number;
+  /** Tokens that a sequence gains per pass: more than one as under speculative decoding with perfect drafts. */
+  readonly tokensPerStep: number;
   /** Divides modelled time; 'unlimited': passes take no time. */
   readonly speed: number | 'unlimited';
   /** Probability of an end-of-sequence token at each position; 0: an answer always has `max_tokens` tokens. */
@@ -51,6 +53,7 @@ export const ENGINE_SETTING_RANGES: Readonly<Record<keyof EngineSettings, Range>
   maxModelLen: integer(1, 16_777_216, 32_768),
   maxNumSeqs: integer(1, 65_536, 256),
   maxNumBatchedTokens: integer(1, 1_048_576, 8192),
+  tokensPerStep: integer(1, 64, 1),
   speed: real(0.001, 1_000_000, 1),
   eosRate: real(0, 1, 0),
   seed: integer(0, 4_294_967_295, 0),
@@ -97,6 +100,7 @@ export function resolveEngineSettings(given: Partial<EngineSettings>): EngineSet
     maxModelLen,
     maxNumSeqs: number('maxNumSeqs'),
     maxNumBatchedTokens: number('maxNumBatchedTokens'),
+    tokensPerStep: number('tokensPerStep'),
     speed: given.speed === 'unlimited' ? 'unlimited' : number('speed'),
     eosRate: number('eosRate'),
     seed: number('seed'),

@@ -10,8 +10,8 @@ import type { EngineSequence, SequenceRequest } from './sequence.js';
 
 /** Who asked for sequences. Called on the thread of the engine, only at the end of a pass. */
 export interface SequenceOwner {
-  /** `sequence` has a new `lastToken`, and has ended if it has a `finish`. */
-  onToken(sequence: EngineSequence<SequenceOwner>): void;
+  /** `sequence` has `fresh` tokens, and has ended with the last of them if it has a `finish`. */
+  onTokens(sequence: EngineSequence<SequenceOwner>): void;
   /** The pass told all it had to tell. Called once per sequence of the owner: only the first call finds anything. */
   flush(): void;
 }
@@ -102,7 +102,7 @@ export class LiveEngine {
 
   #deliver(pass: PassResult<SequenceOwner>): void {
     // An owner that ends one sequence may abort others of the same pass: those have nothing to say any more.
-    for (const sequence of pass.emitted) if (sequence.state !== 'aborted') sequence.owner.onToken(sequence);
+    for (const sequence of pass.emitted) if (sequence.state !== 'aborted') sequence.owner.onTokens(sequence);
     for (const sequence of pass.emitted) sequence.owner.flush();
   }
 }

@@ -1,9 +1,11 @@
 /**
- * A whole mock engine in this process: simulated core, real-time driver and vLLM's HTTP surface on a loopback port.
+ * A whole mock engine in this process: simulated core, real-time driver and the HTTP surface of the engine that it plays,
+ * on a loopback port.
  * Used by `millrace mock`, by the examples that `millrace serve` starts, and by tests, which can arm faults and
  * read counters. The caller owns it and must close it; it runs on the caller's thread.
  */
 import { webcrypto } from 'node:crypto';
+import { ConfigError } from '../errors.js';
 import type { HttpServer } from '../frontend/http/http-exchange.js';
 import { createHttpServer, type HttpServerKind } from '../frontend/http/server.js';
 import { LIMITS } from '../limits.js';
@@ -16,9 +18,18 @@ import { EngineCore } from './engine-core.js';
 import { type EngineSettings, resolveEngineSettings } from './engine-settings.js';
 import { FaultPlan, type FaultRates } from './faults.js';
 import { LiveEngine, type SequenceOwner } from './live-engine.js';
+import {
+  type EngineSkin,
+  EngineSurface,
+  type RequestCounters,
+  type SkinContext,
+} from './openai/engine-surface.js';
+import { sglangSkin } from './sglang/sglang-skin.js';
+import { CacheEvents } from './trtllm/cache-events.js';
+import { trtllmSkin } from './trtllm/trtllm-skin.js';
 import type { KvEventPublisher } from './vllm/kv-event-publisher.js';
-import { KvEvents, type MockEventOptions } from './vllm/kv-events.js';
-import { type RequestCounters, VllmSurface } from './vllm/vllm-surface.js';
+import { type KvEventContext, KvEvents, type MockEventOptions } from './vllm/kv-events.js';
+import { vllmSkin } from './vllm/vllm-skin.js';
 
 /** Name of the model that a mock engine serves unless told otherwise. */
 export const MOCK_MODEL = 'mock-model';
@@ -26,8 +37,20 @@ export const MOCK_MODEL = 'mock-model';
 /** Tokenizer of the mock's answers. */
 const MOCK_TOKENIZER = 'chatml-cl100k';
 
+/** The engines that a mock can play. */
+export const MOCK_ENGINES = ['vllm', 'sglang', 'trtllm'] as const;
+/** One of MOCK_ENGINES. */
+export type MockEngineKind = (typeof MOCK_ENGINES)[number];
+
+/** `event_buffer_max_size` of a mock that plays TensorRT-LLM, whose events are fetched. */
+const CACHE_EVENTS_MAX = 1024;
+
 /** Settings of the simulation and of the server around it; everything has a default. */
 export interface MockEngineOptions extends Partial<EngineSettings> {
+  /** Default `vllm`. */
+  readonly engine?: MockEngineKind;
+  /** Default false, as with SGLang, which this is for: frames of /generate repeat the whole answer. */
+  readonly incrementalStreams?: boolean;
   readonly model?: string;
   /** Default 127.0.0.1. */
   readonly host?: string;
@@ -38,7 +61,7 @@ export interface MockEngineOptions extends Partial<EngineSettings> {
   readonly returnsTokenIds?: boolean;
   /** Seeds the draw of faults; default: `seed`. Engines of one fleet must not all fail at the same request. */
   readonly faultSeed?: number;
-  /** Publishes KV events over ZeroMQ; absent: it does not. */
+  /** Publishes KV events over ZeroMQ, which TensorRT-LLM has not; absent: it does not. */
   readonly events?: MockEventOptions;
   /** Shared by several engines of a process; loaded when absent. */
   readonly tokenizer?: Tokenizer;
@@ -79,28 +102,38 @@ export async function startMockEngine(options: MockEngineOptions = {}): Promise<
   const faultSeed = options.faultSeed ?? settings.seed;
   const faults = new FaultPlan(options.faults ?? {}, seededRandom(faultSeed));
   const [seedHigh, seedLow] = webcrypto.getRandomValues(new Uint32Array(2));
-  const events =
-    options.events === undefined
-      ? null
-      : await KvEvents.open(options.events, {
-          host,
-          blockSize: settings.blockSize,
-          hashSeed: [seedHigh!, seedLow!],
-          random: seededRandom(faultSeed),
-          clock,
-        });
-  const core = new EngineCore<SequenceOwner>(settings, vocabulary, events?.encoder);
+  const hashSeed = [seedHigh!, seedLow!] as const;
+  const { blockSize, numGpuBlocks, maxModelLen } = settings;
+  const events = await openEvents(options, {
+    host,
+    blockSize,
+    hashSeed,
+    random: seededRandom(faultSeed),
+    clock,
+  });
+  const fetched =
+    options.engine === 'trtllm'
+      ? new CacheEvents({
+          blockSize,
+          hashSeed,
+          eventsMax: CACHE_EVENTS_MAX,
+          windowSize: maxModelLen,
+          blocks: numGpuBlocks,
+        })
+      : null;
+  const core = new EngineCore<SequenceOwner>(settings, vocabulary, events?.encoder ?? fetched);
   const engine = new LiveEngine(core, { clock, defer: setImmediate, onPass: () => events?.flush() });
   let answers = 0;
   let idPrefix = '';
-  const surface = new VllmSurface({
+  const newId = (): string => `${idPrefix}-${++answers}`;
+  const surface = new EngineSurface({
     engine,
     vocabulary,
-    model: { name: model, maxModelLen: settings.maxModelLen, tokenizer },
+    model: { name: model, maxModelLen, tokenizer },
     faults,
     clock,
-    returnsTokenIds: options.returnsTokenIds ?? true,
-    newId: () => `${idPrefix}-${++answers}`,
+    skin: skinOf(options, events, fetched, newId),
+    newId,
   });
   const { server, port } = await listen(surface, host, options).catch(async error => {
     await events?.publisher.close();
@@ -122,8 +155,39 @@ export async function startMockEngine(options: MockEngineOptions = {}): Promise<
   };
 }
 
+async function openEvents(options: MockEngineOptions, context: KvEventContext): Promise<KvEvents | null> {
+  const { engine, events } = options;
+  if (events === undefined) return null;
+  if (engine === 'trtllm') {
+    throw new ConfigError(
+      'events are for vllm and sglang: those of trtllm are fetched with POST /kv_cache_events',
+      { param: 'events' },
+    );
+  }
+  return KvEvents.open(engine === 'sglang' ? { form: 'sglang', ...events } : events, context);
+}
+
+function skinOf(
+  options: MockEngineOptions,
+  events: KvEvents | null,
+  fetched: CacheEvents | null,
+  newId: () => string,
+): (context: SkinContext) => EngineSkin {
+  const { engine = 'vllm', incrementalStreams = false, returnsTokenIds = true } = options;
+  if (engine === 'trtllm') return context => trtllmSkin(context, fetched);
+  if (engine === 'vllm') return context => vllmSkin(context, returnsTokenIds);
+  const config = events && {
+    publisher: 'zmq',
+    endpoint: events.publisher.publish,
+    replay_endpoint: events.publisher.replay,
+    topic: options.events?.topic ?? '',
+  };
+  const kvEventsConfig = config === null ? null : JSON.stringify(config);
+  return context => sglangSkin(context, { incremental: incrementalStreams, kvEventsConfig, newId });
+}
+
 async function listen(
-  surface: VllmSurface,
+  surface: EngineSurface,
   host: string,
   options: MockEngineOptions,
 ): Promise<{ server: HttpServer; port: number }> {

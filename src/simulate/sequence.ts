@@ -1,7 +1,7 @@
 /**
  * One sequence inside the simulated engine: one choice of one request, from arrival to its end. A plain record that
- * the core (engine-core.ts) changes; whoever submitted it reads `lastToken` and `finish` after each pass and keeps
- * its own things in `owner`.
+ * the core (engine-core.ts) changes; whoever submitted it reads `fresh` and `finish` after each pass and keeps its own
+ * things in `owner`.
  */
 import assert from 'node:assert';
 import type { CachedSequence } from './block-pool.js';
@@ -49,6 +49,8 @@ export class EngineSequence<Owner> implements CachedSequence {
   preemptions = 0;
   /** The newest token, −1 before the first. */
   lastToken = -1;
+  /** Tokens of its last pass, in order. */
+  readonly fresh: number[] = [];
   finish: 'stop' | 'length' | null = null;
   /** The stop id that ended it; null for end-of-sequence and for a length. */
   stopReason: number | null = null;
@@ -86,6 +88,7 @@ export class EngineSequence<Owner> implements CachedSequence {
     const { request } = this;
     advanceDigest(this.digest, token);
     this.lastToken = token;
+    this.fresh.push(token);
     if (request.prompt.ids !== null) this.#generatedIds.push(token);
     this.length++;
     this.generated++;

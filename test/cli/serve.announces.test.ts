@@ -23,7 +23,9 @@ t.test('the banner: what runs, which workers, and a curl line that works as it i
   t.match(serve.said, /^millrace \d+\.\d+\.\d+: /);
   t.match(serve.said, /^ {2}server +node:http$/m);
   t.match(serve.said, /^ {2}addon +(native|none)/m);
-  t.match(serve.said, /^ {2}pool +\d+ threads?, policy least-requests$/m);
+  t.match(serve.said, /^ {2}pool +\d+ threads?, policy ttft$/m);
+  t.match(serve.said, /^ {2}events +none: residency is approximated from what is routed$/m);
+  t.match(serve.said, /^ {2}index +up to 256 MiB$/m);
   t.match(serve.said, /^ {2}workers +1 vLLM servers\n +http:\/\/127\.0\.0\.1:\d+ {2}ready$/m);
   t.ok(serve.said.includes(`${engine.url}  ready`));
   t.ok(serve.said.includes(`${model}  (relay mode, no tokenizer)`));

@@ -1,5 +1,6 @@
 /** Promise: the vLLM adapter reads a server's capabilities and load as they are, and never takes "absent" for 0. */
 import t from 'tap';
+import { modelFault } from '#millrace/engines/probe-answers.js';
 import { createVllmAdapter } from '#millrace/engines/vllm.js';
 
 const adapter = createVllmAdapter();
@@ -37,7 +38,7 @@ const probe = (changes: Pages = {}) =>
   adapter.probe(async path => {
     const [status, body] = { ...pages, ...changes }[path] ?? [404, ''];
     return { status, body };
-  });
+  }, 'http://10.0.0.7:8000');
 
 t.test('metrics: sums over engines, mean of ratios, exact names', t => {
   t.same(adapter.parseMetrics(METRICS), {
@@ -80,7 +81,52 @@ t.test('probe: everything that a server says', async t => {
     blockSize: 16,
     totalBlocks: 2000,
     returnsTokenIds: true,
+    answerModes: ['token', 'relayIds', 'relay'],
+    dpRanks: 2,
+    events: null,
+    notices: [],
   });
+});
+
+t.test('probe: where each rank publishes its KV events', async t => {
+  const entry = {
+    enable_kv_cache_events: true,
+    publisher: 'zmq',
+    endpoint: 'tcp://*:5557',
+    replay_endpoint: 'tcp://*:5558',
+    topic: '',
+  };
+  const recent: Pages = { '/version': [200, '{"version":"0.32.0"}'] };
+  const events = async (sources: unknown) =>
+    (await probe({ ...recent, '/kv_event_sources': [200, JSON.stringify(sources)] })).events;
+  const first = { publish: 'tcp://10.0.0.7:5557', replay: 'tcp://10.0.0.7:5558', topic: '' };
+  t.same(await events({ 0: entry }), [first], 'as vLLM 0.32.0 answers');
+  const second = { publish: 'tcp://10.0.0.7:5558', replay: 'tcp://10.0.0.7:5559', topic: '' };
+  t.same(await events({ 1: entry, 0: entry }), [first, second], 'the configured endpoint counts up');
+  const list = [
+    { data_parallel_rank: 1, endpoint: 'tcp://h:7', replay_endpoint: null, topic: 'kv' },
+    { data_parallel_rank: 0, endpoint: 'ipc:///run/a', topic: 'kv' },
+  ];
+  t.same(await events(list), [
+    { publish: 'ipc:///run/a', replay: null, topic: 'kv' },
+    { publish: 'tcp://h:7', replay: null, topic: 'kv' },
+  ]);
+  const none = [
+    {},
+    [],
+    null,
+    'x',
+    { 1: entry },
+    { x: entry },
+    { 0: { ...entry, enable_kv_cache_events: false } },
+    { 0: { ...entry, publisher: 'null' } },
+    { 0: { ...entry, endpoint: null } },
+  ];
+  for (const sources of none) t.equal(await events(sources), null, JSON.stringify(sources));
+  t.equal((await probe({ ...recent, '/kv_event_sources': [200, '{'] })).events, null);
+  t.equal((await probe(recent)).events, null, 'no such route');
+  const older: Pages = { '/kv_event_sources': [200, JSON.stringify({ 0: entry })] };
+  t.equal((await probe(older)).events, null, 'an older release is not asked');
 });
 
 t.test('probe: token ids from 0.10.2 on, or from our mock', async t => {
@@ -102,6 +148,12 @@ t.test('probe: token ids from 0.10.2 on, or from our mock', async t => {
     returnsTokenIds: true,
     models: [{ id: 'm', contextLength: null }],
   });
+});
+
+t.test('another model than the declared one is told', async t => {
+  const { models } = await probe();
+  t.equal(modelFault(models, 'lora'), null);
+  t.equal(modelFault(models, 'other'), 'it is declared to serve "other", but lists "base", "lora"');
 });
 
 t.test('probe: a cache that is not sized yet, and no metrics, leave the sizes unknown', async t => {

@@ -34,8 +34,16 @@ const ask = fc.record({
   reason: fc.constantFrom(...ASK_REASONS),
   deadlineWallMs: fc.double({ noNaN: true, noDefaultInfinity: true }),
   excludedSlots: fc.array(u32, { maxLength: 5 }),
+  avoidedSlots: fc.array(u32, { maxLength: 5 }),
   headers: pairs,
   hints: fc.record({ worker: text, session: text, explains: fc.boolean() }),
+  continuation: fc.option(
+    fc.record({
+      mode: fc.constantFrom('token' as const, 'relayIds' as const),
+      promptIds: words,
+      choices: fc.array(fc.record({ choice: u32, ids: words }), { maxLength: 4 }),
+    }),
+  ),
   body: bytes,
 });
 const finite = fc.double({ noNaN: true, noDefaultInfinity: true });
@@ -80,6 +88,7 @@ const step = fc.record({
 });
 const call = fc.record({
   choiceBase: u32,
+  choices: u32,
   promptIds: words,
   steps: fc
     .array(fc.tuple(step, fc.option(fc.nat({ max: 3 }))), { maxLength: 4 })
@@ -104,6 +113,8 @@ const plan = fc.record({
   logprobs: fc.option(fc.nat({ max: 20 })),
   skipSpecialTokens: fc.boolean(),
   stop,
+  maxTokens: fc.option(whole),
+  cannotMigrate: text,
   eosIds: words,
   tokenizer: text,
   placement,
@@ -255,7 +266,7 @@ t.test('bodies and ids are given by reference, and a PLAN is copied out of share
   const one: PlanStep = fc.sample(step, { seed: SEED, numRuns: 1 })[0]!;
   const parts = codec.encodePlan({
     ...sample,
-    calls: [{ choiceBase: 0, promptIds, steps: [{ ...one, after: null, body }] }],
+    calls: [{ choiceBase: 0, choices: 1, promptIds, steps: [{ ...one, after: null, body }] }],
   });
   t.ok(parts.includes(body), 'the body is a part itself');
   t.ok(

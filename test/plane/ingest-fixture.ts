@@ -76,7 +76,13 @@ export class IngestFixture {
       fault: text => this.faults.push(text),
     };
     this.board.setIndex('serving');
-    const task = { limits, seed: 1, indexMemory: this.#indexMemory, bellMemory: this.#bellMemory };
+    const task = {
+      limits,
+      seed: 1,
+      hasEvents: true,
+      indexMemory: this.#indexMemory,
+      bellMemory: this.#bellMemory,
+    };
     this.ingest = new RemoteIngest(task, core, systemClock);
   }
 

@@ -125,6 +125,8 @@ async function setUp(options: SetUp = {}) {
       reason: 'first',
       deadlineWallMs: 0,
       excludedSlots: [],
+      avoidedSlots: [],
+      continuation: null,
       headers: [],
       hints: { ...NO_HINTS, ...hints },
       body: Buffer.from(JSON.stringify({ model: 'base', max_tokens: 4, ...body })),

@@ -120,6 +120,7 @@ function run(
     logprobs: given[0]!.logprobs ? 1 : null,
     skipSpecialTokens: true,
     calls: [],
+    maxTokens: null,
     eosIds: tokenizer.eosIds,
     stop: {
       strings: given[0]!.stops,
@@ -128,21 +129,26 @@ function run(
       includeStopString: given[0]!.includeStop,
     },
   } as unknown as Plan;
-  const answer = new TokenAnswer(plan, table, {
-    text: (choice, text, logprobs) => {
-      texts[choice] += text;
-      for (const { logprob, bytes } of logprobs ?? []) {
-        shown[choice]!.push(-logprob);
-        if (!Buffer.from(tokenizer.bytesOf(-logprob)!).equals(bytes))
-          throw new Error('bytes of another token');
-      }
-      if (finishes[choice] !== undefined) throw new Error('text after the finish');
+  const answer = new TokenAnswer(
+    plan,
+    table,
+    {
+      text: (choice, text, logprobs) => {
+        texts[choice] += text;
+        for (const { logprob, bytes } of logprobs ?? []) {
+          shown[choice]!.push(-logprob);
+          if (!Buffer.from(tokenizer.bytesOf(-logprob)!).equals(bytes))
+            throw new Error('bytes of another token');
+        }
+        if (finishes[choice] !== undefined) throw new Error('text after the finish');
+      },
+      finish: (choice, reason) => {
+        if (finishes[choice] !== undefined) throw new Error('finished twice');
+        finishes[choice] = reason;
+      },
     },
-    finish: (choice, reason) => {
-      if (finishes[choice] !== undefined) throw new Error('finished twice');
-      finishes[choice] = reason;
-    },
-  });
+    null,
+  );
   const stream = openSseStream(createFrameScanner(null), LIMITS);
   const bytes = Buffer.from(
     frames(
@@ -154,7 +160,7 @@ function run(
   for (let at = 0; at < bytes.length; ) {
     const to = Math.min(bytes.length, at + 1 + randomInteger(random, 400));
     const fault = stream.push(bytes.subarray(at, to), batch => {
-      const outcome = answer.take(batch);
+      const outcome = answer.take(batch, { choiceBase: 0, choices: given.length });
       if (outcome.malformed || outcome.engineError !== null) throw new Error('a good frame was refused');
     });
     if (fault !== null) throw new Error(fault);

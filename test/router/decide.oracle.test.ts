@@ -2,186 +2,27 @@
 // same worker, same cached tokens, same draws, over random fleets, loads, prompts, clocks and policies.
 import t from 'tap';
 import type { WorkerView } from '#millrace/messages/records.js';
-import type { Selector } from '#millrace/router/contract.js';
-import {
-  createDecider,
-  type DecideAnswer,
-  type DecideRequest,
-  type PromptBlocks,
-} from '#millrace/router/decide.js';
-import type { PrefixIndexReader } from '#millrace/router/index/contract.js';
+import { createDecider, type DecideAnswer, type DecideRequest } from '#millrace/router/decide.js';
 import { createSimpleIndex } from '#millrace/router/index/simple-index.js';
 import { createLedgerMemory, Ledger } from '#millrace/router/ledger.js';
-import { LOAD, LOAD_LINE_WORDS, SLOT_STATE } from '#millrace/router/load-descriptor.js';
-import { createLoadMemory, LoadTable, loadLine } from '#millrace/router/load-table.js';
+import { SLOT_STATE } from '#millrace/router/load-descriptor.js';
+import { createLoadMemory, LoadTable } from '#millrace/router/load-table.js';
 import { createSelector, POLICY_NAMES } from '#millrace/router/policies/policies.js';
-import { expectedDecodeMs, expectedPrefillMs } from '#millrace/router/prefill-model.js';
-import { pickBySession } from '#millrace/router/session-affinity.js';
 import { type Random, randomInteger, seededRandom } from '#millrace/runtime/random.js';
-import { candidateColumns } from './candidate-rows.js';
+import { NaiveDecider } from './naive-decider.js';
 
 const SEED = Number(process.env.SEED ?? Date.now() % 2 ** 32);
 t.comment(`seed ${SEED}`);
 const MODELS = ['a', 'b'];
-/** Few enough blocks that no bucket of the table of predictions overflows. */
+/** Few enough blocks that the memory of predictions holds those of all steps. */
 const FAMILIES = 5;
 const DEPTH = 60;
-/** Workers that are remembered per predicted block. */
-const PREDICTED_HOLDERS = 4;
-
 /** The prompts: block `at` of a family is the same for all of them up to where a prompt ends. */
 function drawHashes(random: Random): Uint32Array[] {
   return Array.from({ length: FAMILIES }, () =>
     Uint32Array.from({ length: 2 * DEPTH }, () => randomInteger(random, 2 ** 32)),
   );
 }
-
-/** How much is left of a worker's outstanding prefill: the rule of prefill-drain.ts, worker by worker. */
-class NaiveDrain {
-  readonly #workers = new Map<
-    string,
-    Record<'at' | 'before' | 'done' | 'seen' | 'expected' | 'proven', number>
-  >();
-
-  slowness(key: string): number {
-    const { expected, proven } = this.#workers.get(key)!;
-    return Math.min(Math.max((expected + 32_768) / (proven + 32_768), 1 / 64), 64);
-  }
-
-  look(key: string, outstanding: number, seen: number, decodeMs: number, nowMs: number): number {
-    const old = this.#workers.get(key);
-    const fresh = { at: nowMs, before: outstanding, done: 0, seen, expected: 0, proven: 0 };
-    this.#workers.set(key, fresh);
-    if (old === undefined) return outstanding;
-    const proven = (seen - old.seen) >>> 0;
-    let { done } = old;
-    Object.assign(fresh, { expected: old.expected, proven: old.proven });
-    if (old.before > 0) {
-      const left = old.before - done;
-      const slowness = this.slowness(key);
-      const expected = ((nowMs - old.at) * old.before) / expectedPrefillMs(old.before, decodeMs);
-      done += Math.min(expected / slowness, left);
-      const most = proven < old.before ? expected : left > 0 ? left * slowness : old.before / 4;
-      fresh.expected += Math.min(expected, most);
-      fresh.proven += proven;
-      if (fresh.expected + fresh.proven >= 2 * 1_048_576) {
-        fresh.expected /= 2;
-        fresh.proven /= 2;
-      }
-    }
-    fresh.done = Math.min(Math.max(done - proven, 0), outstanding);
-    return outstanding - fresh.done;
-  }
-
-  add(key: string, tokens: number): void {
-    const worker = this.#workers.get(key);
-    if (worker !== undefined) worker.before += tokens;
-  }
-}
-
-interface Predicted {
-  expiresMs: number;
-  readonly workers: string[];
-}
-
-/** Decides without reserving. */
-class NaiveDecider {
-  readonly #selectors = new Map<string, Selector>();
-  readonly #drain = new NaiveDrain();
-  readonly #predicted = new Map<string, Predicted>();
-  readonly #table: LoadTable;
-  readonly #index: PrefixIndexReader;
-  readonly #random: Random;
-
-  constructor(table: LoadTable, index: PrefixIndexReader, random: Random) {
-    this.#table = table;
-    this.#index = index;
-    this.#random = random;
-  }
-
-  decide(request: DecideRequest, policy: string, workers: readonly WorkerView[], nowMs: number) {
-    if (!this.#selectors.has(policy)) this.#selectors.set(policy, createSelector(policy));
-    const selector = this.#selectors.get(policy)!;
-    const allowed = workers.filter(
-      ({ slot, generation, models }) =>
-        this.#table.isReady(slot, generation) &&
-        models.some(({ id }) => id === request.model) &&
-        !request.excludedSlots.includes(slot) &&
-        (request.pinnedSlot ?? slot) === slot,
-    );
-    if (allowed.length === 0) return 'noWorker';
-    const columns = candidateColumns(allowed.map(({ slot }) => ({ slot })));
-    for (const [row, worker] of allowed.entries()) {
-      const { slot, generation } = worker;
-      const blockSize = worker.blockSize ?? 16;
-      const load = this.#table.snapshot(slot)!;
-      const decodeMs = expectedDecodeMs(load.decodeBlocks / (worker.totalBlocks ?? Infinity));
-      columns.generations[row] = generation;
-      columns.requests[row] = load.requests;
-      columns.activePrefillTokens[row] = load.activePrefillTokens;
-      columns.decodeBlocks[row] = load.decodeBlocks;
-      columns.blockSizes[row] = blockSize;
-      columns.totalBlocks[row] = worker.totalBlocks ?? Infinity;
-      columns.decodeMs[row] = decodeMs;
-      if (selector.usesTiming) {
-        const key = `${slot}/${generation}`;
-        const word = loadLine(slot, generation) * LOAD_LINE_WORDS + LOAD.prefilledTokens;
-        const seen = this.#table.words[word]!;
-        columns.queuedTokens[row] = this.#drain.look(key, load.activePrefillTokens, seen, decodeMs, nowMs);
-        columns.slowness[row] = this.#drain.slowness(key);
-      }
-      const blocks = request.blocks?.find(one => one.blockSize === blockSize);
-      const depth = selector.usesPrefix && blocks !== undefined ? this.#depth(blocks, worker, nowMs) : 0;
-      columns.cachedTokens[row] = Math.min(depth * blockSize, request.promptTokens - 1);
-    }
-    const { row } =
-      pickBySession(request.session ?? null, columns) ?? selector.pick(request, columns, this.#random);
-    const worker = allowed[row]!;
-    const cachedTokens = columns.cachedTokens[row]!;
-    const key = `${worker.slot}/${worker.generation}`;
-    const slowness = selector.usesTiming ? columns.slowness[row]! : 1;
-    if (selector.usesPrefix)
-      this.#predict(request, worker, cachedTokens, columns.activePrefillTokens[row]!, slowness, nowMs);
-    this.#drain.add(key, request.promptTokens - cachedTokens);
-    return { slot: worker.slot, generation: worker.generation, cachedTokens };
-  }
-
-  #depth(blocks: PromptBlocks, { slot, generation }: WorkerView, nowMs: number): number {
-    const depths = new Uint32Array(2);
-    this.#index.lookup(blocks.hashes, blocks.count, Uint32Array.of(slot), 1, depths);
-    let depth = depths[1]!;
-    for (; depth < blocks.count; depth += 1) {
-      const predicted = this.#predicted.get(nameOf(blocks, depth));
-      if (predicted === undefined || predicted.expiresMs <= nowMs) break;
-      if (!predicted.workers.includes(`${slot}/${generation}`)) break;
-    }
-    return depth;
-  }
-
-  #predict(
-    { blocks: lists, promptTokens }: DecideRequest,
-    { slot, generation, blockSize }: WorkerView,
-    cachedTokens: number,
-    active: number,
-    slowness: number,
-    nowMs: number,
-  ): void {
-    const blocks = lists?.find(one => one.blockSize === (blockSize ?? 16));
-    if (blocks === undefined) return;
-    const forMs = 2 * slowness * expectedPrefillMs(active + promptTokens - cachedTokens, expectedDecodeMs(1));
-    const expiresMs = Math.ceil(nowMs + Math.max(forMs, 1000));
-    for (let at = Math.floor(cachedTokens / blocks.blockSize); at < blocks.count; at += 1) {
-      const old = this.#predicted.get(nameOf(blocks, at));
-      const living = old !== undefined && old.expiresMs > nowMs ? old : { expiresMs: 0, workers: [] };
-      const others = living.workers.filter(name => !name.startsWith(`${slot}/`));
-      this.#predicted.set(nameOf(blocks, at), {
-        expiresMs: Math.max(living.expiresMs, expiresMs),
-        workers: [`${slot}/${generation}`, ...others].slice(0, PREDICTED_HOLDERS),
-      });
-    }
-  }
-}
-const nameOf = ({ hashes }: PromptBlocks, at: number): string => `${hashes[2 * at]} ${hashes[2 * at + 1]}`;
 
 /** A fleet whose workers come, go, are replaced and differ in all that a decision looks at. */
 function drawFleet(random: Random, table: LoadTable, slots: number, generations: number[]): WorkerView[] {

@@ -7,8 +7,15 @@ import type { Hash64 } from '#millrace/router/hashing/seeds.js';
 import { ENGINE_HASH_WORDS, type PrefixIndexWriter, type Tier } from '#millrace/router/index/contract.js';
 import { type Random, randomInteger, seededRandom } from '#millrace/runtime/random.js';
 
+/** Numbers in shared memory, which the shared index binds to the addon. */
+export function sharedOf(values: readonly number[]): Uint32Array {
+  const shared = new Uint32Array(new SharedArrayBuffer(values.length * 4));
+  shared.set(values);
+  return shared;
+}
+
 /** Holders far apart and close together: alone in their group of 16 and not. */
-export const HOLDERS = Uint32Array.of(0, 1, 2, 17, 300, 2047, 2048, 4095);
+export const HOLDERS = sharedOf([0, 1, 2, 17, 300, 2047, 2048, 4095]);
 const PREDICTED = 8;
 const DEVICE = 1 | PREDICTED;
 const TTL_MS = 40;
@@ -61,7 +68,7 @@ export class Forest {
       const path: number[] = [];
       for (let at = block; at >= 0; at = parents[at]!) path.unshift(at);
       this.paths.push(path);
-      this.hashes.push(Uint32Array.from(path.flatMap(at => [words[at * 2]!, words[at * 2 + 1]!])));
+      this.hashes.push(sharedOf(path.flatMap(at => [words[at * 2]!, words[at * 2 + 1]!])));
     }
     this.blocks = blocks;
   }

@@ -10,7 +10,7 @@ import {
 import { createSimpleIndex } from '#millrace/router/index/simple-index.js';
 import { addonStatus, loadAddon } from '#millrace/runtime/addon.js';
 import { randomInteger, seededRandom } from '#millrace/runtime/random.js';
-import { applyOp, Forest, HOLDERS, Model, type OpKind, OpStream } from './index-model.js';
+import { applyOp, Forest, HOLDERS, Model, type OpKind, OpStream, sharedOf } from './index-model.js';
 
 const SEED = Number(process.env.SEED ?? Date.now() % 2 ** 32);
 const OPS = process.env.MILLRACE_TEST_LONG === '1' ? 5_000_000 : 50_000;
@@ -51,7 +51,8 @@ function firstDifference(index: Index, forest: Forest, seed: number, ops: number
   const random = seededRandom(seed + 1);
   const stream = new OpStream(seed, forest, KINDS);
   const model = new Model(forest);
-  const depths = new Uint32Array(HOLDERS.length * 2);
+  // The shared index binds arrays in shared memory and passes others with each call: both ways in turn.
+  const depthsOfBoth = [new Uint32Array(HOLDERS.length * 2), sharedOf(Array(HOLDERS.length * 2).fill(0))];
   const found = new Uint32Array(2);
   for (let n = 0; n < ops; n += 1) {
     const op = stream.next();
@@ -59,6 +60,7 @@ function firstDifference(index: Index, forest: Forest, seed: number, ops: number
     model.apply(op);
     const path = randomInteger(random, forest.paths.length);
     const blocks = forest.paths[path]!.length;
+    const depths = depthsOfBoth[randomInteger(random, 2)]!;
     index.reader.lookup(forest.hashes[path]!, blocks, HOLDERS, HOLDERS.length, depths);
     for (let holder = 0; holder < HOLDERS.length; holder += 1) {
       const wanted = [model.depth(path, holder, false), model.depth(path, holder, true)];

@@ -57,20 +57,35 @@ t.test('wrong arguments throw by name and change nothing', needsAddon, async t =
   const frames = calls.attachFrames(sharedI32(FRAME_TABLE_WORDS), sharedU32(FRAME_IDS_MAX));
   const load = calls.attachLoad(sharedU32(LOAD_LINE_WORDS * 2), sharedU32(LEDGER_ENTRY_WORDS * 4));
   const bytes = new Uint8Array(8);
+  /** Sound arguments of hashBlocks but for those given by index. */
+  const hashing = (other: Record<number, unknown>): unknown[] =>
+    Object.assign([ids, 0, 2, 4, 0, 0, 0, 0, 0, 0, 0, null, out], other);
   const wrong: [keyof Addon, unknown[], string, RegExp][] = [
     ['hashBlocks', [], 'TypeError', /^ids must be a Uint32Array/],
-    ['hashBlocks', [[1, 2], 1, 0, 0, 0, 0, out, out], 'TypeError', /^ids /],
-    ['hashBlocks', [new Int32Array(8), 1, 0, 0, 0, 0, out, out], 'TypeError', /^ids /],
-    ['hashBlocks', [ids, '4', 0, 0, 0, 0, out, out], 'TypeError', /^blockSize must be a number/],
-    ['hashBlocks', [ids, 4n, 0, 0, 0, 0, out, out], 'TypeError', /^blockSize /],
-    ['hashBlocks', [ids, 0, 0, 0, 0, 0, out, out], 'RangeError', /^blockSize /],
-    ['hashBlocks', [ids, 4, -1, 0, 0, 0, out, out], 'RangeError', /^blockSeedLow /],
-    ['hashBlocks', [ids, 4, 0, 2 ** 32, 0, 0, out, out], 'RangeError', /^blockSeedHigh /],
-    ['hashBlocks', [ids, 4, 0, 0, 0.5, 0, out, out], 'RangeError', /^chainSeedLow /],
-    ['hashBlocks', [ids, 4, 0, 0, 0, Number.NaN, out, out], 'RangeError', /^chainSeedHigh /],
-    ['hashBlocks', [ids, 4, 0, 0, 0, 0, new Uint32Array(3), out], 'RangeError', /^blockHashesOut /],
-    ['hashBlocks', [ids, 4, 0, 0, 0, 0, out, null], 'TypeError', /^sequenceHashesOut /],
-    ['hashBlocks', [ids, 4, 0, 0, 0, 0, out, new Uint32Array(3)], 'RangeError', /^sequenceHashesOut /],
+    ['hashBlocks', hashing({ 0: [1, 2] }), 'TypeError', /^ids /],
+    ['hashBlocks', hashing({ 0: new Int32Array(8) }), 'TypeError', /^ids /],
+    ['hashBlocks', hashing({ 1: 9 }), 'RangeError', /^from /],
+    ['hashBlocks', hashing({ 2: 3 }), 'RangeError', /^blocks /],
+    ['hashBlocks', hashing({ 1: 1 }), 'RangeError', /^blocks /],
+    ['hashBlocks', hashing({ 3: '4' }), 'TypeError', /^blockSize must be a number/],
+    ['hashBlocks', hashing({ 3: 4n }), 'TypeError', /^blockSize /],
+    ['hashBlocks', hashing({ 3: 0 }), 'RangeError', /^blockSize /],
+    ['hashBlocks', hashing({ 4: -1 }), 'RangeError', /^blockSeedLow /],
+    ['hashBlocks', hashing({ 5: 2 ** 32 }), 'RangeError', /^blockSeedHigh /],
+    ['hashBlocks', hashing({ 6: 0.5 }), 'RangeError', /^chainSeedLow /],
+    ['hashBlocks', hashing({ 7: Number.NaN }), 'RangeError', /^chainSeedHigh /],
+    ['hashBlocks', hashing({ 8: true }), 'TypeError', /^hasParent /],
+    ['hashBlocks', hashing({ 10: undefined }), 'TypeError', /^parentHigh /],
+    ['hashBlocks', hashing({ 11: undefined }), 'TypeError', /^media /],
+    ['hashBlocks', hashing({ 11: new Uint32Array(4) }), 'RangeError', /^media must be of 3/],
+    [
+      'hashBlocks',
+      hashing({ 11: Uint32Array.of(1, 0, 0, 0, 0, 0) }),
+      'RangeError',
+      /^media must be in the order/,
+    ],
+    ['hashBlocks', hashing({ 12: null }), 'TypeError', /^sequenceHashesOut /],
+    ['hashBlocks', hashing({ 12: new Uint32Array(3) }), 'RangeError', /^sequenceHashesOut /],
     [
       'attachFrames',
       [sharedU32(FRAME_TABLE_WORDS), sharedU32(FRAME_IDS_MAX)],

@@ -41,7 +41,7 @@ function drain(core: EngineCore<Ids>, startMs = 0): number {
   let nowMs = startMs;
   while (core.running + core.waiting > 0) {
     const pass = core.executePass(nowMs);
-    for (const sequence of pass.emitted) sequence.owner.push(sequence.lastToken);
+    for (const sequence of pass.emitted) sequence.owner.push(...sequence.fresh);
     nowMs = pass.endMs;
   }
   return nowMs;
@@ -199,7 +199,7 @@ t.test('random interleavings of arrival, pass and abort keep every block account
         const victim = all[randomInteger(random, all.length)]!;
         if (victim.live) aborts++;
         core.abort(victim);
-      } else for (const one of core.executePass(step).emitted) one.owner.push(one.lastToken);
+      } else for (const one of core.executePass(step).emitted) one.owner.push(...one.fresh);
       const problem = unaccounted(core, all);
       if (problem !== null) t.fail(`round ${round} step ${step}: ${problem}`);
     }
@@ -238,4 +238,26 @@ t.test('200 engines under one virtual clock', async t => {
     200 * 4 * 20,
   );
   t.equal(new Set(ends).size, 1, 'equal work takes equal virtual time');
+});
+
+t.test('several tokens per step: the same answers in fewer passes, also where the pool is too small', t => {
+  const random = seededRandom(seed + 1);
+  for (let round = 0; round < 20; round++) {
+    const prompts = Array.from({ length: 6 }, () => promptOf(1 + randomInteger(random, 60), 100 * round));
+    const run = (tokensPerStep: number) => {
+      const core = coreOf({ tokensPerStep, blockSize: 4, numGpuBlocks: 40, maxModelLen: 120, eosRate: 0.02 });
+      const sequences = prompts.map(prompt => core.add(requestOf(core, prompt, { maxTokens: 50 }), 0));
+      let passes = 0;
+      while (core.running + core.waiting > 0) {
+        for (const one of core.executePass(0).emitted) one.owner.push(...one.fresh);
+        passes++;
+      }
+      return { answers: sequences.map(one => [one.owner, one.finish]), passes, held: core.pool.active };
+    };
+    const [one, four] = [run(1), run(4)];
+    t.same(four.answers, one.answers);
+    t.ok(four.passes < one.passes);
+    t.equal(four.held, 0);
+  }
+  t.end();
 });

@@ -39,7 +39,7 @@ const complete = async (mock: MockEngine, more: object = {}): Promise<Json> =>
 /** The events of all batches so far. */
 async function eventsOf(t: Test, mock: MockEngine): Promise<Json[]> {
   const messages = await replayFrom(t, mock.events!.replay, 0);
-  return messages.slice(0, -1).flatMap(([, , payload]) => unpackr.unpack(payload!)[1]);
+  return messages.slice(0, -1).flatMap(frames => unpackr.unpack(frames.at(-1)!)[1]);
 }
 
 t.test('two engines with one prompt: other hashes, the same tokens, those of the answer too', async t => {

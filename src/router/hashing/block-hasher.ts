@@ -10,7 +10,7 @@
  */
 import type { Addon } from '../../runtime/addon.js';
 import { DEFAULT_SEEDS, type Hash64, type HashSeeds, identitySeeds } from './seeds.js';
-import { Xxh3 } from './xxh3.js';
+import { type Digest, hash64, Xxh3 } from './xxh3.js';
 
 /** Words of one 64-bit hash in an output array: low, then high. */
 export const HASH_WORDS = 2;
@@ -63,7 +63,7 @@ export interface Hashers {
  * without adapter and salt: others than Dynamo's only where engines and stores outside use them.
  */
 export async function createHashers(addon: Addon | null, base: HashSeeds = DEFAULT_SEEDS): Promise<Hashers> {
-  return new IdentityHashers(addon, await Xxh3.create(), base);
+  return new IdentityHashers(addon, await Xxh3.create([base.block, base.chain]), base);
 }
 
 class IdentityHashers implements Hashers {
@@ -149,17 +149,15 @@ class NativeBlockHasher implements BlockHasher {
 }
 
 class WasmBlockHasher implements BlockHasher {
-  readonly #xxh3: Xxh3;
-  readonly #block: Uint8Array;
-  readonly #chain: Uint8Array;
+  readonly #block: Digest;
+  readonly #chain: Digest;
   // The 16 bytes of one link: the previous sequence hash, then the block hash.
   readonly #link = new Uint8Array(16);
   readonly #linkWords = new DataView(this.#link.buffer);
 
   constructor(xxh3: Xxh3, seeds: HashSeeds) {
-    this.#xxh3 = xxh3;
-    this.#block = xxh3.begin(seeds.block);
-    this.#chain = xxh3.begin(seeds.chain);
+    this.#block = xxh3.under(seeds.block);
+    this.#chain = xxh3.under(seeds.chain);
   }
 
   hash(ids: Uint32Array, blockSize: number, media: Uint32Array | null, out: Uint32Array): number {
@@ -188,13 +186,13 @@ class WasmBlockHasher implements BlockHasher {
       while (media !== null && media[entry] === i) entry += MEDIA_WORDS;
       const framed =
         media === null || entry === firstEntry ? data : frame(data, media.subarray(firstEntry, entry));
-      let hash = hash64(this.#xxh3.digest(this.#block, framed));
+      let hash = hash64(this.#block(framed));
       if (before !== null) {
         this.#linkWords.setUint32(0, before.low, true);
         this.#linkWords.setUint32(4, before.high, true);
         this.#linkWords.setUint32(8, hash.low, true);
         this.#linkWords.setUint32(12, hash.high, true);
-        hash = hash64(this.#xxh3.digest(this.#chain, this.#link));
+        hash = hash64(this.#chain(this.#link));
       }
       sequenceHashesOut[i * HASH_WORDS] = hash.low;
       sequenceHashesOut[i * HASH_WORDS + 1] = hash.high;
@@ -214,15 +212,6 @@ function frame(ids: Uint8Array, media: Uint32Array): Uint8Array {
   framed.set(ids);
   framed.set(new Uint8Array(hashes.buffer), ids.length);
   return framed;
-}
-
-/** hash-wasm gives digests in XXH3's canonical form, which is big-endian. */
-function hash64(digest: Uint8Array): Hash64 {
-  return { low: bigEndian(digest, 4), high: bigEndian(digest, 0) };
-}
-
-function bigEndian(bytes: Uint8Array, at: number): number {
-  return ((bytes[at]! << 24) | (bytes[at + 1]! << 16) | (bytes[at + 2]! << 8) | bytes[at + 3]!) >>> 0;
 }
 
 function check(

@@ -5,7 +5,7 @@
  *
  *     seed = 1337 (+ xxh3_64(adapter, seed 0)) (+ xxh3_64(salt, seed 1))   modulo 2^64; an empty string is absent
  */
-import type { Xxh3 } from './xxh3.js';
+import { hash64, type Xxh3 } from './xxh3.js';
 
 /** An unsigned 64-bit value as its two 32-bit words. */
 export interface Hash64 {
@@ -32,8 +32,8 @@ export const DEFAULT_SEEDS: HashSeeds = { block: DYNAMO_SEED, chain: DYNAMO_SEED
 /** The seeds of requests with this adapter and salt: `base` with their hashes added to the block seed. */
 export function identitySeeds(xxh3: Xxh3, base: HashSeeds, adapter: string, salt: string): HashSeeds {
   let block = base.block;
-  if (adapter !== '') block = sum(block, xxh3.hashText(adapter, ADAPTER_SEED));
-  if (salt !== '') block = sum(block, xxh3.hashText(salt, SALT_SEED));
+  if (adapter !== '') block = sum(block, hash64(xxh3.under(ADAPTER_SEED)(adapter)));
+  if (salt !== '') block = sum(block, hash64(xxh3.under(SALT_SEED)(salt)));
   return { block, chain: base.chain };
 }
 

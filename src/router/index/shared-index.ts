@@ -212,11 +212,19 @@ export class SharedIndexWriter implements PrefixIndexWriter {
   }
 }
 
-/** A reader of a segment. Takes no lock, writes nothing there, and never waits. */
+/**
+ * A reader of a segment. Takes no lock, writes nothing there, and never waits. Look-ups are fastest with arrays over shared
+ * memory that are the same each time: these are bound to the addon once, and a call passes integers only.
+ */
 export class SharedIndexReader implements PrefixIndexReader {
   readonly #addon: Addon;
   readonly #handle: number;
   #undercounts = 0;
+  /** The arrays that are bound, as `#arrays`; 0 when there are none. */
+  #hashes: Uint32Array | null = null;
+  #holders: Uint32Array | null = null;
+  #depths: Uint32Array | null = null;
+  #arrays = 0;
 
   constructor(addon: Addon, memory: SharedArrayBuffer) {
     this.#addon = addon;
@@ -235,21 +243,34 @@ export class SharedIndexReader implements PrefixIndexReader {
     holderCount: number,
     depthsOut: Uint32Array,
   ): number {
-    const answer = this.#addon.indexLookup(
-      this.#handle,
-      sequenceHashes,
-      blocks,
-      holders,
-      holderCount,
-      depthsOut,
-    );
+    const bound =
+      sequenceHashes === this.#hashes && holders === this.#holders && depthsOut === this.#depths
+        ? this.#arrays
+        : this.#bind(sequenceHashes, holders, depthsOut);
+    const answer =
+      bound !== 0
+        ? this.#addon.indexLookupAttached(this.#handle, bound, blocks, holderCount)
+        : this.#addon.indexLookup(this.#handle, sequenceHashes, blocks, holders, holderCount, depthsOut);
     if (answer < 2 ** 32) return answer;
     this.#undercounts += Math.floor(answer / 2 ** 32);
     return answer % 2 ** 32;
   }
 
-  /** Lets go of the segment. */
+  /** Binds arrays in place of those before; 0 when they can be detached, so that the addon must not keep them. */
+  #bind(hashes: Uint32Array, holders: Uint32Array, depths: Uint32Array): number {
+    if (![hashes, holders, depths].every(array => array.buffer instanceof SharedArrayBuffer)) return 0;
+    const arrays = this.#addon.attachLookupArrays(hashes, holders, depths);
+    if (this.#arrays !== 0) this.#addon.detach(this.#arrays);
+    this.#arrays = arrays;
+    this.#hashes = hashes;
+    this.#holders = holders;
+    this.#depths = depths;
+    return this.#arrays;
+  }
+
+  /** Lets go of the segment and the arrays. */
   close(): void {
+    if (this.#arrays !== 0) this.#addon.detach(this.#arrays);
     this.#addon.detach(this.#handle);
   }
 }

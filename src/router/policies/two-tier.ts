@@ -28,7 +28,8 @@ export function createTwoTier(options: Partial<TwoTierOptions> = {}): Selector {
     pick(request, candidates, random) {
       const { requests, cachedTokens, count } = candidates;
       const least = lowest(requests, count, random);
-      const most = requests.subarray(0, count).reduce((a, b) => Math.max(a, b), 0);
+      let most = 0;
+      for (let row = 0; row < count; row += 1) most = Math.max(most, requests[row]!);
       if (most - least.score > balanceAbs && most > balanceRel * least.score) {
         return { row: least.row, reason: `two-tier: unbalanced, ${least.score} to ${most} requests` };
       }

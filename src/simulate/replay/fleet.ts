@@ -23,6 +23,7 @@ import type { EngineSequence } from '../sequence.js';
 import { IndexFeed } from './index-feed.js';
 import { LoadSamples } from './load-samples.js';
 import { PassQueue } from './pass-queue.js';
+import type { RunRecord } from './summary.js';
 import type { PreparedRequest, PreparedWorkload } from './workload.js';
 
 /** What a run is made of. */
@@ -42,27 +43,15 @@ export interface FleetOptions {
 }
 
 /** What a run gave. Times are virtual milliseconds; arrays have an entry per request, NaN for one without. */
-export interface FleetResult {
-  readonly ttftMs: Float64Array;
-  /** (end − first token) ÷ (tokens − 1), as AIPerf defines it; NaN for an answer of one token. */
-  readonly itlMs: Float64Array;
-  readonly e2eMs: Float64Array;
-  readonly errors: number;
-  readonly outputTokens: number;
-  /** As the engines report them. */
-  readonly promptTokens: number;
-  readonly cachedTokens: number;
+export interface FleetResult extends RunRecord {
   /** Compute time per worker. */
   readonly prefillMs: Float64Array;
   readonly decodeMs: Float64Array;
-  /** From the first arrival to the last end. */
-  readonly spanMs: number;
   /** From the first arrival to the last. */
   readonly arrivalSpanMs: number;
   /** Sum over workers of the part of the arrival span in which each was there. */
   readonly workerMs: number;
   readonly saturated: boolean;
-  readonly load: LoadSamples;
   /** Real milliseconds: of the run, and of its decisions. */
   readonly wallMs: number;
   readonly decideMs: number;
@@ -191,6 +180,7 @@ class Fleet {
       outputTokens: this.#outputTokens,
       promptTokens: totals.reduce((sum, { promptTokens }) => sum + promptTokens, 0),
       cachedTokens: totals.reduce((sum, { prefixHits }) => sum + prefixHits, 0),
+      computedTokens: Float64Array.from(totals, ({ promptTokens, prefixHits }) => promptTokens - prefixHits),
       prefillMs: this.#prefillMs,
       decodeMs: this.#decodeMs,
       spanMs: this.#nowMs,

@@ -1,8 +1,9 @@
 /**
- * Figures of a replay: per policy the distributions that people compare, in the JSON form that `bench/ttft.js` prints too,
- * and the ratios between policies. Pure.
+ * Figures of a run, replayed or live: per policy the distributions that people compare, in the JSON form that
+ * `bench/ttft.js` prints too, and the ratios between policies. Pure.
  */
 import type { FleetResult } from './fleet.js';
+import type { LoadSamples } from './load-samples.js';
 import type { ReplayResult } from './replay.js';
 
 /** Milliseconds; null when nothing was measured. */
@@ -13,10 +14,28 @@ export interface Distribution {
   readonly p99: number | null;
 }
 
+/** What a run noted, replayed or live. Times are modelled milliseconds; NaN for a request without that figure. */
+export interface RunRecord {
+  readonly ttftMs: Float64Array;
+  /** (end − first token) ÷ (tokens − 1), as AIPerf defines it; NaN for an answer of one token. */
+  readonly itlMs: Float64Array;
+  readonly e2eMs: Float64Array;
+  readonly errors: number;
+  readonly outputTokens: number;
+  /** As the engines report them. */
+  readonly promptTokens: number;
+  readonly cachedTokens: number;
+  /** Prompt tokens that were not cached, per worker. */
+  readonly computedTokens: Float64Array;
+  /** From the first arrival to the last end. */
+  readonly spanMs: number;
+  readonly load: LoadSamples;
+}
+
 /** One policy's run. */
-export interface PolicySummary {
+export interface PolicyFigures {
   readonly requests: number;
-  /** Requests that no engine could ever run; they are in no distribution. */
+  /** Requests without a whole answer: in a replay those that no engine could ever run. They are in no distribution. */
   readonly errors: number;
   readonly ttftMs: Distribution;
   /** Per request: (end − first token) ÷ (tokens − 1). */
@@ -24,12 +43,16 @@ export interface PolicySummary {
   readonly e2eMs: Distribution;
   /** Cached ÷ prompt tokens, as the engines report them. */
   readonly hitRate: number;
-  /** What is missing to the hit rate of one infinite cache for all workers. */
-  readonly hitRateGap: number;
   /** From the first arrival to the last end. */
   readonly outputTokensPerSecond: number;
-  /** Prefill compute time of the busiest worker ÷ the mean. */
+  /** Prompt tokens computed by the busiest worker ÷ the mean. */
   readonly workImbalance: number;
+}
+
+/** One policy's replay. */
+export interface PolicySummary extends PolicyFigures {
+  /** What is missing to the hit rate of one infinite cache for all workers. */
+  readonly hitRateGap: number;
   /** Requests still came faster than they were begun when the arrivals ended. */
   readonly saturated: boolean;
   /** Of this process, on this machine: decisions ÷ real seconds in them, and virtual ÷ real seconds of the run. */
@@ -65,12 +88,6 @@ export function summarize(result: ReplayResult): ReplaySummary {
   const policies = Object.fromEntries(
     [...runs].map(([policy, run]) => [policy, summarizeRun(run, workload.infiniteHitRate)]),
   );
-  const mean = (policy: string): number => policies[policy]?.ttftMs.mean ?? Number.POSITIVE_INFINITY;
-  const best = [...runs.keys()].reduce((a, b) => (mean(b) < mean(a) ? b : a));
-  const over = (policy: string, figure: 'mean' | 'p99'): number | null => {
-    const [value, lowest] = [policies[policy]?.ttftMs[figure] ?? null, policies[best]!.ttftMs[figure]];
-    return value === null || lowest === null ? null : value / lowest;
-  };
   return {
     workload: workload.workload.name,
     requests: workload.requests.length,
@@ -79,31 +96,51 @@ export function summarize(result: ReplayResult): ReplaySummary {
     arrivalSeconds: (workload.spanMs * timeScale) / 1000,
     infiniteHitRate: workload.infiniteHitRate,
     policies,
-    ratios: {
-      ttftMeanRoundRobinOverBest: over('round-robin', 'mean'),
-      ttftMeanLeastLoadedOverBest: over('least-loaded', 'mean'),
-      ttftP99RoundRobinOverBest: over('round-robin', 'p99'),
-    },
-    best,
+    ...comparePolicies(policies),
   };
 }
 
+/** The policy with the lowest mean TTFT, and the ratios to it. There must be at least one policy. */
+export function comparePolicies(policies: Readonly<Record<string, PolicyFigures>>): {
+  readonly ratios: Ratios;
+  readonly best: string;
+} {
+  const mean = (policy: string): number => policies[policy]?.ttftMs.mean ?? Number.POSITIVE_INFINITY;
+  const best = Object.keys(policies).reduce((a, b) => (mean(b) < mean(a) ? b : a));
+  const over = (policy: string, figure: 'mean' | 'p99'): number | null => {
+    const [value, lowest] = [policies[policy]?.ttftMs[figure] ?? null, policies[best]!.ttftMs[figure]];
+    return value === null || lowest === null ? null : value / lowest;
+  };
+  const ratios = {
+    ttftMeanRoundRobinOverBest: over('round-robin', 'mean'),
+    ttftMeanLeastLoadedOverBest: over('least-loaded', 'mean'),
+    ttftP99RoundRobinOverBest: over('round-robin', 'p99'),
+  };
+  return { ratios, best };
+}
+
 function summarizeRun(run: FleetResult, infiniteHitRate: number): PolicySummary {
-  const hitRate = run.promptTokens === 0 ? 0 : run.cachedTokens / run.promptTokens;
-  const requests = run.ttftMs.length;
+  const figures = figuresOf(run);
   return {
-    requests,
+    ...figures,
+    hitRateGap: infiniteHitRate - figures.hitRate,
+    saturated: run.saturated,
+    decisionsPerSecond: (1000 * figures.requests) / run.decideMs,
+    virtualSecondsPerSecond: run.spanMs / run.wallMs,
+  };
+}
+
+/** Sums up one run. */
+export function figuresOf(run: RunRecord): PolicyFigures {
+  return {
+    requests: run.ttftMs.length,
     errors: run.errors,
     ttftMs: distribution(run.ttftMs),
     itlMs: distribution(run.itlMs),
     e2eMs: distribution(run.e2eMs),
-    hitRate,
-    hitRateGap: infiniteHitRate - hitRate,
+    hitRate: run.promptTokens === 0 ? 0 : run.cachedTokens / run.promptTokens,
     outputTokensPerSecond: run.spanMs === 0 ? 0 : (1000 * run.outputTokens) / run.spanMs,
-    workImbalance: imbalance(run.prefillMs),
-    saturated: run.saturated,
-    decisionsPerSecond: (1000 * requests) / run.decideMs,
-    virtualSecondsPerSecond: run.spanMs / run.wallMs,
+    workImbalance: imbalance(run.computedTokens),
   };
 }
 

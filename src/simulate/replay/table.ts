@@ -1,8 +1,8 @@
-/** A replay's figures as rows of text, for the terminal and for the report. Pure. */
-import type { ReplaySummary } from './summary.js';
+/** Figures of runs as rows of text, for the terminal and for the report. Pure. */
+import type { PolicyFigures, ReplaySummary } from './summary.js';
 
-/** Heads of the columns of `tableRows`. */
-export const TABLE_COLUMNS: readonly string[] = [
+/** Heads of the columns of `figureRow`. */
+export const FIGURE_COLUMNS: readonly string[] = [
   'policy',
   'TTFT mean',
   'p50',
@@ -12,21 +12,20 @@ export const TABLE_COLUMNS: readonly string[] = [
   'p99',
   'E2E mean',
   'hit rate',
-  'gap',
   'imbalance',
   'out tok/s',
   'errors',
-  'decisions/s',
-  '× real time',
-  '',
 ];
+
+/** Heads of the columns of `tableRows`. */
+export const TABLE_COLUMNS: readonly string[] = [...FIGURE_COLUMNS, 'gap', 'decisions/s', '× real time', ''];
 
 const whole = (value: number | null): string => (value === null ? '-' : value.toFixed(0));
 const tenths = (value: number | null): string => (value === null ? '-' : value.toFixed(1));
 
-/** One row per policy; the policy's name first. */
-export function tableRows(summary: ReplaySummary): string[][] {
-  return Object.entries(summary.policies).map(([policy, run]) => [
+/** What every run has, replayed or live; the policy's name first. */
+export function figureRow(policy: string, run: PolicyFigures): string[] {
+  return [
     policy,
     whole(run.ttftMs.mean),
     whole(run.ttftMs.p50),
@@ -36,10 +35,17 @@ export function tableRows(summary: ReplaySummary): string[][] {
     tenths(run.itlMs.p99),
     whole(run.e2eMs.mean),
     run.hitRate.toFixed(3),
-    run.hitRateGap.toFixed(3),
     run.workImbalance.toFixed(2),
     whole(run.outputTokensPerSecond),
     String(run.errors),
+  ];
+}
+
+/** One row per policy of a replay. */
+export function tableRows(summary: ReplaySummary): string[][] {
+  return Object.entries(summary.policies).map(([policy, run]) => [
+    ...figureRow(policy, run),
+    run.hitRateGap.toFixed(3),
     whole(run.decisionsPerSecond),
     whole(run.virtualSecondsPerSecond),
     run.saturated ? 'saturated' : '',

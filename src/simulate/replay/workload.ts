@@ -4,6 +4,7 @@
  * because a block's key is a function of the trace's prefix-unique hash id and stands for tokens that nobody reads.
  */
 import type { PromptBlocks } from '../../router/decide.js';
+import { KeyTable } from '../key-table.js';
 import { EMPTY_DIGEST, mix32, type PromptDigest } from '../token-source.js';
 
 /** One request as a trace has it. */
@@ -100,15 +101,22 @@ export function writeHash(key: number, into: Uint32Array, index: number): void {
 }
 
 function infiniteHitRate(requests: readonly PreparedRequest[], blockSize: number): number {
-  const seen = new Set<number>();
+  const seenKeys = new Float64Array(requests.reduce((sum, { prompt }) => sum + prompt.keys.length, 0));
+  const seen = new KeyTable(seenKeys);
+  let count = 0;
   let cached = 0;
   let total = 0;
   for (const { prompt } of requests) {
+    const { keys, length } = prompt;
     let depth = 0;
-    while (depth < prompt.keys.length && seen.has(prompt.keys[depth]!)) depth += 1;
-    cached += Math.min(depth * blockSize, prompt.length - 1);
-    total += prompt.length;
-    for (let at = depth; at < prompt.keys.length; at += 1) seen.add(prompt.keys[at]!);
+    while (depth < keys.length && seen.get(keys[depth]!) >= 0) depth += 1;
+    cached += Math.min(depth * blockSize, length - 1);
+    total += length;
+    for (let at = depth; at < keys.length; at += 1) {
+      if (seen.get(keys[at]!) >= 0) continue;
+      seenKeys[count] = keys[at]!;
+      seen.set(count++);
+    }
   }
   return total === 0 ? 0 : cached / total;
 }

@@ -107,13 +107,17 @@ const bursts: Maker = (draw, requests) => {
   });
 };
 
+/** Sessions at an even pace. */
+const multiTurn: Maker = (draw, requests) => sessions(draw, requests, () => draw.wait(GAP_MS));
+
 /** Sessions; the last worker joins half-way, with an empty cache. */
-const coldJoin: Maker = (draw, requests) => sessions(draw, requests, () => draw.wait(GAP_MS));
+const coldJoin: Maker = multiTurn;
 
 const MAKERS = {
   'shared-prompt': sharedPrompt,
   'fan-out': fanOut,
   'no-sharing': noSharing,
+  'multi-turn': multiTurn,
   bursts,
   'cold-join': coldJoin,
 } as const satisfies Record<string, Maker>;

@@ -16,7 +16,8 @@ export interface LogprobsRequest {
   readonly asIds: boolean;
 }
 
-interface Likely {
+/** A token and its log-probability. */
+export interface Likely {
   readonly id: number;
   readonly logprob: number;
 }
@@ -33,7 +34,7 @@ export class TokenLogprobs {
 
   /** JSON of `logprobs` for some tokens of a choice; `offset`: characters of the choice before them. */
   json(api: Api, ids: readonly number[], offset: number, wanted: LogprobsRequest): string {
-    const positions = ids.map(id => this.#likely(id, wanted.top));
+    const positions = ids.map(id => this.likely(id, wanted.top));
     if (api === 'chat') {
       const content = positions.map(likely => ({
         ...this.#chatEntry(likely[0]!, wanted),
@@ -61,7 +62,8 @@ export class TokenLogprobs {
     return [...this.#textOf(id)].length;
   }
 
-  #likely(drawn: number, top: number): Likely[] {
+  /** The drawn token first, then the likeliest without it: `top` of them, or one more than that. */
+  likely(drawn: number, top: number): Likely[] {
     const random = mix32(drawn);
     const isOutranked = (random & 3) === 0;
     const share = (random >>> 2) % 64;

@@ -1,5 +1,5 @@
 /**
- * Body of POST /v1/completions and /v1/chat/completions, as the mock's vLLM surface reads it: checks and defaults of
+ * Body of POST /v1/completions and /v1/chat/completions, as a mock engine reads it: checks and defaults of
  * vLLM, prompts turned into ids. Fields that need a real model (penalties, tools …) are taken and ignored.
  * Runs on the mock engine's thread, once per request; the result is read-only.
  */
@@ -8,8 +8,9 @@ import type { Api, ChatMessage } from '../../messages/token-request.js';
 import { renderChat } from '../../preprocess/chat-template.js';
 import type { Tokenizer } from '../../preprocess/tokenizers/tokenizer.js';
 import { type Body, booleanOf, idsOf, integerOf, objectOf, stringOf } from './body-fields.js';
+import type { NativeForm } from './frame-format.js';
+import { HttpError } from './http-error.js';
 import type { LogprobsRequest } from './token-logprobs.js';
-import { VllmError } from './vllm-error.js';
 
 /** A generation request with every default filled in. */
 export interface GenerationRequest {
@@ -28,10 +29,16 @@ export interface GenerationRequest {
   readonly includeUsage: boolean;
   readonly continuousUsage: boolean;
   readonly returnTokenIds: boolean;
+  /** Ids in the place of text. */
+  readonly idsOnly: boolean;
   /** Null: no log-probabilities are wanted. */
   readonly logprobs: LogprobsRequest | null;
   /** Empty without one. */
   readonly cacheSalt: string;
+  /** A form of the engine's own; null: OpenAI's. */
+  readonly native: NativeForm | null;
+  /** Under which the engine can be told to end it; null: it has no name. */
+  readonly abortId: string | null;
 }
 
 /** What the engine says about itself. */
@@ -49,13 +56,13 @@ const LOGPROBS_MAX = 20;
 /** Default of the completions route; the chat route fills the context instead. */
 const COMPLETION_TOKENS = 16;
 
-/** Throws VllmError 404 when the body asks for a model that is not served; no name means the one there is. */
+/** Throws HttpError 404 when the body asks for a model that is not served; no name means the one there is. */
 export function checkModel(body: Body, model: ServedModel): void {
   const name = stringOf(body, 'model', model.name);
-  if (name !== model.name) throw new VllmError(404, `The model \`${name}\` does not exist.`, 'model');
+  if (name !== model.name) throw new HttpError(404, `The model \`${name}\` does not exist.`, 'model');
 }
 
-/** Reads a body. Throws VllmError that names the field and what is allowed. */
+/** Reads a body. Throws HttpError that names the field and what is allowed. */
 export function readGenerationRequest(api: Api, body: Body, model: ServedModel): GenerationRequest {
   checkModel(body, model);
   const prompts =
@@ -64,7 +71,7 @@ export function readGenerationRequest(api: Api, body: Body, model: ServedModel):
   const stream = booleanOf(body, 'stream', false);
   const streamOptions = objectOf(body.stream_options ?? {}, 'stream_options');
   if (!stream && (body.stream_options ?? null) !== null)
-    throw new VllmError(400, 'Stream options can only be defined when `stream=True`.', 'stream_options');
+    throw new HttpError(400, 'Stream options can only be defined when `stream=True`.', 'stream_options');
   const maxTokens = prompts.map(prompt => tokensLeft(prompt.length, asked, model.maxModelLen));
   return {
     api,
@@ -82,6 +89,9 @@ export function readGenerationRequest(api: Api, body: Body, model: ServedModel):
     returnTokenIds: booleanOf(body, 'return_token_ids', false),
     logprobs: logprobsOf(api, body),
     cacheSalt: stringOf(body, 'cache_salt', ''),
+    idsOnly: false,
+    native: null,
+    abortId: null,
   };
 }
 
@@ -89,7 +99,7 @@ export function readGenerationRequest(api: Api, body: Body, model: ServedModel):
 export function chatPrompt(body: Body, tokenizer: Tokenizer): Uint32Array {
   const list = body.messages;
   if (!Array.isArray(list) || list.length === 0 || list.length > LIMITS.messagesMax.max)
-    throw new VllmError(
+    throw new HttpError(
       400,
       `messages must be a list of 1 to ${LIMITS.messagesMax.max} messages`,
       'messages',
@@ -101,7 +111,7 @@ function readMessage(value: unknown, at: number): ChatMessage {
   const field = `messages[${at}]`;
   const message = objectOf(value, field);
   const role = stringOf(message, 'role', null);
-  if (role === null) throw new VllmError(400, `${field}.role must be a string`, field);
+  if (role === null) throw new HttpError(400, `${field}.role must be a string`, field);
   const name = stringOf(message, 'name', undefined);
   const text = contentText(message.content ?? '', `${field}.content`);
   return { role, text, hasMedia: false, ...(name === undefined ? {} : { name }) };
@@ -110,12 +120,12 @@ function readMessage(value: unknown, at: number): ChatMessage {
 function contentText(content: unknown, field: string): string {
   if (typeof content === 'string') return content;
   if (!Array.isArray(content))
-    throw new VllmError(400, `${field} must be a string or a list of parts`, field);
+    throw new HttpError(400, `${field} must be a string or a list of parts`, field);
   return content
     .map((value: unknown, at) => {
       const part = objectOf(value, `${field}[${at}]`);
       if (part.type === 'text' && typeof part.text === 'string') return part.text;
-      throw new VllmError(400, `${field}[${at}] must be a text part: this model reads text only`, field);
+      throw new HttpError(400, `${field}[${at}] must be a text part: this model reads text only`, field);
     })
     .join('\n');
 }
@@ -125,21 +135,21 @@ function completionPrompts(body: Body, tokenizer: Tokenizer): Uint32Array[] {
   const { prompt } = body;
   if (typeof prompt === 'string') return [textPrompt(prompt, tokenizer)];
   if (!Array.isArray(prompt) || prompt.length === 0)
-    throw new VllmError(400, 'prompt must be a string, a list of token ids, or a list of either', 'prompt');
+    throw new HttpError(400, 'prompt must be a string, a list of token ids, or a list of either', 'prompt');
   if (typeof prompt[0] === 'number') return [idsOf(prompt, 'prompt', tokenizer.vocabularySize)];
   if (prompt.length > PROMPTS_MAX)
-    throw new VllmError(400, `prompt must have at most ${PROMPTS_MAX} prompts`, 'prompt');
+    throw new HttpError(400, `prompt must have at most ${PROMPTS_MAX} prompts`, 'prompt');
   return prompt.map((one: unknown, at) => {
     const field = `prompt[${at}]`;
     const ids =
       typeof one === 'string' ? textPrompt(one, tokenizer) : idsOf(one, field, tokenizer.vocabularySize);
-    if (ids.length === 0) throw new VllmError(400, `${field} must not be empty`, 'prompt');
+    if (ids.length === 0) throw new HttpError(400, `${field} must not be empty`, 'prompt');
     return ids;
   });
 }
 
 function textPrompt(text: string, tokenizer: Tokenizer): Uint32Array {
-  if (text === '') throw new VllmError(400, 'prompt must not be empty', 'prompt');
+  if (text === '') throw new HttpError(400, 'prompt must not be empty', 'prompt');
   return tokenizer.encode(text);
 }
 
@@ -149,23 +159,25 @@ function maxTokensOf(api: Api, body: Body): number | null {
   return integerOf(body, 'max_completion_tokens', 1, TOKENS_MAX, older);
 }
 
-function tokensLeft(promptTokens: number, asked: number | null, maxModelLen: number): number {
+/** Tokens that an answer may have: those asked for, which must fit, or all that fit. Throws HttpError. */
+export function tokensLeft(promptTokens: number, asked: number | null, maxModelLen: number): number {
   const left = maxModelLen - promptTokens;
   if (left >= (asked ?? 1)) return asked ?? left;
   const total = asked === null ? promptTokens + 1 : promptTokens + asked;
   const parts = `${promptTokens} in the messages, ${asked ?? 1} in the completion`;
-  throw new VllmError(
+  throw new HttpError(
     400,
     `This model's maximum context length is ${maxModelLen} tokens. However, you requested ${total} tokens (${parts}). Please reduce the length of the messages or completion.`,
     'input_tokens',
   );
 }
 
-function stopStringsOf(body: Body): readonly string[] {
+/** The field `stop`. Throws HttpError. */
+export function stopStringsOf(body: Body): readonly string[] {
   const value = body.stop ?? [];
   const list: unknown[] = Array.isArray(value) ? value : [value];
   if (list.length > LIMITS.stopStringsMax.max || !list.every(one => typeof one === 'string' && one !== ''))
-    throw new VllmError(
+    throw new HttpError(
       400,
       `stop must be a string or a list of at most ${LIMITS.stopStringsMax.max} strings, none empty`,
       'stop',
@@ -173,10 +185,11 @@ function stopStringsOf(body: Body): readonly string[] {
   return list as string[];
 }
 
-function stopTokenIdsOf(body: Body, vocabularySize: number): readonly number[] {
+/** The field `stop_token_ids`. Throws HttpError. */
+export function stopTokenIdsOf(body: Body, vocabularySize: number): readonly number[] {
   const ids = idsOf(body.stop_token_ids ?? [], 'stop_token_ids', vocabularySize);
   if (ids.length > STOP_TOKEN_IDS_MAX)
-    throw new VllmError(400, `stop_token_ids must have at most ${STOP_TOKEN_IDS_MAX} ids`, 'stop_token_ids');
+    throw new HttpError(400, `stop_token_ids must have at most ${STOP_TOKEN_IDS_MAX} ids`, 'stop_token_ids');
   return [...ids];
 }
 
@@ -189,6 +202,6 @@ function logprobsOf(api: Api, body: Body): LogprobsRequest | null {
   const top = integerOf(body, 'top_logprobs', 0, LOGPROBS_MAX, 0);
   if (booleanOf(body, 'logprobs', false)) return { top, asIds };
   if (top > 0)
-    throw new VllmError(400, 'when using `top_logprobs`, `logprobs` must be set to true.', 'top_logprobs');
+    throw new HttpError(400, 'when using `top_logprobs`, `logprobs` must be set to true.', 'top_logprobs');
   return null;
 }

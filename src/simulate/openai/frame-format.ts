@@ -25,7 +25,7 @@ export interface Usage {
 
 /** Why a choice ended. `stopReason` is a stop string, a stop id or null. */
 export interface Ending {
-  readonly finish: 'stop' | 'length';
+  readonly finish: 'stop' | 'length' | 'abort';
   readonly stopReason: string | number | null;
 }
 
@@ -77,15 +77,15 @@ export class FrameFormat {
   }
 
   /**
-   * A frame with new text (`escaped`: the inside of a JSON string). `ids` is the inside of `token_ids`, `prompt` the
-   * one of `prompt_token_ids` (completions only); null leaves the field out. `logprobs` is JSON. `usage` is what follows the choices.
+   * A frame with new text (`escaped`: the inside of a JSON string). `ids` become `token_ids`, `prompt` is the inside
+   * of `prompt_token_ids` (completions only); null leaves the field out. `logprobs` is JSON. `usage` is what follows the choices.
    */
   delta(
     choiceHead: string,
     escaped: string,
     logprobs: string,
     ending: Ending | null,
-    ids: string | number | null,
+    ids: readonly number[] | null,
     prompt: string | null,
     usage: string,
   ): string {
@@ -95,7 +95,7 @@ export class FrameFormat {
     if (ending !== null) frame += `"${ending.finish}","stop_reason":${JSON.stringify(ending.stopReason)}`;
     else frame += this.#chat ? 'null' : 'null,"stop_reason":null';
     if (prompt !== null) frame += `,"prompt_token_ids":[${prompt}]`;
-    if (ids !== null) frame += `,"token_ids":[${ids}]`;
+    if (ids !== null) frame += `,"token_ids":[${ids.join(',')}]`;
     return `${frame}}]${usage}}\n\n`;
   }
 
@@ -129,4 +129,23 @@ export class FrameFormat {
     if (choice.tokenIds !== null) json += `,"token_ids":[${choice.tokenIds.join(',')}]`;
     return `${json}}`;
   }
+}
+
+/** One choice at a moment of its answer, for a form that is not OpenAI's. */
+export interface ChoiceState {
+  readonly index: number;
+  readonly promptIds: Uint32Array;
+  readonly cachedTokens: number;
+  /** All of the answer so far, and what is new in it. */
+  readonly text: string;
+  readonly freshText: string;
+  readonly ids: readonly number[];
+  readonly freshIds: readonly number[];
+  readonly ending: Ending | null;
+}
+
+/** Answers in a form of the engine's own. */
+export interface NativeForm {
+  frame(state: ChoiceState): string;
+  whole(states: readonly ChoiceState[]): string;
 }

@@ -1,5 +1,5 @@
 /**
- * One answer of the mock's vLLM surface, from the accepted request to the last byte (R5 as the engine sees it): owns
+ * One answer of a mock engine, from the accepted request to the last byte (R5 as the engine sees it): owns
  * the sequences of all its choices, turns each pass into one SSE frame per choice and one write, or collects a whole
  * body. Ends exactly once: finished, failed by an injected fault, or aborted by the client. Runs on the mock's thread.
  */
@@ -12,7 +12,14 @@ import type { EngineSequence } from '../sequence.js';
 import { digestPrompt } from '../token-source.js';
 import { ChoiceText } from './choice-text.js';
 import type { EngineMetrics } from './engine-metrics.js';
-import { DONE_FRAME, type Ending, FrameFormat, type Usage, usageJson } from './frame-format.js';
+import {
+  type ChoiceState,
+  DONE_FRAME,
+  type Ending,
+  FrameFormat,
+  type Usage,
+  usageJson,
+} from './frame-format.js';
 import type { GenerationRequest } from './generation-request.js';
 import type { TokenLogprobs } from './token-logprobs.js';
 
@@ -42,8 +49,10 @@ interface Choice {
   readonly sequence: EngineSequence<SequenceOwner>;
   /** Text under stop strings or of a whole answer; null where the text of an id goes straight into its frame. */
   readonly text: ChoiceText | null;
-  /** Kept for a whole answer. */
+  /** Kept for a whole answer and for a native form. */
   readonly ids: number[];
+  /** Text so far, kept for a native form. */
+  shown: string;
   ending: Ending | null;
   /** Characters of the tokens so far, counted where log-probabilities are wanted. */
   textOffset: number;
@@ -104,7 +113,7 @@ export class GenerationAnswer implements SequenceOwner {
     const { engine } = this.#context;
     const request = this.#request;
     const prompt = digestPrompt(promptIds, engine.core.settings.blockSize, request.cacheSalt);
-    const collects = !request.stream || request.stopStrings.length > 0;
+    const collects = !request.stream || request.stopStrings.length > 0 || request.native !== null;
     for (let choice = 0; choice < request.n; choice++) {
       const index = promptAt * request.n + choice;
       const sequence = engine.submit({
@@ -123,6 +132,7 @@ export class GenerationAnswer implements SequenceOwner {
         sequence,
         text: collects ? new ChoiceText(request.stopStrings, request.includeStopString) : null,
         ids: [],
+        shown: '',
         ending: null,
         textOffset: 0,
         lastMs: sequence.arrivedMs,
@@ -130,10 +140,14 @@ export class GenerationAnswer implements SequenceOwner {
     }
   }
 
-  onToken(sequence: EngineSequence<SequenceOwner>): void {
+  onTokens(sequence: EngineSequence<SequenceOwner>): void {
     const choice = this.#choices.get(sequence)!;
     if (this.#ended || this.#strike || choice.ending !== null) return;
-    const text = this.#take(choice);
+    let text = '';
+    let count = 0;
+    while (count < sequence.fresh.length && choice.ending === null) text += this.#take(choice, count++);
+    // Tokens behind a stop string were drawn in vain.
+    const ids = count === sequence.fresh.length ? sequence.fresh : sequence.fresh.slice(0, count);
     this.#measure(choice);
     const ended = choice.ending !== null;
     const fault = this.#fault;
@@ -141,9 +155,24 @@ export class GenerationAnswer implements SequenceOwner {
       const after = fault.kind === 'dieBefore' ? 0 : fault.afterTokens;
       this.#strike = sequence.generated > after || ended;
     }
-    if (this.#request.stream) this.#addFrames(choice, text);
-    else choice.ids.push(sequence.lastToken);
+    const { stream, native } = this.#request;
+    if (!stream || native !== null) choice.ids.push(...ids);
+    if (stream) this.#addFrames(choice, text, ids);
     if (ended) this.#open--;
+  }
+
+  /** The engine gives the request up, as it was told to. */
+  abort(): void {
+    if (this.#complete) return;
+    for (const choice of this.#choices.values()) {
+      if (choice.ending !== null) continue;
+      this.#context.engine.abort(choice.sequence);
+      choice.ending = { finish: 'abort', stopReason: null };
+      this.#context.metrics.ended.abort++;
+      this.#open--;
+      if (this.#request.stream) this.#addFrames(choice, '', []);
+    }
+    this.flush();
   }
 
   flush(): void {
@@ -159,7 +188,8 @@ export class GenerationAnswer implements SequenceOwner {
     if (this.#complete) return;
     this.#complete = true;
     if (this.#request.stream) {
-      if (this.#request.includeUsage) this.#frames += this.#format.usage(this.#usage());
+      if (this.#request.includeUsage && this.#request.native === null)
+        this.#frames += this.#format.usage(this.#usage());
       this.#frames += DONE_FRAME;
       this.#write();
       return;
@@ -169,19 +199,21 @@ export class GenerationAnswer implements SequenceOwner {
     this.#exchange.respond(200, JSON_HEADERS, body);
   }
 
-  /** Text to show of the newest token, already escaped; sets `ending` when the choice has ended with it. */
-  #take(choice: Choice): string {
+  /** Text to show of the `at`-th fresh token, already escaped; sets `ending` when the choice has ended with it. */
+  #take(choice: Choice, at: number): string {
     const { sequence, text } = choice;
     const { vocabulary, engine, metrics } = this.#context;
-    const { finish, stopReason, lastToken } = sequence;
-    if (finish !== null) choice.ending = { finish, stopReason };
+    const later = sequence.fresh.length - 1 - at;
+    const finish = later === 0 ? sequence.finish : null;
+    const token = sequence.fresh[at]!;
+    if (finish !== null) choice.ending = { finish, stopReason: sequence.stopReason };
     // vLLM shows the text of a stop id only where it would show a stop string.
     const hidden = finish === 'stop' && !this.#request.includeStopString;
     let escaped = '';
-    if (text === null) escaped = hidden ? '' : vocabulary.escapedTextOf(lastToken);
+    if (text === null) escaped = hidden ? '' : vocabulary.escapedTextOf(token);
     else {
-      const mayStop = sequence.generated > this.#request.minTokens;
-      const stop = text.push(hidden ? '' : vocabulary.textOf(lastToken), mayStop);
+      const mayStop = sequence.generated - later > this.#request.minTokens;
+      const stop = text.push(hidden ? '' : vocabulary.textOf(token), mayStop);
       if (stop !== null) {
         choice.ending = { finish: 'stop', stopReason: stop };
         engine.abort(sequence);
@@ -196,27 +228,40 @@ export class GenerationAnswer implements SequenceOwner {
     const { metrics, clock } = this.#context;
     const nowMs = clock.nowMs();
     const seconds = (nowMs - choice.lastMs) / 1000;
-    if (choice.sequence.generated === 1) metrics.timeToFirstToken.observe(seconds);
+    const { sequence } = choice;
+    if (sequence.generated === sequence.fresh.length) metrics.timeToFirstToken.observe(seconds);
     else metrics.interTokenLatency.observe(seconds);
     choice.lastMs = nowMs;
     if (choice.ending !== null) metrics.requestLatency.observe((nowMs - choice.sequence.arrivedMs) / 1000);
   }
 
-  #addFrames(choice: Choice, escaped: string): void {
+  #addFrames(choice: Choice, escaped: string, ids: readonly number[]): void {
     const request = this.#request;
     const { sequence } = choice;
-    const first = sequence.generated === 1;
+    if (request.native !== null) {
+      const freshText = JSON.parse(`"${escaped}"`) as string;
+      choice.shown += freshText;
+      this.#frames += request.native.frame(stateOf(choice, freshText, ids));
+      return;
+    }
+    const first = sequence.generated === ids.length;
     const prompt = first && request.returnTokenIds ? choice.promptIds.join(',') : null;
     const chat = request.api === 'chat';
     if (chat && first) {
-      const ids = prompt === null ? '' : `,"prompt_token_ids":[${prompt}]`;
-      this.#frames += this.#format.role(choice.index, ids + this.#usageTail(choice, 0));
+      const promptIds = prompt === null ? '' : `,"prompt_token_ids":[${prompt}]`;
+      this.#frames += this.#format.role(choice.index, promptIds + this.#usageTail(choice, 0));
     }
-    const ids = request.returnTokenIds ? sequence.lastToken : null;
+    const { returnTokenIds, idsOnly } = request;
     const tail = this.#usageTail(choice, sequence.generated);
-    const promptIds = chat ? null : prompt;
-    const logprobs = this.#logprobsJson(choice, [sequence.lastToken]);
-    this.#frames += this.#format.delta(choice.head, escaped, logprobs, choice.ending, ids, promptIds, tail);
+    this.#frames += this.#format.delta(
+      choice.head,
+      idsOnly ? '' : escaped,
+      this.#logprobsJson(choice, ids),
+      choice.ending,
+      returnTokenIds || idsOnly ? ids : null,
+      chat ? null : prompt,
+      tail,
+    );
   }
 
   /** `logprobs` of the next tokens of a choice. */
@@ -250,12 +295,20 @@ export class GenerationAnswer implements SequenceOwner {
   }
 
   #wholeBody(): string {
-    const wantsIds = this.#request.returnTokenIds;
+    const { returnTokenIds: wantsIds, idsOnly, native } = this.#request;
+    if (native !== null) {
+      return native.whole(
+        [...this.#choices.values()].map(choice => {
+          choice.shown = choice.text!.take(true);
+          return stateOf(choice, choice.shown, choice.ids);
+        }),
+      );
+    }
     const choices = [...this.#choices.values()].map(choice => ({
       index: choice.index,
-      text: choice.text!.take(true),
+      text: idsOnly ? '' : choice.text!.take(true),
       logprobs: this.#logprobsJson(choice, choice.ids),
-      tokenIds: wantsIds ? choice.ids : null,
+      tokenIds: wantsIds || idsOnly ? choice.ids : null,
       promptTokenIds: wantsIds ? choice.promptIds : null,
       ...choice.ending!,
     }));
@@ -312,4 +365,18 @@ export class GenerationAnswer implements SequenceOwner {
     }
     onEnd(how);
   }
+}
+
+function stateOf(choice: Choice, freshText: string, freshIds: readonly number[]): ChoiceState {
+  const { index, promptIds, sequence, shown, ids, ending } = choice;
+  return {
+    index,
+    promptIds,
+    cachedTokens: sequence.cachedTokens,
+    text: shown,
+    freshText,
+    ids,
+    freshIds,
+    ending,
+  };
 }

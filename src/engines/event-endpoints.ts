@@ -1,0 +1,19 @@
+/**
+ * Where a server publishes its KV events, as this host reaches it (R5, probe). Engines name the endpoint that they bind,
+ * often with a wildcard for the host and with the port of rank 0 alone. Pure.
+ */
+
+const WILDCARD = /^(tcp:\/\/)(\*|0\.0\.0\.0|\[::\]|::)(:\d+)$/;
+const PORT = /^(tcp:\/\/.*:)(\d+)$/;
+
+/** `endpoint` with the host of the worker's `origin` in the place of a wildcard. */
+export function reachableEndpoint(endpoint: string, origin: string): string {
+  return endpoint.replace(WILDCARD, (_, scheme: string, __, port: string) => {
+    return `${scheme}${new URL(origin).hostname}${port}`;
+  });
+}
+
+/** The endpoint of a rank: a TCP port counts up by the rank, as vLLM and SGLang do. */
+export function rankEndpoint(endpoint: string, rank: number): string {
+  return endpoint.replace(PORT, (_, head: string, port: string) => `${head}${Number(port) + rank}`);
+}

@@ -1,0 +1,130 @@
+/** Promise: TensorRT-LLM's KV cache events are read with every bit of their hashes, and what is lost or partial shows. */
+import t from 'tap';
+import { fullBlocks, hasGap, parseTrtllmEvents, type TrtllmBlock } from '#millrace/engines/trtllm-events.js';
+import { seededRandom } from '#millrace/runtime/random.js';
+
+const BIG = '18446744073709551615';
+const tokens = (...ids: number[]): string =>
+  `[${ids.map(id => `{"type":"unique_token","token_id":${id},"token_extra_id":0}`)}]`;
+const block = (hash: string, ids: number[], level = 0): string =>
+  `{"type":"stored_block","block_hash":${hash},"tokens":${tokens(...ids)},"cache_level":${level},"priority":35,"mm_keys":[]}`;
+const event = (id: number, data: string, more = ''): string =>
+  `{"event_id":${id},"data":${data},"window_size":4096${more}}`;
+
+t.test('all types, with hashes beyond 2^53', t => {
+  const text = `[${[
+    event(0, '{"type":"created","num_blocks_per_cache_level":[100,0]}'),
+    event(1, `{"type":"stored","parent_hash":null,"blocks":[${block(BIG, [1, 2])},${block('7', [3], 1)}]}`),
+    event(2, `{"type":"stored","parent_hash":${BIG},"blocks":[${block('"00ffab"', [4294967295])}]}`),
+    event(3, `{"type":"removed","block_hashes":[${BIG},9007199254740993,"00ffab",-1]}`),
+    event(
+      4,
+      `{"type":"updated","block_hash":9007199254740993,"cache_level":{"type":"event_diff","new_value":1,"old_value":0},"priority":null}`,
+    ),
+    event(5, '{"type":"updated","block_hash":1,"cache_level":null}', ',"attention_dp_rank":3'),
+    event(6, '{"type":"frozen","x":12345678901234567890.5}'),
+  ].join(', ')}]`;
+  const events = parseTrtllmEvents(text);
+  t.same(
+    events.map(({ id }) => id),
+    [0, 1, 2, 3, 4, 5, 6],
+  );
+  t.same(
+    events.map(({ change }) => change),
+    [
+      { type: 'created', blocksPerCacheLevel: [100, 0] },
+      {
+        type: 'stored',
+        parent: null,
+        blocks: [
+          { hash: 18446744073709551615n, tokens: [1, 2], cacheLevel: 0 },
+          { hash: 7n, tokens: [3], cacheLevel: 1 },
+        ],
+      },
+      {
+        type: 'stored',
+        parent: 18446744073709551615n,
+        blocks: [{ hash: '00ffab', tokens: [4294967295], cacheLevel: 0 }],
+      },
+      {
+        type: 'removed',
+        hashes: [18446744073709551615n, 9007199254740993n, '00ffab', 18446744073709551615n],
+      },
+      { type: 'updated', hash: 9007199254740993n, cacheLevel: 1 },
+      { type: 'updated', hash: 1n, cacheLevel: null },
+      { type: 'unknown' },
+    ],
+  );
+  t.match(events[5], { windowSize: 4096, attentionRank: 3 });
+  t.match(events[0], { attentionRank: null });
+  t.same(parseTrtllmEvents('[]'), []);
+  t.end();
+});
+
+t.test('every 64-bit hash comes through, and strings are left alone', t => {
+  const seed = Number(process.env.SEED ?? Date.now() % 1e9);
+  t.comment(`SEED=${seed}`);
+  const random = seededRandom(seed);
+  for (let round = 0; round < 2000; round++) {
+    const bits = Math.floor(random() * 65);
+    const high = BigInt(Math.floor(random() * 2 ** 32));
+    const hash = ((high << 32n) | BigInt(Math.floor(random() * 2 ** 32))) >> BigInt(64 - bits);
+    const text = `[${event(round, `{"type":"removed","block_hashes":[${hash}, "\\"12345678901234567890,"]}`)}]`;
+    const { change } = parseTrtllmEvents(text)[0]!;
+    if (
+      change.type !== 'removed' ||
+      change.hashes[0] !== hash ||
+      change.hashes[1] !== '"12345678901234567890,'
+    )
+      t.fail(`hash ${hash}`);
+  }
+  t.end();
+});
+
+t.test('gaps in the ids, partial blocks, windows', t => {
+  const ids = (...list: number[]) =>
+    parseTrtllmEvents(`[${list.map(id => event(id, '{"type":"removed","block_hashes":[]}'))}]`);
+  t.equal(hasGap(ids(4, 5, 6), 3), false);
+  t.equal(hasGap(ids(4, 5, 6), null), false, 'the first poll begins wherever the buffer does');
+  t.equal(hasGap(ids(4, 6), null), true);
+  t.equal(hasGap(ids(4, 5), 2), true);
+  t.equal(hasGap(ids(0, 1), 77), true, 'a server that started again');
+  t.equal(hasGap([], 77), false);
+  const of = (length: number): TrtllmBlock => ({ hash: 1n, tokens: Array(length).fill(1), cacheLevel: 0 });
+  t.equal(fullBlocks([of(4), of(4)], 4).length, 2);
+  t.equal(fullBlocks([of(4), of(3), of(4)], 4).length, 1, 'nothing is chained behind a partial block');
+  const windows = parseTrtllmEvents(
+    '[{"event_id":1,"data":{"type":"x"},"window_size":512},{"event_id":2,"data":{"type":"x"}}]',
+  );
+  t.same(
+    windows.map(one => one.windowSize),
+    [512, null],
+  );
+  t.end();
+});
+
+t.test('what is no list of events is refused', t => {
+  const bad = [
+    '',
+    '{}',
+    '[1]',
+    '[{"event_id":1}]',
+    '[{"event_id":-1,"data":{}}]',
+    `[${event(1, '{"type":"stored","blocks":null}')}]`,
+    `[${event(1, '{"type":"stored","blocks":[1]}')}]`,
+    `[${event(1, `{"type":"stored","blocks":[${block('1', [-1])}]}`)}]`,
+    `[${event(1, `{"type":"stored","blocks":[${block('1.5', [1])}]}`)}]`,
+    `[${event(1, '{"type":"removed","block_hashes":[null]}')}]`,
+    `[${event(1, '{"type":"updated"}')}]`,
+    `[${event(1, '{"type":"created","num_blocks_per_cache_level":["a"]}')}]`,
+    '[{"event_id":1,"data":{"type":"x"}}',
+  ];
+  for (const text of bad) {
+    t.throws(
+      () => parseTrtllmEvents(text),
+      { code: 'MILLRACE_WORKER_PROTOCOL', message: /kv_cache_events/ },
+      text,
+    );
+  }
+  t.end();
+});
