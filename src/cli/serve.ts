@@ -85,7 +85,8 @@ async function withWorkers(
   const named =
     config.workers.length +
     Object.values(config.models).reduce((sum, model) => sum + model.workers.length, 0);
-  if (named > 0) return { config, mocks: null };
+  // Workers may link themselves in.
+  if (named > 0 || config.linkListen !== null) return { config, mocks: null };
   process.stderr.write(`millrace: no --worker given, starting ${config.mockWorkers} mock engines …\n`);
   const mocks = await startMockChildren(config.mockWorkers, config.mockSpeed, clock);
   // A model folder stays in force, and is compared with the mock's tokenizer as with any worker's.

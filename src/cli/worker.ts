@@ -4,19 +4,14 @@
  * first SIGTERM or SIGINT and at once on the second.
  */
 import { randomBytes } from 'node:crypto';
-import { readFileSync } from 'node:fs';
 import { hostname } from 'node:os';
 import { MessageChannel } from 'node:worker_threads';
 import { NONCE_BYTES } from '../engines/link/link-protocol.js';
-import {
-  isLocalAddress,
-  type LinkAddress,
-  parseLinkAddress,
-  parseSecret,
-} from '../engines/link/link-secret.js';
+import { isLocalAddress, type LinkAddress, parseLinkAddress } from '../engines/link/link-secret.js';
 import { ConfigError } from '../errors.js';
 import { DEFAULT_LIMITS } from '../limits.js';
 import { LinkAgent } from '../plane/link-agent.js';
+import { readLinkSecret } from '../plane/worker-links.js';
 import { loadZeroMq } from '../router/events/zmq-source.js';
 import { systemClock } from '../runtime/clock.js';
 import { createLogger, type Logger, type LogLevel } from '../runtime/logger.js';
@@ -118,18 +113,6 @@ function oneOf<Name extends string>(
   throw new ConfigError(`--${flag} is '${text}'; allowed: ${names.join(', ')}`, { param: flag });
 }
 
-function readSecret(file: string | undefined): Uint8Array | null {
-  const variable = process.env[SECRET_VARIABLE];
-  if (file === undefined) return variable === undefined ? null : parseSecret(variable, SECRET_VARIABLE);
-  try {
-    return parseSecret(readFileSync(file, 'utf8'), '--secret-file');
-  } catch (cause) {
-    if (cause instanceof ConfigError) throw cause;
-    const { code } = cause as NodeJS.ErrnoException;
-    throw new ConfigError(`--secret-file ${file} cannot be read: ${code}`, { cause });
-  }
-}
-
 function readEngine(values: FlagValues<typeof FLAGS>): WorkerConfig {
   if (values.engine === undefined)
     throw new ConfigError('--engine is missing: the URL of the engine', { param: 'engine' });
@@ -173,7 +156,12 @@ function readCommand(argv: readonly string[]): WorkerCommand {
     engine,
     url,
     planes,
-    secret: readSecret(values['secret-file']),
+    secret: readLinkSecret(
+      values['secret-file'] ?? null,
+      '--secret-file',
+      process.env[SECRET_VARIABLE] ?? null,
+      SECRET_VARIABLE,
+    ),
     canaryPeriodMs:
       values['canary-ms'] === '0'
         ? 0

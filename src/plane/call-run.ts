@@ -47,14 +47,15 @@ export class CallRun {
     return this.decision;
   }
 
-  /** Sends the call to its worker. */
-  start(origin: string, events: AttemptEvents, isPaused: boolean): void {
+  /** Sends the call to its worker. `wantsRows`: the answer is read in token mode. */
+  start(origin: string, events: AttemptEvents, wantsRows: boolean, isPaused: boolean): void {
     const { client, guard, limits } = this.#context;
     const attempt = new EngineAttempt(
       {
         client,
         origin,
         step: this.step,
+        wantsRows,
         openStream: () => this.#context.openEngineStream(),
         guard,
         answerBytesMax: limits.unaryAnswerBytesMax,

@@ -5,7 +5,12 @@
  */
 import { strict as assert } from 'node:assert';
 import type { Config } from '../config.js';
-import { type RegisteredWorker, type RegistryChange, WorkerRegistry } from '../discovery/registry.js';
+import {
+  type RegisteredWorker,
+  type RegistryChange,
+  type WorkerFacts,
+  WorkerRegistry,
+} from '../discovery/registry.js';
 import { EngineClient } from '../engines/client.js';
 import { WorkerMonitor } from '../engines/monitor.js';
 import { createVllmAdapter, VLLM } from '../engines/vllm.js';
@@ -38,7 +43,7 @@ export interface FleetOptions {
   readonly loadTable: LoadTable;
   readonly board: ProcessBoard;
   /** Told of the workers and of where they publish; null: the plane has no prefix index. */
-  readonly ingest: Pick<IngestSide, 'addWorker' | 'removeWorker'> | null;
+  readonly ingest: Pick<IngestSide, 'addWorker' | 'addPushed' | 'removeWorker'> | null;
   readonly publish: (world: World, listed: readonly ListedModel[]) => void;
 }
 
@@ -53,6 +58,8 @@ export class Fleet {
   readonly #configured: ReadonlyMap<string, WorkerConfig>;
   /** Generations that the ingest thread was told of, by slot. */
   readonly #indexed = new Map<number, number>();
+  /** Those whose events come by a worker link. */
+  readonly #pushed = new Map<number, number>();
   #worldVersion = 0;
   #models: readonly ModelView[] = [];
   #onChange: (() => void) | null = null;
@@ -92,7 +99,7 @@ export class Fleet {
     const workers = this.registry.list();
     return {
       workers: workers.length,
-      publishing: workers.filter(worker => this.#endpoints(worker) !== null).length,
+      publishing: workers.filter(worker => this.#hasEvents(worker)).length,
     };
   }
 
@@ -123,6 +130,30 @@ export class Fleet {
     this.registry.learnBlockSize(slot, generation, blockSize);
   }
 
+  /**
+   * The KV events of a worker come by its link from now on, all from their begin: the index knows it at once, empty. False:
+   * nobody wants them, because there is no index or the configuration says where the worker publishes.
+   */
+  takeEvents(worker: RegisteredWorker, said: Pick<WorkerFacts, 'blockSize' | 'totalBlocks'>): boolean {
+    const { ingest } = this.#options;
+    if (ingest === null || this.#endpoints(worker) !== null) return false;
+    const { slot, generation, url } = worker;
+    this.#indexed.set(slot, generation);
+    this.#pushed.set(slot, generation);
+    const { blockSize, totalBlocks } = worker.facts ?? said;
+    ingest.addPushed(slot, { generation, blockSize, totalBlocks, hasEvents: true, name: url });
+    return true;
+  }
+
+  /** They do not come any more: it counts as empty, and what it holds is guessed from what is routed there. */
+  endEvents(slot: number, generation: number): void {
+    if (this.#pushed.get(slot) !== generation) return;
+    this.#pushed.delete(slot);
+    const worker = this.registry.get(slot, generation);
+    if (worker?.facts !== null && worker !== null) this.#tellIngest(worker);
+    else if (this.#indexed.delete(slot)) this.#options.ingest?.removeWorker(slot);
+  }
+
   /** Ends all probes. */
   stop(): void {
     this.#monitor.stop();
@@ -141,12 +172,13 @@ export class Fleet {
     if (kind === 'added') this.#monitor.watch(worker);
     if (kind === 'removed') {
       this.#monitor.unwatch(slot, generation);
+      this.#pushed.delete(slot);
       if (this.#indexed.delete(slot)) ingest?.removeWorker(slot);
     }
     // The index knows a worker from its first probe on: its facts say what its events must look like.
     if (kind === 'facts' && this.#indexed.get(slot) !== generation) this.#tellIngest(worker);
     // Nothing would tell that it comes back with an empty cache. Where there are events, their numbers do.
-    if (kind === 'state' && worker.state === 'unavailable' && this.#endpoints(worker) === null)
+    if (kind === 'state' && worker.state === 'unavailable' && !this.#hasEvents(worker))
       this.#tellIngest(worker);
     if (kind === 'facts' || (kind === 'removed' && facts !== null)) this.#publishWorld();
     this.#onChange?.();
@@ -166,8 +198,15 @@ export class Fleet {
     );
   }
 
+  #hasEvents(worker: RegisteredWorker): boolean {
+    return this.#pushed.get(worker.slot) === worker.generation || this.#endpoints(worker) !== null;
+  }
+
   #endpoints({ url, rank }: RegisteredWorker): EventEndpoints | null {
-    const { kvEvents, kvEventsReplay, kvEventsTopic } = this.#configured.get(url)!;
+    const configured = this.#configured.get(url);
+    // It linked itself in.
+    if (configured === undefined) return null;
+    const { kvEvents, kvEventsReplay, kvEventsTopic } = configured;
     const publish = endpointOf(kvEvents, url, rank ?? 0);
     return publish === null
       ? null

@@ -139,7 +139,7 @@ export class LinkAgent {
         makeNonce,
         client: this.#client,
         origin: engine.url,
-        worker: () => ({ id, url, capabilities: this.#facts! }),
+        worker: () => ({ id, url, capabilities: { ...this.#facts!, dpRanks: engine.dpRanks } }),
         openStream: () =>
           this.#adapter.openStream({
             firstFrameBytesMax: limits.sseFirstFrameBytesMax,

@@ -32,6 +32,7 @@ import type { SocketThread } from './socket-thread.js';
 import { SocketUnit } from './socket-unit.js';
 import type { Supervisor } from './supervisor.js';
 import { TextModels } from './text-models.js';
+import { linkAccess, WorkerLinks } from './worker-links.js';
 
 /** Time that the pool threads get to take their CLOSE. */
 const POOL_CLOSE_DEADLINE_MS = 2000;
@@ -62,6 +63,8 @@ export interface PlaneStatus {
   readonly kvEvents: { readonly publishing: number; readonly workers: number };
   /** Bytes that the prefix index may take; null: no policy and no worker has use for one. */
   readonly indexBytes: number | null;
+  /** Where workers link in, as it was opened; null: nowhere. */
+  readonly linkAddress: string | null;
 }
 
 function hasEvents(config: Config): boolean {
@@ -76,13 +79,18 @@ function needsIndex(config: Config): boolean {
 
 /** Throws ConfigError where the configuration cannot be carried out on this machine. */
 function checkOptions({ config, onFault }: PlaneOptions): void {
-  const { socketThreads, httpServer, limits } = config;
+  const { socketThreads, httpServer, linkListen, limits } = config;
   const slots = configuredWorkers(config).reduce((sum, { dpRanks }) => sum + dpRanks, 0);
   if (slots > limits.workersMax)
     throw new ConfigError(`more than ${limits.workersMax} workers; raise the limit workersMax`);
+  // Throws before anything runs.
+  linkAccess(config);
   if (socketThreads === 1) return;
   const needs = (what: string): ConfigError =>
     new ConfigError(`socketThreads is ${socketThreads}; above 1 it needs ${what}`);
+  // The worker side keeps one connection to a plane, which ends on one thread.
+  if (linkListen !== null)
+    throw needs('no linkListen: the streams of a worker link are on one socket thread');
   if (httpServer === 'node') throw needs('uWebSockets.js: node:http cannot share a port between threads');
   const addon = addonStatus();
   if (!addon.loaded) throw needs(`the addon, without which one thread changes the ledger: ${addon.reason}`);
@@ -94,6 +102,7 @@ export class Plane {
   readonly #options: PlaneOptions;
   readonly #guard: FaultGuard;
   readonly #fleet: Fleet;
+  readonly #links: WorkerLinks | null;
   readonly #board: ProcessBoard;
   /** The core's metrics; those of the unit where that runs in place. */
   readonly #metrics: Metrics;
@@ -123,6 +132,12 @@ export class Plane {
     const guarded = { ...options, clock: guard.clock(options.clock), logger: guard.logger(options.logger) };
     const textModels = await TextModels.open(options.config, guarded.clock, guarded.logger);
     plane = new Plane(guarded, guard, textModels);
+    try {
+      await plane.#links?.listen();
+    } catch (error) {
+      await plane.close(0);
+      throw error;
+    }
     return plane;
   }
 
@@ -158,13 +173,17 @@ export class Plane {
         for (const side of this.#sides) side.setWorld(world, listed);
       },
     });
+    this.#links = this.#createLinks();
     const sources = {
       readWorkerLoads: workerLoads(this.#fleet.registry, this.loadTable),
       readIngest: readIngest(this.ingest, this.#board),
     };
     const tasks = socketTasks(config, textModels, memory);
     const core = this.#coreSide();
-    this.#local = tasks.length > 1 ? null : new SocketUnit(tasks[0]!, { clock, guard, core, ...sources });
+    this.#local =
+      tasks.length > 1
+        ? null
+        : new SocketUnit(tasks[0]!, { clock, guard, core, links: this.#links, ...sources });
     this.#sides = this.#local === null ? tasks.map(task => new RemoteUnit(task, core, clock)) : [this.#local];
     const none = { readRetainedBytes: () => 0, readRingDepths: () => [] };
     this.#metrics = this.#local?.metrics ?? createMetrics([], { ...none, ...sources }, 'main');
@@ -252,6 +271,7 @@ export class Plane {
       poolThreads: this.#poolThreads,
       kvEvents: this.#fleet.publishers,
       indexBytes: this.ingest === null ? null : this.#options.config.limits.indexBytes,
+      linkAddress: this.#links?.address ?? null,
     };
   }
 
@@ -303,6 +323,19 @@ export class Plane {
   #inPlace(): SocketUnit {
     assert(this.#local !== null, 'the socket threads of this plane are not on its own thread');
     return this.#local;
+  }
+
+  #createLinks(): WorkerLinks | null {
+    const { config, clock, logger } = this.#options;
+    if (config.linkListen === null) return null;
+    return new WorkerLinks({
+      config,
+      clock,
+      logger,
+      guard: this.#guard,
+      fleet: this.#fleet,
+      push: async (slot, batch) => this.ingest?.push(slot, batch),
+    });
   }
 
   #coreSide(): CoreSide {

@@ -166,14 +166,14 @@ export class PlaneRequest {
     if (refusal !== null) this.fail(refusal.code, refusal.message, refusal.detail);
   }
 
-  #start(run: CallRun, { placement }: Plan): void {
+  #start(run: CallRun, { placement, mode }: Plan): void {
     const origin = this.#context.originOf(run.step.slot, run.step.generation);
     if (origin === null) {
       this.#onFailed(run, 'unreachable', 'MILLRACE_WORKER_UNREACHABLE', 'the worker has left');
       return;
     }
     this.#tellPlacement(run, origin, placement);
-    run.start(origin, this.#eventsOf(run), this.#enginePaused);
+    run.start(origin, this.#eventsOf(run), mode === 'token', this.#enginePaused);
   }
 
   #eventsOf(run: CallRun): AttemptEvents {

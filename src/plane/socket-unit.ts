@@ -6,6 +6,7 @@
 
 import { EngineClient } from '../engines/client.js';
 import { createFrameScanner, type FrameScanner } from '../engines/frame-scanner.js';
+import { LinkedClient } from '../engines/link/linked-client.js';
 import { createVllmAdapter } from '../engines/vllm.js';
 import { ConfigError } from '../errors.js';
 import type { HttpExchange, HttpServer } from '../frontend/http/http-exchange.js';
@@ -32,6 +33,7 @@ import { ProcessBoard } from './process-board.js';
 import { createRoutes, isApiPath, refuseUnknown } from './routes.js';
 import type { CoreSide, Listening, SocketSide, SocketTask } from './socket-side.js';
 import { SocketThread } from './socket-thread.js';
+import type { WorkerLinks } from './worker-links.js';
 
 /** Owner epoch of the first socket thread; pool threads count up from 1. */
 const SOCKET_EPOCH = 0x8000_0000;
@@ -45,6 +47,8 @@ export interface UnitServices {
   readonly readWorkerLoads: MetricSources['readWorkerLoads'];
   /** Of the prefix index, for the same reason. */
   readonly readIngest: MetricSources['readIngest'];
+  /** Where workers link in; null: nowhere. Only for a unit on the core's own thread. */
+  readonly links: WorkerLinks | null;
 }
 
 /** One socket thread and its HTTP server. */
@@ -64,7 +68,7 @@ export class SocketUnit implements SocketSide {
   constructor(task: SocketTask, services: UnitServices) {
     this.#task = task;
     this.#services = services;
-    const { clock, guard, core } = services;
+    const { clock, guard, core, links } = services;
     const { index, threads, config, tables } = task;
     const { limits } = config;
     const addon = loadAddon();
@@ -86,7 +90,7 @@ export class SocketUnit implements SocketSide {
       bellMemory: task.bellMemory,
       board: this.#board,
       ledger: new Ledger({ memory: task.ledgerMemory, loadTable, partition: null, addon }),
-      client: this.#client,
+      client: links === null ? this.#client : new LinkedClient(links.server, this.#client),
       adapter: createVllmAdapter({ scanner: this.#scanner }),
       observer: createObserver(this.metrics),
       decisions: new DecisionLog(),
@@ -168,9 +172,10 @@ export class SocketUnit implements SocketSide {
   }
 
   async stop(): Promise<void> {
-    const { guard } = this.#services;
+    const { guard, links } = this.#services;
     const steps: (() => unknown)[] = [
       () => this.socket.stop(),
+      () => links?.close(),
       () => this.#client.close(),
       () => this.#server?.close(),
       () => this.metrics.close(),

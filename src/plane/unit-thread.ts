@@ -41,6 +41,7 @@ const unit: SocketSide = new ThreadUnit(task, {
   },
   readWorkerLoads: () => [],
   readIngest: null,
+  links: null,
 });
 const core: ThreadCalls<CoreSide> = new ThreadCalls(port, unit, clock);
 process.on('uncaughtException', error => guard.report(error));

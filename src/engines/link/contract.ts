@@ -25,13 +25,19 @@ export interface AnswerClient {
   send(request: AnswerRequest, sink: RowSink): EngineCall;
 }
 
+/** What of a probe a worker side passes on; `dpRanks`: as it was configured, where the engine does not say. */
+export type LinkedCapabilities = Pick<
+  WorkerCapabilities,
+  'engine' | 'version' | 'models' | 'blockSize' | 'totalBlocks' | 'returnsTokenIds' | 'dpRanks'
+>;
+
 /** What a worker side tells of its engine when it registers. */
 export interface LinkedWorker {
   /** Name of the worker, unique in its fleet. */
   readonly id: string;
   /** Origin by which the plane knows the engine, for plain HTTP too. */
   readonly url: string;
-  readonly capabilities: WorkerCapabilities;
+  readonly capabilities: LinkedCapabilities;
 }
 
 /** States of an engine as its link process sees it. */

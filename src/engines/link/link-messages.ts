@@ -8,8 +8,7 @@ import { ByteReader } from '../../messages/byte-reader.js';
 import { ByteWriter } from '../../messages/byte-writer.js';
 import type { WorkerModel } from '../../messages/records.js';
 import type { EngineHeaders } from '../client.js';
-import type { WorkerCapabilities } from '../contract.js';
-import { ENGINE_STATES, type EngineHealth, type LinkedWorker } from './contract.js';
+import { ENGINE_STATES, type EngineHealth, type LinkedCapabilities, type LinkedWorker } from './contract.js';
 import {
   LINK_FAILS,
   LINK_FAULTS,
@@ -63,6 +62,7 @@ export interface AnswerHead {
 const writer = new ByteWriter();
 const NO_BYTES = new Uint8Array(0);
 const MODELS_MAX = 65_536;
+const RANKS_MAX = 256;
 
 /** A nullable number of at least 0: −1 on the wire is null. */
 const orMinusOne = (value: number | null): number => value ?? -1;
@@ -129,6 +129,7 @@ export function encodeRegistration({ worker, bodyWindowBytes }: Registration): U
   writer.begin().string(worker.id).string(worker.url).u32(bodyWindowBytes);
   writer.string(capabilities.engine).string(capabilities.version ?? '');
   writer.f64(orMinusOne(capabilities.blockSize)).f64(orMinusOne(capabilities.totalBlocks));
+  writer.f64(orMinusOne(capabilities.dpRanks));
   writer.bool(capabilities.returnsTokenIds).u32(capabilities.models.length);
   for (const model of capabilities.models) {
     writer.string(model.id).f64(orMinusOne(model.contextLength));
@@ -145,18 +146,26 @@ export function decodeRegistration(payload: Uint8Array): Registration {
   const bodyWindowBytes = reader.u32('bodyWindowBytes');
   const engine = reader.string('engine');
   const version = reader.string('version');
-  const capabilities: WorkerCapabilities = {
+  const capabilities: LinkedCapabilities = {
     engine,
     version: version === '' ? null : version,
     blockSize: orNull(reader.integer('blockSize', -1)),
     totalBlocks: orNull(reader.integer('totalBlocks', -1)),
+    dpRanks: ranksOf(reader),
     returnsTokenIds: reader.bool('returnsTokenIds'),
     models: readModels(reader),
   };
   reader.end();
   if (id === '' || id.length > 256) throw reader.fault('id', 'must have 1 to 256 characters');
-  if (!URL.canParse(url) || new URL(url).origin !== url) throw reader.fault('url', 'is no origin');
+  if (!/^https?:/.test(url) || !URL.canParse(url) || new URL(url).origin !== url)
+    throw reader.fault('url', 'is no origin');
   return { worker: { id, url, capabilities }, bodyWindowBytes };
+}
+
+function ranksOf(reader: ByteReader): number | null {
+  const ranks = orNull(reader.integer('dpRanks', -1));
+  if (ranks === 0 || ranks! > RANKS_MAX) throw reader.fault('dpRanks', `must be from 1 to ${RANKS_MAX}`);
+  return ranks;
 }
 
 function readModels(reader: ByteReader): WorkerModel[] {

@@ -55,7 +55,7 @@ export function isLocalAddress({ path, host }: LinkAddress): boolean {
 export function requireSecret(address: LinkAddress, secret: Uint8Array | null): void {
   if (secret !== null || isLocalAddress(address)) return;
   throw new ConfigError(
-    `a worker link at ${showLinkAddress(address)} leaves this host: give both sides one secret (--secret-file or MILLRACE_LINK_SECRET), or use unix:/path or 127.0.0.1`,
+    `a worker link at ${showLinkAddress(address)} leaves this host: give both sides one secret (--secret-file and --link-secret-file, or MILLRACE_LINK_SECRET), or use unix:/path or 127.0.0.1`,
   );
 }
 

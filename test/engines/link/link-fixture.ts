@@ -5,7 +5,7 @@ import http from 'node:http';
 import type { AddressInfo } from 'node:net';
 import type { Test } from 'tap';
 import { EngineClient, type EngineFault } from '#millrace/engines/client.js';
-import type { EngineStream, FrameBatch, WorkerCapabilities } from '#millrace/engines/contract.js';
+import type { EngineStream, FrameBatch } from '#millrace/engines/contract.js';
 import { rowStart } from '#millrace/engines/event-rows.js';
 import { FRAME } from '#millrace/engines/frame-descriptor.js';
 import { createFrameScanner } from '#millrace/engines/frame-scanner.js';
@@ -26,7 +26,7 @@ export const LOOPBACK: LinkAddress = { path: null, host: '127.0.0.1', port: 0 };
 export const makeNonce = (): Uint8Array => randomBytes(32);
 const STREAM_LIMITS = { firstFrameBytesMax: 1 << 20, frameBytesMax: 1 << 18 };
 
-export const CAPABILITIES: WorkerCapabilities = {
+export const CAPABILITIES: LinkedWorker['capabilities'] = {
   engine: 'vllm',
   version: '0.11.0',
   models: [
@@ -36,6 +36,7 @@ export const CAPABILITIES: WorkerCapabilities = {
   blockSize: 16,
   totalBlocks: null,
   returnsTokenIds: true,
+  dpRanks: 1,
 };
 export const WORKER: LinkedWorker = { id: 'w1', url: 'http://engine:8000', capabilities: CAPABILITIES };
 
