@@ -154,6 +154,8 @@ export interface FixtureOptions {
   readonly modelPath?: string;
   readonly limits?: Partial<Record<LimitName, number>>;
   readonly poolThreads?: number;
+  /** Where workers link in; without it nowhere. */
+  readonly linkListen?: string;
   /** Default: round-robin. */
   readonly policy?: string;
   /** 'real' for tests in which many things happen at once; else the clock moves only by `tick`. */
@@ -215,6 +217,7 @@ export class PlaneFixture {
           tokenizer,
           modelPath: options.modelPath,
           poolThreads,
+          linkListen: options.linkListen,
           httpServer: server,
           policy,
           limits,
