@@ -20,6 +20,10 @@ import {
 
 const STREAMS = 6;
 const TOKENS = 160;
+const PROMPT = 64;
+const BLOCK_SIZE = 16;
+/** That an answer fills; its last token is not computed. */
+const BLOCKS = Math.floor((PROMPT + TOKENS - 1) / BLOCK_SIZE);
 
 interface Engine {
   readonly child: ChildProcess;
@@ -35,7 +39,17 @@ function launch(t: Test, args: readonly string[]): ChildProcess {
 }
 
 async function startEngine(t: Test): Promise<Engine> {
-  const child = launch(t, ['mock', '--events', '--eos-rate', '0', '--speed', '2', '--json']);
+  const child = launch(t, [
+    'mock',
+    '--events',
+    '--eos-rate',
+    '0',
+    '--speed',
+    '2',
+    '--block-size',
+    `${BLOCK_SIZE}`,
+    '--json',
+  ]);
   const [line] = (await once(createInterface({ input: child.stdout! }), 'line')) as [string];
   return { child, ...(JSON.parse(line) as Omit<Engine, 'child'>) };
 }
@@ -54,10 +68,17 @@ async function kill(child: ChildProcess, signal: NodeJS.Signals): Promise<void> 
 
 const bodyOf = (name: number) => ({
   model: MOCK_MODEL,
-  prompt: Array.from({ length: 64 }, (_, at) => name * 64 + at + 100),
+  prompt: Array.from({ length: PROMPT }, (_, at) => name * PROMPT + at + 100),
   max_tokens: TOKENS,
   stream: true,
 });
+
+/** Resolves when the index has as many blocks; fails with the test's own time. */
+async function blocksReach(fixture: PlaneFixture, blocks: number): Promise<void> {
+  let found = 0;
+  do found = await fixture.metric('millrace_index_blocks');
+  while (found < blocks);
+}
 
 /** Starts all streams; resolves when each has shown text. */
 const begin = (fixture: PlaneFixture): Promise<OpenReply[]> =>
@@ -106,7 +127,7 @@ t.test('two engines: one is configured, one joins by its link', async t => {
   t.same(counts, { overLink: STREAMS, overHttp: 0 }, 'all went over links');
   await until(() => plane.status.kvEvents.publishing === 2, 'both publish by their links');
   t.equal(await fixture.metric('millrace_index_holders'), 2);
-  t.ok((await fixture.metric('millrace_index_blocks')) >= STREAMS * 4, 'events fill the index');
+  await blocksReach(fixture, STREAMS * BLOCKS);
 
   await t.test('a link process dies in the middle', async t => {
     const running = await begin(fixture);
@@ -138,4 +159,13 @@ t.test('two engines: one is configured, one joins by its link', async t => {
     t.same(await textsOf(t, await begin(fixture)), expected);
   });
   await fixture.expectIdle(t);
+});
+
+t.test('an address that other hosts reach needs a secret, and wrong ones are told', async t => {
+  const wrong: [linkListen: string, message: RegExp][] = [
+    ['0.0.0.0:0', /leaves this host: give both sides one secret/],
+    ['somewhere', /linkListen is 'somewhere'; allowed: HOST:PORT/],
+  ];
+  for (const [linkListen, message] of wrong)
+    await t.rejects(startPlane(t, { workers: [], linkListen }), { code: 'MILLRACE_CONFIG', message });
 });
