@@ -2,7 +2,7 @@
  * Routing in figures (R3, R4), with the addon and without it. A row each for:
  *
  * hash, decision: a prompt's block hashes; the whole decision: hash, look up, score all workers, reserve.
- * look-up:        one call for all workers while a writer thread applies events all the time (addon only).
+ * look-up:        one call for all workers while a writer thread applies events all the time (addon only); of few again.
  * throughput:     requests and events of evicting mock engines on one thread, counted in block-ops as Dynamo's
  *                 mooncake_bench counts them: blocks in stores and removals plus blocks in look-ups. Calls beside them.
  * apply:          msgpack batches of engines decoded, translated, hashed and applied; and through a real ZMQ socket.
@@ -25,6 +25,7 @@ const flags = parseFlags({
     'index-mib': count(256, 16, 1024, 'size of the index in MiB'),
     workers: count(64, 1, 1024, 'workers, all candidates of every look-up and decision'),
     'prompt-tokens': count(12_000, 64, 131_072, 'tokens of a prompt, 64 per block'),
+    'few-workers': count(8, 1, 1024, 'workers of the second row of look-ups'),
     lookups: count(200_000, 1000, 10_000_000, 'timed look-ups'),
     decisions: count(50_000, 1000, 10_000_000, 'timed decisions'),
     requests: count(4000, 100, 100_000, 'requests of the merged stream of requests and events'),
@@ -44,6 +45,7 @@ const flags = parseFlags({
 const settings = {
   indexBytes: flags.indexMib * MIB,
   workers: flags.workers,
+  fewWorkers: flags.fewWorkers,
   promptTokens: flags.promptTokens,
   blocks: Math.floor(flags.promptTokens / 64),
   batchBlocks: 32,
@@ -92,14 +94,17 @@ async function side(addon, name, settings, { stream, frames, socketFrames }) {
   const label = row => `${name}: ${row}`;
   const decision = await repeated(label('decision'), () => decisionRow(addon, settings));
   const lookup = await repeated(label('look-up'), () => lookupRow(addon, settings));
+  const few = { ...settings, workers: settings.fewWorkers };
+  const lookupFew = await repeated(label('look-up of few'), () => lookupRow(addon, few));
   const throughput = await repeated(label('throughput'), () => throughputRow(addon, settings, stream));
   const apply = await repeated(label('apply'), () => applyRow(addon, settings, frames));
   const socket = await repeated(label('socket'), () => socketRow(addon, settings, socketFrames));
   const memory = addon === null ? { bytesPerBlock: null, bytesPerHolder: null } : memoryRow(addon, settings);
-  const { overcounts, undercounts, retries } = lookup;
+  const both = name => lookup[name] + lookupFew[name];
   return {
     hashUs: decision.hashUs,
     lookupUs: { p50: lookup.lookupP50Us, p99: lookup.lookupP99Us },
+    lookupOfFewUs: { p50: lookupFew.lookupP50Us, p99: lookupFew.lookupP99Us },
     decisionUs: { p50: decision.decisionP50Us, p99: decision.decisionP99Us },
     ...throughput,
     ...apply,
@@ -108,9 +113,9 @@ async function side(addon, name, settings, { stream, frames, socketFrames }) {
     socketBlocksPerSecond: socket.socketBlocksPerSecond,
     socketMessagesPerSecond: socket.socketMessagesPerSecond,
     ...memory,
-    overcounts,
-    undercounts,
-    retries,
+    overcounts: both('overcounts'),
+    undercounts: both('undercounts'),
+    retries: both('retries'),
   };
 }
 

@@ -4,7 +4,7 @@
  * for one model. A key that does not exist is an error that names the nearest one that does.
  */
 import { availableParallelism } from 'node:os';
-import { parse as parseYaml } from 'yaml';
+import { isMap, isScalar, LineCounter, parseDocument } from 'yaml';
 import { ConfigError } from './errors.js';
 import { DEFAULT_LIMITS, type Limits } from './limits.js';
 import type { LogLevel } from './runtime/logger.js';
@@ -54,6 +54,8 @@ export interface Config {
   readonly httpServer: 'auto' | 'uws' | 'node';
   /** Header whose value names a session; '': sessions are switched off. */
   readonly sessionHeader: string;
+  /** Secret of the routes under /admin; null: there are none. */
+  readonly adminToken: string | null;
   readonly socketThreads: number;
   readonly poolThreads: number;
   readonly mockWorkers: number;
@@ -115,37 +117,55 @@ function readEnvironment(
   return values;
 }
 
-function readFile(file: NonNullable<ConfigSources['file']>): Record<string, unknown> {
+/** The settings of a file, and in which line each of them begins. */
+interface FileSettings {
+  readonly values: Record<string, unknown>;
+  readonly lines: ReadonlyMap<unknown, number>;
+}
+
+function readFile(file: NonNullable<ConfigSources['file']>): FileSettings {
+  const lines = new Map<unknown, number>();
   let document: unknown;
   try {
-    document = parseYaml(file.text, { maxAliasCount: 100 });
+    const lineCounter = new LineCounter();
+    const parsed = parseDocument(file.text, { lineCounter });
+    if (parsed.errors[0] !== undefined) throw parsed.errors[0];
+    document = parsed.toJS({ maxAliasCount: 100 });
+    for (const { key } of isMap(parsed.contents) ? parsed.contents.items : []) {
+      if (isScalar(key) && key.range != null) lines.set(key.value, lineCounter.linePos(key.range[0]).line);
+    }
   } catch (cause) {
     // The lines after the first show the place in the file, which may hold what does not belong in a log.
     const [said] = (cause as Error).message.split(/:?\n/, 1);
     throw new ConfigError(`${file.name} is not valid YAML: ${said}`, { cause });
   }
-  if (document === null || document === undefined) return {};
+  if (document === null || document === undefined) return { values: {}, lines };
   if (typeof document !== 'object' || Array.isArray(document)) {
     throw new ConfigError(`${file.name} must hold a map of settings at its top level`);
   }
-  return document as Record<string, unknown>;
+  return { values: document as Record<string, unknown>, lines };
 }
 
 function checkKeys(
   table: readonly Setting[],
   source: string,
   given: Record<string, unknown>,
+  lines: FileSettings['lines'] = new Map(),
 ): Record<string, unknown> {
   const valid = [...table.map(setting => setting.key), 'models'];
   const values: Record<string, unknown> = {};
   for (const [key, raw] of Object.entries(given)) {
-    if (!valid.includes(key)) throw unknownKey(source, key, valid);
+    const line = lines.get(key);
+    const at = line === undefined ? source : `${source}, line ${line}`;
+    if (!valid.includes(key)) throw unknownKey(at, key, valid);
     if (raw === undefined || raw === null) continue;
     const setting = table.find(row => row.key === key);
-    values[key] = setting === undefined ? raw : setting.parse(raw, `${key} (${source})`);
+    values[key] = setting === undefined ? raw : setting.parse(raw, `${key} (${at})`);
   }
   return values;
 }
+
+const NO_FILE: FileSettings = { values: {}, lines: new Map() };
 
 /** A model's own tokenizer or folder takes the place of both shared ones. */
 function readTextSource(
@@ -241,8 +261,8 @@ function checkTogether(limits: Limits): void {
  */
 export function loadConfig(names: ConfigNames, sources: ConfigSources): Config {
   const table = settings(names.policies, names.tokenizers);
-  const fileValues =
-    sources.file === undefined ? {} : checkKeys(table, sources.file.name, readFile(sources.file));
+  const { values, lines } = sources.file === undefined ? NO_FILE : readFile(sources.file);
+  const fileValues = checkKeys(table, sources.file?.name ?? '', values, lines);
   const envValues = readEnvironment(table, sources.env ?? {});
   const optionValues = checkKeys(table, 'option', { ...sources.options });
   const defaults = Object.fromEntries(table.map(setting => [setting.key, setting.default]));

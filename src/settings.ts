@@ -7,7 +7,7 @@ import { resolve } from 'node:path';
 import { ConfigError } from './errors.js';
 import { LIMITS, type LimitName } from './limits.js';
 import { nearestName } from './runtime/nearest-name.js';
-import { eventEndpoint, eventTopic, namedWorkers, replayEndpoint } from './worker-config.js';
+import { AUTO_EVENTS, eventSource, eventTopic, namedWorkers, replayEndpoint } from './worker-config.js';
 
 /** How a setting was given, for error messages: `--port`, `MILLRACE_PORT`, `port in millrace.yaml`. */
 export type Source = string;
@@ -16,7 +16,8 @@ export type Source = string;
 export interface Setting {
   /** Key in the configuration object and in YAML. */
   readonly key: string;
-  readonly flag: string;
+  /** Absent for secrets: a command line is seen by every user of a machine. */
+  readonly flag?: string;
   /** Shown in help after the flag; absent for switches. */
   readonly value?: string;
   /** May be given several times; the environment separates by commas. */
@@ -57,6 +58,12 @@ export function oneOf(names: readonly string[]) {
 export function text(raw: unknown, source: Source): string {
   if (typeof raw === 'string' && raw.length > 0 && raw.length <= 4096) return raw;
   throw new ConfigError(`${source} is ${shown(raw)}; allowed: a text of 1 to 4096 characters`);
+}
+
+/** A secret: never part of a message. */
+function token(raw: unknown, source: Source): string {
+  if (typeof raw === 'string' && /^[\x21-\x7e]{16,4096}$/.test(raw)) return raw;
+  throw new ConfigError(`${source} is not shown; allowed: 16 to 4096 visible ASCII characters, no blanks`);
 }
 
 /** The name of a header, or '' for none. */
@@ -108,6 +115,7 @@ export function settings(policies: readonly string[], tokenizers: readonly strin
     ...eventSettings(),
     ...linkSettings(),
     ...threadSettings(),
+    ...accessSettings(),
     ...processSettings(),
   ];
 }
@@ -135,7 +143,7 @@ function serviceSettings(policies: readonly string[], tokenizers: readonly strin
       flag: 'worker',
       value: 'URL',
       several: true,
-      help: 'a running vLLM server; repeat for more. Without any, mock engines are started',
+      help: 'a running vLLM, SGLang or TensorRT-LLM server; repeat for more. Without any, mock engines are started',
       default: [],
       parse: namedWorkers,
     },
@@ -164,9 +172,9 @@ function eventSettings(): readonly Setting[] {
       key: 'kvEvents',
       flag: 'kv-events',
       value: 'ENDPOINT',
-      help: 'where workers publish KV events, such as tcp://*:5557 (* is the host of each worker)',
-      default: null,
-      parse: eventEndpoint,
+      help: 'where workers publish KV events, such as tcp://*:5557 (* is the host of each worker); auto: each engine is asked; off: none are taken',
+      default: AUTO_EVENTS,
+      parse: eventSource,
     },
     {
       key: 'kvEventsReplay',
@@ -229,6 +237,25 @@ function threadSettings(): readonly Setting[] {
   ];
 }
 
+function accessSettings(): readonly Setting[] {
+  return [
+    {
+      key: 'sessionHeader',
+      flag: 'session-header',
+      value: 'NAME',
+      help: "request header that names a session, whose requests go to one worker; '' for none",
+      default: 'x-millrace-session-id',
+      parse: headerName,
+    },
+    {
+      key: 'adminToken',
+      help: 'secret of the routes under /admin, as a bearer token; without it they do not exist',
+      default: null,
+      parse: token,
+    },
+  ];
+}
+
 function processSettings(): readonly Setting[] {
   return [
     {
@@ -246,14 +273,6 @@ function processSettings(): readonly Setting[] {
       help: 'auto (uWebSockets.js where it loads), uws or node',
       default: 'auto',
       parse: oneOf(['auto', 'uws', 'node']),
-    },
-    {
-      key: 'sessionHeader',
-      flag: 'session-header',
-      value: 'NAME',
-      help: "request header that names a session, whose requests go to one worker; '' for none",
-      default: 'x-millrace-session-id',
-      parse: headerName,
     },
     {
       key: 'mockWorkers',

@@ -15,11 +15,22 @@ const BIND = 'bind:';
 const TCP = /^tcp:\/\/([^\s/]+):(\d{1,5})$/;
 const IPC = /^ipc:\/\/\S+$/;
 
+/** Engines that a worker can be; `auto`: its probe says which. */
+export const ENGINE_NAMES = ['auto', 'vllm', 'sglang', 'trtllm'] as const;
+/** One of ENGINE_NAMES. */
+export type EngineName = (typeof ENGINE_NAMES)[number];
+
+/** In the place of an endpoint: the worker's probe says where it publishes, where its engine tells. */
+export const AUTO_EVENTS = 'auto';
+/** In the place of an endpoint: no events are taken. */
+const NO_EVENTS = 'off';
+
 /** A worker as the configuration has it: checked, with the settings of the process filled in. */
 export interface WorkerConfig {
   /** Origin: `http://host:port`. */
   readonly url: string;
-  /** ZMQ endpoint at which rank 0 publishes KV events; null: it publishes none. `bind:` as in EventEndpoints. */
+  readonly engine: EngineName;
+  /** ZMQ endpoint at which rank 0 publishes KV events, or AUTO_EVENTS; null: none are taken. `bind:` as in EventEndpoints. */
   readonly kvEvents: string | null;
   /** ZMQ endpoint at which rank 0 repeats events; null: it does not. */
   readonly kvEventsReplay: string | null;
@@ -44,19 +55,25 @@ export type NamedWorker = Pick<WorkerConfig, 'url'> & {
 /** The process-wide settings that workers inherit. */
 export type EventDefaults = Pick<WorkerConfig, 'kvEvents' | 'kvEventsReplay' | 'kvEventsTopic'>;
 
-const WORKER_KEYS = ['url', 'kvEvents', 'kvEventsReplay', 'kvEventsTopic', 'dpRanks'];
+const WORKER_KEYS = ['url', 'engine', 'kvEvents', 'kvEventsReplay', 'kvEventsTopic', 'dpRanks'];
 
 const shown = (raw: unknown): string => JSON.stringify(raw) ?? String(raw);
 
+/** Where workers publish: an endpoint, `auto`, or `off` (null). Throws ConfigError. */
+export function eventSource(raw: unknown, source: string): string | null {
+  if (raw === NO_EVENTS) return null;
+  return raw === AUTO_EVENTS ? raw : eventEndpoint(raw, source, `${AUTO_EVENTS}, ${NO_EVENTS}, `);
+}
+
 /** A ZMQ endpoint; `*` as host stands for the worker's own. Throws ConfigError. */
-export function eventEndpoint(raw: unknown, source: string): string {
+function eventEndpoint(raw: unknown, source: string, others = ''): string {
   const bare = typeof raw === 'string' && raw.startsWith(BIND) ? raw.slice(BIND.length) : raw;
   if (typeof bare === 'string') {
     const port = Number(TCP.exec(bare)?.[2] ?? 0);
     if (IPC.test(bare) || (port >= 1 && port <= PORT_MAX)) return raw as string;
   }
   throw new ConfigError(
-    `${source} is ${shown(raw)}; allowed: tcp://host:port (host * is the worker's own), ipc://path, either after bind:`,
+    `${source} is ${shown(raw)}; allowed: ${others}tcp://host:port (host * is the worker's own), ipc://path, either after bind:`,
   );
 }
 
@@ -85,6 +102,12 @@ function workerUrl(raw: unknown, source: string): string {
   return url.origin;
 }
 
+function engineName(raw: unknown, source: string): EngineName {
+  const known = ENGINE_NAMES.find(name => name === raw);
+  if (known !== undefined) return known;
+  throw new ConfigError(`${source} is ${shown(raw)}; allowed: ${ENGINE_NAMES.join(', ')}`);
+}
+
 function rankCount(raw: unknown, source: string): number {
   if (typeof raw === 'number' && Number.isInteger(raw) && raw >= 1 && raw <= RANKS_MAX) return raw;
   throw new ConfigError(`${source} is ${shown(raw)}; allowed: an integer from 1 to ${RANKS_MAX} ranks`);
@@ -107,7 +130,8 @@ function namedWorker(raw: unknown, source: string): NamedWorker {
   };
   return {
     url,
-    kvEvents: read<string | null>('kvEvents', null, eventEndpoint),
+    engine: read<EngineName>('engine', 'auto', engineName),
+    kvEvents: read<string | null>('kvEvents', null, eventSource),
     kvEventsReplay: read<string | null>('kvEventsReplay', null, replayEndpoint),
     kvEventsTopic: read('kvEventsTopic', '', eventTopic),
     dpRanks: read('dpRanks', 1, rankCount),
@@ -137,10 +161,11 @@ export function endpointOf(endpoint: string | null, url: string, rank: number): 
 
 /** Fills in what the worker does not say. Throws ConfigError where its ranks cannot have the endpoints. */
 export function resolveWorker(worker: NamedWorker, defaults: EventDefaults): WorkerConfig {
-  const { url, dpRanks = 1 } = worker;
+  const { url, engine = 'auto', dpRanks = 1 } = worker;
   const kvEvents = worker.kvEvents === undefined ? defaults.kvEvents : worker.kvEvents;
   const replay = worker.kvEventsReplay === undefined ? defaults.kvEventsReplay : worker.kvEventsReplay;
-  const resolved = { kvEvents, kvEventsReplay: kvEvents === null ? null : replay };
+  const isGiven = kvEvents !== null && kvEvents !== AUTO_EVENTS;
+  const resolved = { kvEvents: isGiven ? kvEvents : null, kvEventsReplay: isGiven ? replay : null };
   for (const [key, endpoint] of Object.entries(resolved)) {
     if (endpoint === null || dpRanks === 1) continue;
     const port = Number(TCP.exec(endpoint.startsWith(BIND) ? endpoint.slice(BIND.length) : endpoint)?.[2]);
@@ -151,7 +176,8 @@ export function resolveWorker(worker: NamedWorker, defaults: EventDefaults): Wor
   }
   return Object.freeze({
     url,
-    kvEvents: endpointOf(resolved.kvEvents, url, 0),
+    engine,
+    kvEvents: isGiven ? endpointOf(kvEvents, url, 0) : kvEvents,
     kvEventsReplay: endpointOf(resolved.kvEventsReplay, url, 0),
     kvEventsTopic: worker.kvEventsTopic ?? defaults.kvEventsTopic,
     dpRanks,
@@ -172,7 +198,8 @@ export function distinctWorkers(lists: readonly (readonly WorkerConfig[])[]): Wo
   }
   const publishers = new Map<string, string>();
   for (const { url, kvEvents, kvEventsTopic, dpRanks } of workers.values()) {
-    for (let rank = 0; kvEvents !== null && rank < dpRanks; rank++) {
+    const isGiven = kvEvents !== null && kvEvents !== AUTO_EVENTS;
+    for (let rank = 0; isGiven && rank < dpRanks; rank++) {
       const key = `${endpointOf(kvEvents, url, rank)} ${kvEventsTopic}`;
       const other = publishers.get(key);
       if (other !== undefined) {

@@ -91,6 +91,8 @@ export interface FakeEngineOptions {
   readonly version?: string;
   /** Called for each generation request; may be changed at any time. */
   readonly script?: (call: FakeCall) => void;
+  /** Bodies of further routes, by path. */
+  readonly pages?: Readonly<Record<string, string>>;
   /** 0, the default, lets the system choose. */
   readonly port?: number;
 }
@@ -103,12 +105,17 @@ export class FakeEngine {
   readonly #sockets = new Set<net.Socket>();
   readonly #models: string;
   readonly #version: string;
+  readonly #pages: Readonly<Record<string, string>>;
 
   constructor(options: FakeEngineOptions) {
     this.script = options.script ?? (call => call.socket.destroy());
     const { model = 'fake-model', contextLength = 4096 } = options;
     const length = contextLength === null ? {} : { max_model_len: contextLength };
-    this.#models = JSON.stringify({ object: 'list', data: [{ id: model, object: 'model', ...length }] });
+    this.#models = JSON.stringify({
+      object: 'list',
+      data: [{ id: model, object: 'model', owned_by: 'vllm', ...length }],
+    });
+    this.#pages = options.pages ?? {};
     this.#version = JSON.stringify({ version: options.version ?? '0.11.0' });
     this.#server = net.createServer(socket => this.#serve(socket));
   }
@@ -160,7 +167,9 @@ export class FakeEngine {
     else if (path === '/v1/models') call.respond(200, 'application/json', this.#models);
     else if (path === '/version') call.respond(200, 'application/json', this.#version);
     else if (path === '/metrics') call.respond(200, 'text/plain', '');
-    else if (path === '/tokenize') call.respond(404, 'application/json', '{"detail":"Not Found"}');
+    else if (path in this.#pages) call.respond(200, 'application/json', this.#pages[path]!);
+    else if (path === '/tokenize' || call.head.startsWith('GET '))
+      call.respond(404, 'application/json', '{"detail":"Not Found"}');
     else {
       this.calls.push(call);
       this.script(call);

@@ -156,6 +156,9 @@ export interface FixtureOptions {
   readonly poolThreads?: number;
   /** Where workers link in; without it nowhere. */
   readonly linkListen?: string;
+  readonly adminToken?: string;
+  /** Mocks are asked where they publish events, as workers are that say nothing of it. */
+  readonly asked?: boolean;
   /** Default: round-robin. */
   readonly policy?: string;
   /** 'real' for tests in which many things happen at once; else the clock moves only by `tick`. */
@@ -203,8 +206,7 @@ export class PlaneFixture {
     const workers = [
       ...mocks.map(({ url, events }) => ({
         url,
-        kvEvents: events?.publish,
-        kvEventsReplay: events?.replay,
+        ...(options.asked === true ? {} : { kvEvents: events?.publish, kvEventsReplay: events?.replay }),
       })),
       ...fakes.map(fake => fake.url),
       ...(options.workers ?? []),
@@ -220,7 +222,9 @@ export class PlaneFixture {
           linkListen: options.linkListen,
           httpServer: server,
           policy,
-          limits,
+          adminToken: options.adminToken,
+          // A canary would be one request more than a test has sent.
+          limits: { canaryAfterMs: 0, ...limits },
         },
       },
     );
@@ -263,8 +267,8 @@ export class PlaneFixture {
     return (await this.open(path, body, headers)).rest();
   }
 
-  async get(path: string, method = 'GET'): Promise<Reply> {
-    const response = await fetch(this.url + path, { method });
+  async get(path: string, method = 'GET', init: RequestInit = {}): Promise<Reply> {
+    const response = await fetch(this.url + path, { ...init, method });
     const text = await response.text();
     return {
       status: response.status,

@@ -254,24 +254,31 @@ export function throughputRow(addon, settings, stream) {
   return { blockOpsPerSecondPerCore: blocks / seconds, callsPerSecondPerCore: stream.length / seconds };
 }
 
-/** Bytes that one block takes, and each further holder of a block that has one: of a small index filled to its cap. */
+/** Bytes of an index per block, when it is filled to its cap with blocks that `holders` workers have each. */
+function bytesPerBlock(addon, settings, bytes, holders) {
+  const writer = new SharedIndexWriter(addon, memoryOf(settings, bytes));
+  const load = { blocks: settings.blocks, batchBlocks: settings.batchBlocks, holders };
+  for (let holder = 0; holder < holders; holder++) writer.addHolder(holder);
+  const { blocksMax } = writer.stats();
+  for (let prompt = 0; prompt * load.blocks < 1.3 * blocksMax; prompt++)
+    for (let holder = 0; holder < holders; holder++)
+      storeAll(writer, { ...eventsOf(prompt, load, holder), holder });
+  const { blocks } = writer.stats();
+  writer.close();
+  return bytes / blocks;
+}
+
+/**
+ * Bytes that one block takes, and each further holder of a block that has one. The latter of small indexes: their fixed
+ * parts are the same on both sides.
+ */
 export function memoryRow(addon, settings) {
-  const bytes = 16 * 1024 ** 2;
   const SHARED = 8;
-  const heldBy = count => {
-    const writer = new SharedIndexWriter(addon, memoryOf(settings, bytes));
-    const load = { blocks: settings.blocks, batchBlocks: settings.batchBlocks, holders: count };
-    for (let holder = 0; holder < count; holder++) writer.addHolder(holder);
-    const { blocksMax } = writer.stats();
-    for (let prompt = 0; prompt * load.blocks < 2 * blocksMax; prompt++)
-      for (let holder = 0; holder < count; holder++)
-        storeAll(writer, { ...eventsOf(prompt, load, holder), holder });
-    const { blocks } = writer.stats();
-    writer.close();
-    return bytes / blocks;
+  const small = count => bytesPerBlock(addon, settings, 16 * 1024 ** 2, count);
+  return {
+    bytesPerBlock: bytesPerBlock(addon, settings, settings.indexBytes, 1),
+    bytesPerHolder: (small(SHARED) - small(1)) / (SHARED - 1),
   };
-  const alone = heldBy(1);
-  return { bytesPerBlock: alone, bytesPerHolder: (heldBy(SHARED) - alone) / (SHARED - 1) };
 }
 
 function residentBytes() {

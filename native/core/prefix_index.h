@@ -133,7 +133,7 @@ class IndexWriter {
 
   // Flags of blocks (prefix_index_holders.cc).
   uint32_t flags_of(uint32_t block, uint32_t slot) const;
-  bool set_flags(uint32_t block, uint32_t slot, uint32_t flags);
+  bool set_flags(uint32_t block, uint32_t slot, uint32_t before, uint32_t flags);
   bool set_in_chunks(uint32_t block, uint32_t slot, uint32_t flags);
   void drop_chunk(uint32_t block, uint32_t chunk, uint32_t previous);
   void fold_chunks(uint32_t block);
@@ -142,7 +142,7 @@ class IndexWriter {
   void each_holder(uint32_t block, Visit visit) const;
   uint32_t new_chunk(uint32_t next, uint32_t group);
   void give_chunk(uint32_t chunk);
-  bool change(uint32_t block, uint32_t slot, uint32_t resident);
+  bool change(uint32_t block, uint32_t slot, uint32_t before, uint32_t resident);
   void reach_down(uint32_t block, uint32_t slot, uint32_t level);
   void unreach_down(uint32_t block, uint32_t slot, uint32_t level);
   uint32_t first_reached(uint32_t block, uint32_t slot, uint32_t level) const;
@@ -156,10 +156,11 @@ class IndexWriter {
   void retire(uint32_t slot);
   void settle(uint32_t slot);
   uint32_t place(uint64_t hash, uint32_t parent);
-  bool remove_one(uint32_t block, uint32_t slot, uint32_t tier);
+  bool remove_one(uint32_t block, uint32_t slot, uint32_t tier, uint32_t* left);
   void warm_named(uint32_t slot, const uint32_t* engine_hashes, uint32_t count) const;
   bool name(uint64_t engine_hash, uint32_t slot, uint64_t hash, uint32_t block);
-  bool hold(uint32_t block, uint32_t slot, uint32_t resident);
+  bool hold(uint32_t block, uint32_t slot, uint32_t before, uint32_t resident);
+  void warm_chunk(uint32_t block) const;
   bool drop_dead_name();
   uint32_t names_room() const { return view_.names_max / 20 * 17; }
   void sweep_block(uint32_t block);

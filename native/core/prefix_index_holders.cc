@@ -79,11 +79,10 @@ void IndexWriter::give_chunk(uint32_t chunk) {
   state_->free_chunk = chunk;
 }
 
-// Replaces the flags of a slot at a block. False, with nothing changed, when a chunk is needed and none is free: never
+// Replaces the flags of a slot at a block, which were `before`. False, with nothing changed, when a chunk is needed and none is free: never
 // when the slot already has flags there, or gets none.
-bool IndexWriter::set_flags(uint32_t block, uint32_t slot, uint32_t flags) {
+bool IndexWriter::set_flags(uint32_t block, uint32_t slot, uint32_t before, uint32_t flags) {
   uint32_t* word = view_.block(block) + kHolders;
-  const uint32_t before = flags_of(block, slot);
   if (before == flags) return true;
   const uint32_t holders = *word;
   const bool shared = (holders & kManyHolders) != 0;
@@ -178,19 +177,20 @@ void IndexWriter::drop_holders(uint32_t block) {
   }
 }
 
-// Sets where a slot has a block and keeps the reachable bits right, here and below. False when there is no chunk.
-bool IndexWriter::change(uint32_t block, uint32_t slot, uint32_t resident) {
-  const uint32_t before = flags_of(block, slot);
+// Sets where a slot has a block, whose flags were `before`, and keeps the reachable bits right, here and below. False when
+// there is no chunk.
+bool IndexWriter::change(uint32_t block, uint32_t slot, uint32_t before, uint32_t resident) {
+  if ((before & kFlagResident) == resident) return true;
   const uint32_t parent = view_.block(block)[kParent];
-  const uint32_t above = parent == kRootBlock      ? kFlagsReachable
-                         : parent == kUnknownBlock ? 0
-                                                   : flags_of(parent, slot);
+  const uint32_t above = parent == kRootBlock                       ? kFlagsReachable
+                         : parent == kUnknownBlock || resident == 0 ? 0
+                                                                    : flags_of(parent, slot);
   uint32_t after = resident;
   for (uint32_t level = 0; level < 2; level++) {
     if ((resident & kHeld[level]) != 0) after |= above & kReachable[level];
     if ((before & ~after & kReachable[level]) != 0) unreach_down(block, slot, level);
   }
-  if (!set_flags(block, slot, after)) return false;
+  if (!set_flags(block, slot, before, after)) return false;
   for (uint32_t level = 0; level < 2; level++) {
     if ((after & ~before & kReachable[level]) != 0) reach_down(block, slot, level);
   }
@@ -204,7 +204,7 @@ void IndexWriter::reach_down(uint32_t block, uint32_t slot, uint32_t level) {
     const uint32_t flags = flags_of(at, slot);
     uint32_t next = 0;
     if (unreached(flags, level) != 0) {
-      set_flags(at, slot, flags | kReachable[level]);
+      set_flags(at, slot, flags, flags | kReachable[level]);
       next = first_child(at);
     }
     while (next == 0 && at != block) {
@@ -226,7 +226,8 @@ void IndexWriter::unreach_down(uint32_t block, uint32_t slot, uint32_t level) {
   while (at != 0) {
     for (uint32_t below = at; below != 0; below = first_reached(first_child(at), slot, level)) at = below;
     for (;;) {
-      set_flags(at, slot, flags_of(at, slot) & ~kReachable[level]);
+      const uint32_t flags = flags_of(at, slot);
+      set_flags(at, slot, flags, flags & ~kReachable[level]);
       const uint32_t next = first_reached(view_.block(at)[kAfter], slot, level);
       if (next != 0) {
         at = next;

@@ -19,7 +19,7 @@ void IndexWriter::sweep_block(uint32_t block) {
       if (view_.slot_state[slot] == kSlotRetired) retired = slot;
     });
     if (retired == 0) break;
-    set_flags(block, retired, 0);
+    set_flags(block, retired, flags_of(block, retired), 0);
   }
   release(block);
 }

@@ -142,6 +142,7 @@ uint32_t IndexWriter::store(uint32_t holder, bool has_parent, uint64_t parent, c
       __builtin_prefetch(view_.buckets + view_.bucket_of(hash_at(hashes, taken + kPrefetchAhead)), 1);
       const uint64_t soon = hash_at(hashes, taken + kPrefetchAhead / 2);
       __builtin_prefetch(view_.block(view_.buckets[view_.bucket_of(soon)]));
+      warm_chunk(view_.buckets[view_.bucket_of(hash_at(hashes, taken + kPrefetchAhead / 4))]);
       if (engine_hashes != nullptr) {
         names_.prefetch(engine_key(engine_hashes + size_t{taken + kPrefetchAhead} * kIndexEngineHashWords, slot, view_.bucket_seed));
       }
@@ -155,7 +156,7 @@ uint32_t IndexWriter::store(uint32_t holder, bool has_parent, uint64_t parent, c
     const bool named = engine_hashes == nullptr ||
                        name(engine_key(engine_hashes + size_t{taken} * kIndexEngineHashWords, slot, view_.bucket_seed),
                             slot, hash, block);
-    if (!named || !hold(block, slot, resident)) {
+    if (!named || !hold(block, slot, flags, resident)) {
       state_->refused += count - taken;
       release(block);
       break;
@@ -173,13 +174,15 @@ uint32_t IndexWriter::store(uint32_t holder, bool has_parent, uint64_t parent, c
   return taken;
 }
 
-bool IndexWriter::remove_one(uint32_t block, uint32_t slot, uint32_t tier) {
+// `*left`: the tiers in which the slot still has the block.
+bool IndexWriter::remove_one(uint32_t block, uint32_t slot, uint32_t tier, uint32_t* left) {
   const uint32_t flags = block == 0 ? 0 : flags_of(block, slot);
+  *left = flags & kFlagTiers & ~(1u << tier);
   if ((flags & 1u << tier) == 0) {
     state_->unknown_removals++;
     return false;
   }
-  change(block, slot, flags & kFlagResident & ~(1u << tier));
+  change(block, slot, flags, flags & kFlagResident & ~(1u << tier));
   release(block);
   state_->removed++;
   return true;
@@ -189,11 +192,12 @@ uint32_t IndexWriter::remove(uint32_t holder, const uint32_t* hashes, uint32_t c
   const uint32_t slot = slot_of(holder);
   if (slot == 0) return 0;
   uint32_t removed = 0;
+  uint32_t left = 0;
   for (uint32_t i = 0; i < count; i++) {
     if (i + kPrefetchAhead < count) {
       __builtin_prefetch(view_.buckets + view_.bucket_of(hash_at(hashes, i + kPrefetchAhead)), 1);
     }
-    removed += remove_one(find(hash_at(hashes, i)), slot, tier) ? 1 : 0;
+    removed += remove_one(find(hash_at(hashes, i)), slot, tier, &left) ? 1 : 0;
   }
   return removed;
 }
@@ -213,6 +217,13 @@ void IndexWriter::warm_named(uint32_t slot, const uint32_t* engine_hashes, uint3
     __builtin_prefetch(view_.buckets + buckets[i]);
   }
   for (uint32_t i = 0; i < group; i++) __builtin_prefetch(view_.block(view_.buckets[buckets[i]]), 1);
+  for (uint32_t i = 0; i < group; i++) warm_chunk(view_.buckets[buckets[i]]);
+}
+
+// Brings the first chunk of a shared block into the cache.
+void IndexWriter::warm_chunk(uint32_t block) const {
+  const uint32_t holders = view_.block(block)[kHolders];
+  if ((holders & kManyHolders) != 0) __builtin_prefetch(view_.chunk(holders & ~kManyHolders), 1);
 }
 
 uint32_t IndexWriter::remove_engine(uint32_t holder, const uint32_t* engine_hashes, uint32_t count, uint32_t tier) {
@@ -227,10 +238,9 @@ uint32_t IndexWriter::remove_engine(uint32_t holder, const uint32_t* engine_hash
       state_->unknown_removals++;
       continue;
     }
-    const uint64_t named = *hash;
-    removed += remove_one(find(named), slot, tier) ? 1 : 0;
-    const uint32_t block = find(named);
-    if (block != 0 && (flags_of(block, slot) & kFlagTiers) != 0) continue;
+    uint32_t left = 0;
+    removed += remove_one(find(*hash), slot, tier, &left) ? 1 : 0;
+    if (left != 0) continue;
     names_.erase(key, slot);
     state_->names--;
     view_.slot_names[slot]--;
@@ -252,12 +262,12 @@ uint32_t IndexWriter::translate(uint32_t holder, const uint32_t* engine_hashes, 
 }
 
 // `change` that drops shared leaves when no chunk is free.
-bool IndexWriter::hold(uint32_t block, uint32_t slot, uint32_t resident) {
+bool IndexWriter::hold(uint32_t block, uint32_t slot, uint32_t before, uint32_t resident) {
   for (uint32_t i = 0; i < kMakeRoomEvictions; i++) {
-    if (change(block, slot, resident)) return true;
+    if (change(block, slot, before, resident)) return true;
     if (!evict(block, true)) return false;
   }
-  return change(block, slot, resident);
+  return change(block, slot, before, resident);
 }
 
 // Notes the engine's name of a block; false when there is no room for it.
@@ -311,7 +321,7 @@ uint32_t IndexWriter::predict(uint32_t holder, const uint32_t* hashes, uint32_t 
       const uint64_t key = expiry_key(hash, slot);
       const bool noted = expiries_.put(key, slot, expires_ms, &added);
       if (added) state_->expiries++;
-      if (!noted || !hold(block, slot, (flags & kFlagResident) | kIndexFlagPredicted)) {
+      if (!noted || !hold(block, slot, flags, (flags & kFlagResident) | kIndexFlagPredicted)) {
         if (added && expiries_.erase(key, slot)) state_->expiries--;
         state_->refused++;
         release(block);
@@ -346,7 +356,7 @@ void IndexWriter::expire(uint64_t now_ms) {
     const uint32_t block = find(hash);
     const uint32_t flags = block == 0 ? 0 : flags_of(block, slot);
     if ((flags & kIndexFlagPredicted) == 0) continue;
-    change(block, slot, flags & kFlagTiers);
+    change(block, slot, flags, flags & kFlagTiers);
     release(block);
   }
 }

@@ -3,6 +3,13 @@
  * vLLM, SGLang or TensorRT-LLM servers: for a first try of `millrace serve`, for benches and for tests.
  */
 import { ConfigError } from '../errors.js';
+import {
+  DISAGG_RANGES,
+  DISAGG_ROLES,
+  KV_CONNECTORS,
+  LOAD_FAILURE_POLICIES,
+} from '../simulate/disagg/disagg-settings.js';
+import type { DisaggOptions } from '../simulate/disagg/open-connector.js';
 import { ENGINE_SETTING_RANGES, type EngineSettings } from '../simulate/engine-settings.js';
 import { FAULT_KINDS, parseFaultRates } from '../simulate/faults.js';
 import {
@@ -58,6 +65,16 @@ const FLAGS = {
   'max-batched-tokens': 'value',
   'max-model-len': 'value',
   'tokens-per-step': 'value',
+  tiny: 'switch',
+  disagg: 'switch',
+  'kv-connector': 'value',
+  'kv-role': 'value',
+  'kv-port': 'value',
+  'kv-load-failure': 'value',
+  'kv-lease-ms': 'value',
+  'kv-pull-deadline-ms': 'value',
+  'kv-bytes-per-token': 'value',
+  'kv-bytes-per-second': 'value',
 } as const satisfies Readonly<Record<string, FlagKind>>;
 
 const EVENT_FLAGS = [
@@ -67,6 +84,25 @@ const EVENT_FLAGS = [
   'event-hashes',
   'event-loss',
 ] as const satisfies readonly (keyof typeof FLAGS)[];
+
+const DISAGG_FLAGS = [
+  'kv-connector',
+  'kv-role',
+  'kv-port',
+  'kv-load-failure',
+  'kv-lease-ms',
+  'kv-pull-deadline-ms',
+  'kv-bytes-per-token',
+  'kv-bytes-per-second',
+] as const satisfies readonly (keyof typeof FLAGS)[];
+
+/** Flags that are a number of the hand-over. */
+const DISAGG_NUMBERS = {
+  'kv-lease-ms': 'leaseMs',
+  'kv-pull-deadline-ms': 'pullDeadlineMs',
+  'kv-bytes-per-token': 'kvBytesPerToken',
+  'kv-bytes-per-second': 'kvBytesPerSecond',
+} as const satisfies Record<string, keyof typeof DISAGG_RANGES>;
 
 interface MockCommand {
   readonly count: number;
@@ -104,6 +140,16 @@ answer is a function of all tokens before it, so an answer that moves to another
   --event-form FORM       array: vLLM before 0.24; map: later ones; sglang: one store per block (as the engine does)
   --event-hashes KIND     int, signed or bytes (int, for sglang signed)
   --event-loss R          chance that a batch is not sent live and can only be replayed (0)
+  --tiny                  a tiny transformer with KV in real pages makes the tokens: each byte of them counts
+  --disagg                hand KV over between engines, as the engine that is played does
+  --kv-connector NAME     vllm: ${KV_CONNECTORS.join(', ')} (${KV_CONNECTORS[0]})
+  --kv-role ROLE          sglang: ${DISAGG_ROLES.join(', ')} (${DISAGG_ROLES[0]})
+  --kv-port P             port of the side channel of the first engine, the next ones follow (0)
+  --kv-load-failure NAME  ${LOAD_FAILURE_POLICIES.join(', ')} (${LOAD_FAILURE_POLICIES[0]})
+  --kv-lease-ms N         how long blocks are kept without a word from decode (${DISAGG_RANGES.leaseMs.default})
+  --kv-pull-deadline-ms N how long a pull may take (${DISAGG_RANGES.pullDeadlineMs.default})
+  --kv-bytes-per-token N  modelled size of KV (${DISAGG_RANGES.kvBytesPerToken.default})
+  --kv-bytes-per-second N modelled bandwidth of a pull (${DISAGG_RANGES.kvBytesPerSecond.default})
   --exit-with-stdin       end when stdin closes, so that nothing outlives a parent that was killed
   --json                  one JSON object per line on stdout
 
@@ -148,6 +194,30 @@ function readEvents(values: FlagValues<typeof FLAGS>, count: number): MockEventO
   };
 }
 
+function readDisagg(values: FlagValues<typeof FLAGS>, count: number): DisaggOptions | null {
+  const { 'kv-connector': connector, 'kv-role': role, 'kv-load-failure': loadFailure } = values;
+  if (values.disagg !== true) {
+    const needless = DISAGG_FLAGS.find(flag => values[flag] !== undefined);
+    if (needless === undefined) return null;
+    throw new ConfigError(`--${needless} needs --disagg`, { param: needless });
+  }
+  const numbers: Partial<Record<keyof typeof DISAGG_RANGES, number>> = {};
+  for (const [flag, setting] of Object.entries(DISAGG_NUMBERS)) {
+    const text = values[flag as keyof typeof DISAGG_NUMBERS];
+    const { min, max } = DISAGG_RANGES[setting];
+    if (text !== undefined) numbers[setting] = numberIn(flag, text, min, max, true);
+  }
+  return {
+    ...numbers,
+    port: numberIn('kv-port', values['kv-port'] ?? '0', 0, PORT_MAX - count + 1, true),
+    ...(connector === undefined ? {} : { connector: oneOf('kv-connector', connector, KV_CONNECTORS) }),
+    ...(role === undefined ? {} : { role: oneOf('kv-role', role, DISAGG_ROLES) }),
+    ...(loadFailure === undefined
+      ? {}
+      : { loadFailure: oneOf('kv-load-failure', loadFailure, LOAD_FAILURE_POLICIES) }),
+  };
+}
+
 function readCommand(argv: readonly string[]): MockCommand {
   const values = readFlags(argv, FLAGS);
   const count = numberIn('count', values.count ?? '1', 1, ENGINES_MAX, true);
@@ -165,6 +235,7 @@ function readCommand(argv: readonly string[]): MockCommand {
     throw new ConfigError('--incremental-streams needs --engine sglang', { param: 'incremental-streams' });
   }
   const events = readEvents(values, count);
+  const disagg = readDisagg(values, count);
   const engine = {
     ...(settings as Partial<EngineSettings>),
     port: numberIn('port', values.port ?? '0', 0, PORT_MAX - count + 1, true),
@@ -174,6 +245,8 @@ function readCommand(argv: readonly string[]): MockCommand {
     ...(model === undefined ? {} : { model }),
     ...(faults === undefined ? {} : { faults: parseFaultRates(faults) }),
     ...(events === null ? {} : { events }),
+    ...(values.tiny === undefined ? {} : { tiny: values.tiny }),
+    ...(disagg === null ? {} : { disagg }),
   };
   return { count, engine, exitWithStdin: values['exit-with-stdin'] ?? false, json: values.json ?? false };
 }
@@ -191,7 +264,7 @@ function listenForStop(exitWithStdin: boolean, stop: () => void): () => void {
 
 async function startAll(given: MockCommand, engines: MockEngine[]): Promise<void> {
   const tokenizer = await loadMockTokenizer();
-  const { events } = given.engine;
+  const { events, disagg } = given.engine;
   for (let at = 0; at < given.count; at++) {
     const portAt = (first = 0): number => (first === 0 ? 0 : first + at);
     const engine = await startMockEngine({
@@ -199,6 +272,7 @@ async function startAll(given: MockCommand, engines: MockEngine[]): Promise<void
       port: portAt(given.engine.port),
       faultSeed: (given.engine.seed ?? standard('seed')) + at,
       tokenizer,
+      ...(disagg === undefined ? {} : { disagg: { ...disagg, port: portAt(disagg.port) } }),
       ...(events === undefined
         ? {}
         : { events: { ...events, port: portAt(events.port), replayPort: portAt(events.replayPort) } }),
@@ -208,9 +282,14 @@ async function startAll(given: MockCommand, engines: MockEngine[]): Promise<void
   }
 }
 
-function jsonLine({ url, model, events }: MockEngine): string {
+function jsonLine({ url, model, events, connector }: MockEngine): string {
   const endpoints = { kvEvents: events?.publish ?? null, kvEventsReplay: events?.replay ?? null };
-  return JSON.stringify({ event: 'listening', url, model, ...endpoints });
+  const side = connector?.options.carrier;
+  const handover = side && {
+    kvSideChannel: `http://${side.host}:${side.port}`,
+    engineId: connector!.engineId,
+  };
+  return JSON.stringify({ event: 'listening', url, model, ...endpoints, ...handover });
 }
 
 function textLine({ url, model, events }: MockEngine): string {

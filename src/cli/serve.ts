@@ -6,6 +6,7 @@ import { readFileSync } from 'node:fs';
 import { type Config, loadConfig } from '../config.js';
 import { ConfigError } from '../errors.js';
 import { LIMITS } from '../limits.js';
+import { configuredWorkers } from '../plane/fleet.js';
 import { Plane } from '../plane/plane.js';
 import { TOKENIZER_NAMES } from '../preprocess/tokenizers/load.js';
 import { POLICY_NAMES } from '../router/policies/policies.js';
@@ -22,6 +23,12 @@ const MOCK_TOKENIZER = 'chatml-cl100k';
 /** How long the banner waits for the workers' first answers. */
 const FIRST_PROBE_MS = 3000;
 
+const FLAGS = SETTINGS.flatMap(setting =>
+  setting.flag === undefined ? [] : [{ ...setting, flag: setting.flag }],
+);
+/** Settings without a flag. */
+const SECRETS = SETTINGS.filter(({ flag }) => flag === undefined);
+
 const flagLine = (flag: string, value: string | undefined, text: string): string =>
   `  ${`--${flag}${value === undefined ? '' : ` ${value}`}`.padEnd(26)} ${text}`;
 
@@ -37,7 +44,7 @@ Examples:
   millrace serve --limit requestsMax=20000 --limit bodyBytesMax=16777216
 
 Flags:
-${SETTINGS.map(({ flag, value, help, default: preset }) => {
+${FLAGS.map(({ flag, value, help, default: preset }) => {
   const shown = preset === null || preset === '' || typeof preset === 'object' ? '' : ` (default ${preset})`;
   return flagLine(flag, value, help + shown);
 }).join('\n')}
@@ -48,6 +55,8 @@ ${flagLine('help', undefined, 'this text')}
 
 Every setting can come from the environment too: MILLRACE_PORT, MILLRACE_WORKERS (comma-separated), …
 A flag wins over the environment, the environment over the file.
+Secrets have no flag: ${SECRETS.map(({ key, help }) => `${key} (${help})`).join('; ')}
+SIGHUP reads the workers of --config again: new ones are added, missing ones are drained and leave.
 `;
 
 function limitsTable(): string {
@@ -60,7 +69,7 @@ function limitsTable(): string {
 
 function configFromFlags(flags: ReturnType<typeof readFlags>): Config {
   const options: Record<string, unknown> = {};
-  for (const { key, flag } of SETTINGS) if (flags[flag] !== undefined) options[key] = flags[flag];
+  for (const { key, flag } of FLAGS) if (flags[flag] !== undefined) options[key] = flags[flag];
   const name = flags.config as string | undefined;
   let file: { name: string; text: string } | undefined;
   if (name !== undefined) {
@@ -92,7 +101,7 @@ async function withWorkers(
   // A model folder stays in force, and is compared with the mock's tokenizer as with any worker's.
   const tokenizer = config.tokenizer ?? (config.modelPath === null ? MOCK_TOKENIZER : null);
   const workers = mocks.addresses.map(address =>
-    Object.freeze({ ...address, kvEventsTopic: '', dpRanks: 1 }),
+    Object.freeze({ ...address, engine: 'auto' as const, kvEventsTopic: '', dpRanks: 1 }),
   );
   return { config: Object.freeze({ ...config, workers, tokenizer }), mocks };
 }
@@ -117,6 +126,42 @@ function announce(
   }
   const areMocks = mocks !== null;
   process.stdout.write(banner({ version, url, status, policy: config.policy, models, workers, areMocks }));
+}
+
+/** SIGHUP: the workers of the file are read again; whatever is wrong with it changes nothing. */
+function reloadWorkers(
+  plane: Plane,
+  flags: ReturnType<typeof readFlags>,
+  running: Config,
+  logger: Logger,
+): void {
+  const unchanged = 'SIGHUP: nothing was changed';
+  if (configuredWorkers(running).length === 0) {
+    logger.warn(unchanged, { reason: 'it was started without workers and runs on mock engines' });
+    return;
+  }
+  try {
+    const read = configFromFlags(flags);
+    const workers = configuredWorkers(read);
+    if (workers.length === 0) {
+      logger.warn(unchanged, { reason: 'the configuration names no worker' });
+      return;
+    }
+    const { added, leaving, differing } = plane.setWorkers(workers);
+    logger.info('SIGHUP: the workers were read again, all other settings stay as they were', {
+      added: added.join(','),
+      leaving: leaving.join(','),
+    });
+    if (differing.length > 0)
+      logger.warn('SIGHUP: workers that stay keep their settings', { workers: differing.join(',') });
+    const others = ({ workers: _, models, ...rest }: Config): string =>
+      JSON.stringify([rest, Object.entries(models).map(([name, { workers: __, ...own }]) => [name, own])]);
+    if (others(read) !== others(running))
+      logger.warn('SIGHUP: settings besides the workers differ; they count from the next start', {});
+  } catch (error) {
+    if (!(error instanceof ConfigError)) throw error;
+    logger.error(unchanged, { reason: error.message });
+  }
 }
 
 /** Resolves with the exit code once the process has been told to end and has closed everything. */
@@ -160,7 +205,7 @@ function untilTold(
 
 async function run(argv: readonly string[]): Promise<number> {
   const kinds: Record<string, FlagKind> = { config: 'value', json: 'switch', 'help-limits': 'switch' };
-  for (const { flag, several } of SETTINGS) kinds[flag] = several === true ? 'values' : 'value';
+  for (const { flag, several } of FLAGS) kinds[flag] = several === true ? 'values' : 'value';
   const flags = readFlags(argv, kinds);
   if (flags['help-limits'] === true) {
     process.stdout.write(limitsTable());
@@ -181,6 +226,9 @@ async function run(argv: readonly string[]): Promise<number> {
     await mocks?.close();
     throw error;
   }
+  const running = plane;
+  // Without a file there is nothing to read, and the signal means what it always does: the terminal has gone.
+  if (flags.config !== undefined) process.on('SIGHUP', () => reloadWorkers(running, flags, given, logger));
   const code = await untilTold(plane, config, mocks, logger);
   logger.info('closed', { code });
   return code;

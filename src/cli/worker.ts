@@ -53,7 +53,8 @@ that loses the link goes on over plain HTTP.
   --plane ADDRESS         a data plane: HOST:PORT or unix:/path; give it several times for several planes
   --url URL               how the planes name the engine, as in their --worker (what --engine says)
   --id NAME               name of this worker, unique in its fleet (host name and port of the engine)
-  --kv-events ENDPOINT    ZMQ endpoint at which the engine publishes KV events, such as tcp://localhost:5557
+  --kv-events ENDPOINT    ZMQ endpoint at which the engine publishes KV events, such as tcp://localhost:5557; auto: where
+                          its probe says
   --kv-events-replay ENDPOINT
                           ZMQ endpoint at which it repeats them; without it a plane that connects late knows less
   --kv-events-topic TEXT  prefix of their topic ('')

@@ -18,7 +18,7 @@ export type WorkerState = 'probing' | 'ready' | 'draining' | 'unavailable';
 /** What a probe taught about a worker; an engine's capabilities have these fields among others. */
 export type WorkerFacts = Pick<
   WorkerView,
-  'models' | 'blockSize' | 'totalBlocks' | 'returnsTokenIds' | 'foreignIds'
+  'engine' | 'models' | 'blockSize' | 'totalBlocks' | 'returnsTokenIds' | 'answerModes' | 'foreignIds'
 >;
 
 /** Load that an engine reports of itself; null: it does not say. */
@@ -44,6 +44,7 @@ export interface SlotTable {
 export interface WorkerDeclaration {
   /** `http://host:port` or `https://host:port`, no path. */
   readonly url: string;
+  /** Name of its engine, or `auto`: as its probe says. */
   readonly engine: string;
   /** Model ids to use it for; the rest of what it lists is ignored. All that it lists, when left out. */
   readonly models?: readonly string[];
@@ -59,6 +60,7 @@ export interface RegisteredWorker {
   readonly url: string;
   /** Data-parallel rank that requests name; null: the server is one worker. */
   readonly rank: number | null;
+  /** As declared; that of `facts` is what answers there. */
   readonly engine: string;
   readonly state: WorkerState;
   readonly declaredModels: readonly string[] | null;
@@ -169,31 +171,19 @@ export class WorkerRegistry {
   /** The workers of WORLD: all that answered a probe, in whatever state, in the order of their slots. */
   views(): WorkerView[] {
     const views: WorkerView[] = [];
-    for (const { slot, generation, url, rank, engine, facts, declaredModels } of this.list()) {
+    for (const { slot, generation, url, rank, facts, declaredModels } of this.list()) {
       if (facts === null) continue;
       const models =
         declaredModels === null
           ? facts.models
           : facts.models.filter(model => declaredModels.includes(model.id));
-      const { blockSize, totalBlocks, returnsTokenIds, foreignIds } = facts;
-      views.push({
-        slot,
-        generation,
-        url,
-        rank,
-        engine,
-        models,
-        blockSize,
-        totalBlocks,
-        returnsTokenIds,
-        foreignIds,
-      });
+      views.push({ slot, generation, url, rank, ...facts, models });
     }
     return views;
   }
 
   /**
-   * Stores what a probe taught. Another model or block size than before is another worker at the same address: it takes the
+   * Stores what a probe taught. Another engine, model or block size than before is another worker at the same address: it takes the
    * slot under a new generation, and the answer is false, as it is when that generation no longer has the slot.
    */
   setFacts(slot: number, generation: number, facts: WorkerFacts): boolean {
@@ -267,8 +257,16 @@ export class WorkerRegistry {
   }
 
   #keepFacts(entry: Entry, facts: WorkerFacts): void {
-    const { models, blockSize, totalBlocks, returnsTokenIds, foreignIds } = facts;
-    const kept: WorkerFacts = { models, blockSize, totalBlocks, returnsTokenIds, foreignIds };
+    const { engine, models, blockSize, totalBlocks, returnsTokenIds, answerModes, foreignIds } = facts;
+    const kept: WorkerFacts = {
+      engine,
+      models,
+      blockSize,
+      totalBlocks,
+      returnsTokenIds,
+      ...(answerModes === undefined ? {} : { answerModes }),
+      foreignIds,
+    };
     if (JSON.stringify(kept) === JSON.stringify(entry.worker.facts)) return;
     entry.worker = { ...entry.worker, facts: kept };
     this.#onChange({ kind: 'facts', worker: entry.worker });
@@ -287,8 +285,9 @@ export class WorkerRegistry {
   }
 }
 
-/** Whether a worker that answers so is not the one from before: it serves none of its models, or has other KV blocks. */
+/** Whether a worker that answers so is not the one from before: another engine, none of its models, or other KV blocks. */
 function isAnother(before: WorkerFacts, now: WorkerFacts): boolean {
+  if (before.engine !== now.engine) return true;
   const known = new Set(before.models.map(model => model.id));
   if (!now.models.some(model => known.has(model.id))) return true;
   return before.blockSize !== null && now.blockSize !== null && before.blockSize !== now.blockSize;

@@ -231,7 +231,7 @@ export class EngineClient {
     bytesMax: number,
   ): Promise<{ status: number; body: string }> {
     const call = { origin, method: 'GET', path, head: [], body: new Uint8Array(0) };
-    return this.#ask(call, deadlineMs, bytesMax);
+    return this.ask(call, deadlineMs, bytesMax);
   }
 
   /** As `get`, with a JSON body. */
@@ -243,14 +243,11 @@ export class EngineClient {
     bytesMax: number,
   ): Promise<{ status: number; body: string }> {
     const head = [['content-type', 'application/json']] as const;
-    return this.#ask({ origin, method: 'POST', path, head, body: Buffer.from(json) }, deadlineMs, bytesMax);
+    return this.ask({ origin, method: 'POST', path, head, body: Buffer.from(json) }, deadlineMs, bytesMax);
   }
 
-  #ask(
-    asked: EngineRequest,
-    deadlineMs: number,
-    bytesMax: number,
-  ): Promise<{ status: number; body: string }> {
+  /** As `get`, for any request with a small answer. */
+  ask(asked: EngineRequest, deadlineMs: number, bytesMax: number): Promise<{ status: number; body: string }> {
     const name = `${asked.method} ${asked.path}`;
     return new Promise((resolve, reject) => {
       const chunks: Uint8Array[] = [];

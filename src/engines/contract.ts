@@ -91,6 +91,9 @@ export interface EncodedCall {
 /** The HTTP call that ends a request without its connection. */
 export type AbortCall = Pick<EncodedCall, 'method' | 'path' | 'head' | 'body'>;
 
+/** The HTTP call of a canary: see EngineAdapter.canary. */
+export type CanaryCall = AbortCall;
+
 /**
  * Frames found by one push. `table` and `ids` are valid until the next push on any stream of this thread; slices of
  * `bytes` may be kept, their memory is not used again. Rows as in frame-descriptor.ts, starting at word SCAN_HEADER_WORDS.
@@ -137,6 +140,11 @@ export interface EngineAdapter {
    * them without the request itself (media, and what its route does not take). Runs on a pool thread. Pure.
    */
   sampleOf(request: TokenRequest): TokenizeSample | null;
+  /**
+   * A streamed answer in token mode has OpenAI's frames, each of which can be read without those before it. False: it has
+   * frames of its own, which only `openStream` at the plane can read.
+   */
+  readonly hasOpenAiFrames: boolean;
   /** Path of the health route. */
   readonly healthPath: string;
   /** Path of the metrics route and its parser. */
@@ -154,6 +162,11 @@ export interface EngineAdapter {
    * none. Closing the connection ends a request on every engine.
    */
   abortCall(requestId: string): AbortCall | null;
+  /**
+   * The smallest request that makes the engine generate: one token after a prompt of one id, not streamed, so that status
+   * 200 means that a token was made. `rank` as in EncodeInput. Runs on the registry's thread. Pure.
+   */
+  canary(model: string, rank: number | null): CanaryCall;
   /**
    * Decoder for a streamed answer that `encode` asked for in this mode; an engine with a protocol of its own in token mode
    * must be told it, others take OpenAI's frames in all modes.

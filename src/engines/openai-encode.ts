@@ -5,7 +5,7 @@
  */
 import { strict as assert } from 'node:assert';
 import type { Api, TokenRequest } from '../messages/token-request.js';
-import type { EncodedCall, EncodeInput } from './contract.js';
+import type { CanaryCall, EncodedCall, EncodeInput } from './contract.js';
 
 /** Path of OpenAI's completions route. */
 export const COMPLETIONS_PATH = '/v1/completions';
@@ -66,4 +66,22 @@ function withUsage(request: TokenRequest): Record<string, unknown> {
   delete options.continuous_usage_stats;
   options.include_usage = true;
   return options;
+}
+
+/** Id of the prompt of a canary: every vocabulary has it. */
+export const CANARY_ID = 1;
+
+/** A canary for an engine with OpenAI's completions route; the engine names the request itself. */
+export function completionsCanary(
+  model: string,
+  head: CanaryCall['head'],
+  fields: Readonly<Record<string, unknown>> = {},
+): CanaryCall {
+  const body = { model, prompt: [CANARY_ID], max_tokens: 1, temperature: 0, stream: false, ...fields };
+  return {
+    method: 'POST',
+    path: COMPLETIONS_PATH,
+    head: [['content-type', 'application/json'], ...head],
+    body: Buffer.from(JSON.stringify(body)),
+  };
 }

@@ -5,8 +5,8 @@
  */
 import { strict as assert } from 'node:assert';
 import type { TokenRequest } from '../messages/token-request.js';
-import type { AbortCall, EncodedCall, EncodeInput } from './contract.js';
-import { bodyWithIds, jsonHead, relayBody, unknownFields } from './openai-encode.js';
+import type { AbortCall, CanaryCall, EncodedCall, EncodeInput } from './contract.js';
+import { bodyWithIds, CANARY_ID, jsonHead, relayBody, unknownFields } from './openai-encode.js';
 import { CONSTRAINT_FIELDS, constraintOf } from './sglang-constraint.js';
 
 /** `max_tokens` of OpenAI's completions where the request has none; /generate would take 128. */
@@ -81,6 +81,22 @@ export function sglangAbortCall(requestId: string): AbortCall {
   };
 }
 
+/** `EngineAdapter.canary` for SGLang: the route that serves token mode. */
+export function sglangCanary(_model: string, rank: number | null): CanaryCall {
+  const fields = {
+    input_ids: [CANARY_ID],
+    sampling_params: { max_new_tokens: 1, temperature: 0 },
+    stream: false,
+    ...rankFields(rank),
+  };
+  return {
+    method: 'POST',
+    path: '/generate',
+    head: [['content-type', 'application/json']],
+    body: Buffer.from(JSON.stringify(fields)),
+  };
+}
+
 function encodeTokens(input: EncodeInput): EncodedCall {
   const { request, promptIds } = input;
   const { logprobs } = request.output;
@@ -144,17 +160,18 @@ function encodeRelay(input: EncodeInput): EncodedCall {
   };
 }
 
+function rankFields(rank: EncodeInput['rank']): Record<string, number> {
+  // The second is the name before 2026; later releases take it as an alias.
+  return typeof rank === 'number' ? { routed_dp_rank: rank, data_parallel_rank: rank } : {};
+}
+
 /** What both routes name alike. */
 function addRouting(fields: Record<string, unknown>, input: EncodeInput): void {
   const { request, workerModel, rank } = input;
   // Several choices are requests of their own inside the server, for which older releases refuse one `rid`.
   if (request.sampling.n === 1) fields.rid = input.requestId;
   if (input.isAdapter === true) fields.lora_path = workerModel;
-  if (typeof rank === 'number') {
-    fields.routed_dp_rank = rank;
-    // The name before 2026; later releases take it as an alias.
-    fields.data_parallel_rank = rank;
-  }
+  Object.assign(fields, rankFields(rank));
   const { priority } = request.unknown;
   // Our API has vLLM's sense, where the lowest goes first; SGLang's scheduler prefers the highest.
   if (typeof priority === 'number') fields.priority = priority === 0 ? 0 : -priority;

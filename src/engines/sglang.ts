@@ -6,7 +6,7 @@
 import { strict as assert } from 'node:assert';
 import type { TokenRequest } from '../messages/token-request.js';
 import type { EngineAdapter, Poster, TokenizeSample } from './contract.js';
-import { encodeSglangCall, sglangAbortCall, sglangTokenModeGap } from './sglang-encode.js';
+import { encodeSglangCall, sglangAbortCall, sglangCanary, sglangTokenModeGap } from './sglang-encode.js';
 import { parseSglangMetrics, probeSglang, SGLANG } from './sglang-probe.js';
 import { openGenerateStream } from './sglang-stream.js';
 import { openSseStream, type StreamScanner } from './stream-decoder.js';
@@ -23,6 +23,7 @@ export function createSglangAdapter(options: SglangAdapterOptions = {}): EngineA
   const { scanner } = options;
   return {
     engine: SGLANG,
+    hasOpenAiFrames: false,
     healthPath: '/health',
     metricsPath: '/metrics',
     probe: probeSglang,
@@ -31,6 +32,7 @@ export function createSglangAdapter(options: SglangAdapterOptions = {}): EngineA
     parseMetrics: parseSglangMetrics,
     tokenModeGap: sglangTokenModeGap,
     encode: encodeSglangCall,
+    canary: sglangCanary,
     abortCall: sglangAbortCall,
     openStream(limits, mode) {
       assert(scanner !== undefined, 'openStream needs an adapter that was made with a scanner');

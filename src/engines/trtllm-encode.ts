@@ -7,8 +7,15 @@
  */
 import { strict as assert } from 'node:assert';
 import type { TokenRequest } from '../messages/token-request.js';
-import type { EncodedCall, EncodeInput } from './contract.js';
-import { bodyWithIds, COMPLETIONS_PATH, jsonHead, relayBody, unknownFields } from './openai-encode.js';
+import type { CanaryCall, EncodedCall, EncodeInput } from './contract.js';
+import {
+  bodyWithIds,
+  COMPLETIONS_PATH,
+  completionsCanary,
+  jsonHead,
+  relayBody,
+  unknownFields,
+} from './openai-encode.js';
 
 /** `max_tokens` of OpenAI's completions where the request has none; the server would fill the context. */
 const COMPLETION_TOKENS = 16;
@@ -64,6 +71,11 @@ export function trtllmTokenModeGap({ api, output, unknown }: TokenRequest): stri
   // A chat's field that the completions route does not have, such as `cache_salt`.
   if (api === 'completions') return null;
   return Object.keys(unknown).find(name => unknown[name] !== null && !COMPLETION_FIELDS.has(name)) ?? null;
+}
+
+/** `EngineAdapter.canary` for TensorRT-LLM, whose ranks cannot be named. */
+export function trtllmCanary(model: string): CanaryCall {
+  return completionsCanary(model, [], { detokenize: false });
 }
 
 function encodeTokens(input: EncodeInput): EncodedCall {

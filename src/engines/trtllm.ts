@@ -17,7 +17,7 @@ import type {
 import { isPositive, readModels, readVersion, versionNotices } from './probe-answers.js';
 import { meanOf, sumOf } from './prometheus-text.js';
 import { openSseStream, type StreamScanner } from './stream-decoder.js';
-import { encodeTrtllmCall, trtllmTokenModeGap } from './trtllm-encode.js';
+import { encodeTrtllmCall, trtllmCanary, trtllmTokenModeGap } from './trtllm-encode.js';
 import { readTokenIds } from './vllm-tokenize.js';
 
 /** The name of the engine in configuration, WORLD and metrics. */
@@ -38,6 +38,7 @@ export function createTrtllmAdapter(options: TrtllmAdapterOptions = {}): EngineA
   const { scanner } = options;
   return {
     engine: TRTLLM,
+    hasOpenAiFrames: true,
     healthPath: '/health',
     metricsPath: METRICS_PATH,
     probe: probeTrtllm,
@@ -46,6 +47,7 @@ export function createTrtllmAdapter(options: TrtllmAdapterOptions = {}): EngineA
     parseMetrics,
     tokenModeGap: trtllmTokenModeGap,
     encode: encodeTrtllmCall,
+    canary: trtllmCanary,
     abortCall: () => null,
     openStream(limits) {
       assert(scanner !== undefined, 'openStream needs an adapter that was made with a scanner');

@@ -4,8 +4,15 @@
  * asked for as well, and a unary request becomes a stream. Pure: the result is a fresh array that the caller owns.
  */
 import { strict as assert } from 'node:assert';
-import type { EncodedCall, EncodeInput } from './contract.js';
-import { bodyWithIds, COMPLETIONS_PATH, jsonHead, relayBody, unknownFields } from './openai-encode.js';
+import type { CanaryCall, EncodedCall, EncodeInput } from './contract.js';
+import {
+  bodyWithIds,
+  COMPLETIONS_PATH,
+  completionsCanary,
+  jsonHead,
+  relayBody,
+  unknownFields,
+} from './openai-encode.js';
 
 /**
  * Fields of a token-mode body that are ours to set or to leave out; an unknown field of the same name is dropped.
@@ -46,10 +53,17 @@ export function encodeVllmCall(input: EncodeInput): EncodedCall {
   return input.mode === 'token' ? encodeTokens(input) : encodeRelay(input, input.mode === 'relayIds');
 }
 
+/** `EngineAdapter.canary` for vLLM. */
+export function vllmCanary(model: string, rank: number | null): CanaryCall {
+  return completionsCanary(model, rankHead(rank));
+}
+
 function callHead(input: EncodeInput): EncodedCall['head'] {
-  const head = jsonHead(input.requestId);
-  if (input.rank !== null) head.push(['x-data-parallel-rank', String(input.rank)]);
-  return head;
+  return [...jsonHead(input.requestId), ...rankHead(input.rank)];
+}
+
+function rankHead(rank: number | null): [string, string][] {
+  return rank === null ? [] : [['x-data-parallel-rank', String(rank)]];
 }
 
 function encodeTokens(input: EncodeInput): EncodedCall {

@@ -10,6 +10,7 @@ import { ASK_REASONS, type AskReason, END_CAUSES, type EndCause } from '../messa
 import { type ReadIndex, registerIndexMetrics } from './index-metrics.js';
 import { ModelCounter, ModelHistogram } from './model-histogram.js';
 import { SeriesCounter } from './series-counter.js';
+import { registerWorkerMetrics, type WorkerReadings } from './worker-metrics.js';
 
 /** Models that get a label of their own; a request for any other counts as `unknown`. */
 const MODELS_MAX = 256;
@@ -39,6 +40,8 @@ export interface MetricSources {
     readonly kind: 'prefill_tokens' | 'decode_blocks' | 'requests';
     readonly load: number;
   }>;
+  /** State and health of the workers; null: another thread tells it. */
+  readonly readWorkers: (() => readonly WorkerReadings[]) | null;
   /** The prefix index; null: there is none, or another thread tells it. */
   readonly readIngest: ReadIndex | null;
 }
@@ -207,6 +210,7 @@ function createRequestMetrics(registry: Registry) {
 /** Gauges that are read at scrape time. Returns what stops the measurement of the event loop. */
 function createScrapedGauges(registry: Registry, sources: MetricSources, thread: string): () => void {
   const registers = [registry];
+  if (sources.readWorkers !== null) registerWorkerMetrics(registry, sources.readWorkers);
   new Gauge({
     name: 'millrace_ring_depth',
     help: 'Records or bytes waiting in a ring',

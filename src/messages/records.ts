@@ -75,7 +75,9 @@ export interface Ask {
  * token: ids in, ids out, Millrace makes the text. relayIds: the engine's frames pass through, with ids asked for and
  * taken out again; a unary answer is streamed by the engine and folded. relay: frames and bodies pass through.
  */
-export type AnswerMode = 'token' | 'relayIds' | 'relay';
+export const ANSWER_MODES = ['token', 'relayIds', 'relay'] as const;
+/** One of ANSWER_MODES. */
+export type AnswerMode = (typeof ANSWER_MODES)[number];
 
 /** One HTTP call to one worker. */
 export interface PlanStep {
@@ -235,6 +237,8 @@ export interface WorkerView {
   readonly totalBlocks: number | null;
   /** Its answers can carry token ids, which token and relayIds mode need. */
   readonly returnsTokenIds: boolean;
+  /** What its adapter can be asked for; absent: all modes, or relay alone where it returns no ids. */
+  readonly answerModes?: readonly AnswerMode[];
   /** Models of this worker whose token ids are not ours: our tokenizer or template differs, so no token mode there. */
   readonly foreignIds: readonly string[];
 }

@@ -3,7 +3,7 @@
  * object, so that a pool thread never plans with a fleet that it only half understood. Pool thread.
  */
 import { RecordError } from './byte-reader.js';
-import type { ModelView, WorkerView, World } from './records.js';
+import { ANSWER_MODES, type AnswerMode, type ModelView, type WorkerView, type World } from './records.js';
 
 const U32_MAX = 0xffff_ffff;
 
@@ -44,6 +44,12 @@ function onlyTrue(value: unknown, field: string): true {
   return value;
 }
 
+function mode(value: unknown, field: string): AnswerMode {
+  const known = ANSWER_MODES.find(name => name === value);
+  if (known === undefined) throw fault(field, `one of ${ANSWER_MODES.join(', ')}`);
+  return known;
+}
+
 /** A positive number of tokens or blocks, or null. */
 function amountOrNull(value: unknown, field: string): number | null {
   return value === null ? null : whole(value, field, Number.MAX_SAFE_INTEGER, 1);
@@ -68,6 +74,9 @@ function readWorker(value: unknown, field: string): WorkerView {
     blockSize: amountOrNull(worker.blockSize, `${field}.blockSize`),
     totalBlocks: amountOrNull(worker.totalBlocks, `${field}.totalBlocks`),
     returnsTokenIds: flag(worker.returnsTokenIds, `${field}.returnsTokenIds`),
+    ...(worker.answerModes === undefined
+      ? {}
+      : { answerModes: listOf(worker.answerModes, `${field}.answerModes`, mode) }),
     foreignIds: listOf(worker.foreignIds, `${field}.foreignIds`, text),
   };
 }

@@ -4,7 +4,7 @@
  * it holds once, whatever happens. Owned by its request on the socket thread.
  */
 import type { Limits } from '../limits.js';
-import type { Plan, PlanCall, PlanStep } from '../messages/records.js';
+import type { AnswerMode, Plan, PlanCall, PlanStep } from '../messages/records.js';
 import { RESERVATION_NONE } from '../router/load-descriptor.js';
 import type { AttemptEvents, AttemptFailure } from './attempt.js';
 import { EngineAttempt } from './attempt.js';
@@ -47,16 +47,16 @@ export class CallRun {
     return this.decision;
   }
 
-  /** Sends the call to its worker. `wantsRows`: the answer is read in token mode. */
-  start(origin: string, events: AttemptEvents, wantsRows: boolean, isPaused: boolean): void {
+  /** Sends the call to its worker; `mode` is that of its PLAN. */
+  start(origin: string, mode: AnswerMode, events: AttemptEvents, isPaused: boolean): void {
     const { client, guard, limits } = this.#context;
     const attempt = new EngineAttempt(
       {
         client,
         origin,
         step: this.step,
-        wantsRows,
-        openStream: () => this.#context.openEngineStream(),
+        wantsRows: mode === 'token',
+        openStream: this.#context.streamOpener(this.step, mode),
         guard,
         answerBytesMax: limits.unaryAnswerBytesMax,
       },
@@ -67,9 +67,10 @@ export class CallRun {
     if (isPaused) attempt.pause();
   }
 
-  /** Frames have come. */
-  touch(nowMs: number): void {
+  /** Frames have come, with so many tokens. */
+  touch(nowMs: number, tokens: number): void {
     this.#sinceMs = nowMs;
+    if (tokens > 0) this.#context.noteTokens(this.step);
   }
 
   /** The first token has come: the worker has done the prompt. */

@@ -3,7 +3,6 @@
  * change: a new WORLD for the socket threads, the figures of the process board, and the sources of KV events on the
  * ingest thread. Owned by the core, on its thread.
  */
-import { strict as assert } from 'node:assert';
 import type { Config } from '../config.js';
 import {
   type RegisteredWorker,
@@ -11,9 +10,11 @@ import {
   type WorkerFacts,
   WorkerRegistry,
 } from '../discovery/registry.js';
+import { createAdapters } from '../engines/adapters.js';
 import { EngineClient } from '../engines/client.js';
+import type { RankEvents } from '../engines/contract.js';
+import type { FindingSink, HealthCounts, ProbedFacts } from '../engines/health-contract.js';
 import { WorkerMonitor } from '../engines/monitor.js';
-import { createVllmAdapter, VLLM } from '../engines/vllm.js';
 import type { ListedModel } from '../frontend/openai/models-response.js';
 import type { ModelView, World } from '../messages/records.js';
 import type { EventEndpoints } from '../router/events/contract.js';
@@ -21,12 +22,17 @@ import type { LoadTable } from '../router/load-table.js';
 import type { Clock } from '../runtime/clock.js';
 import type { FaultGuard } from '../runtime/fault-guard.js';
 import type { Logger } from '../runtime/logger.js';
-import { distinctWorkers, endpointOf, type WorkerConfig } from '../worker-config.js';
+import { AUTO_EVENTS, distinctWorkers, endpointOf, type WorkerConfig } from '../worker-config.js';
 import type { AttemptFailure } from './attempt.js';
 import type { IngestSide } from './ingest-side.js';
+import { Membership } from './membership.js';
 import type { ProcessBoard } from './process-board.js';
 import { listedModels, servedModels } from './served-models.js';
 import type { TextModels } from './text-models.js';
+import type { WorkerActivity } from './worker-activity.js';
+
+/** In the place of endpoints: the events come by the worker's link. */
+export const LINK_EVENTS = 'link';
 
 /** Every worker that the configuration names, once. Throws ConfigError where two lists disagree. */
 export function configuredWorkers(config: Config): WorkerConfig[] {
@@ -42,6 +48,7 @@ export interface FleetOptions {
   readonly textModels: TextModels;
   readonly loadTable: LoadTable;
   readonly board: ProcessBoard;
+  readonly activity: WorkerActivity;
   /** Told of the workers and of where they publish; null: the plane has no prefix index. */
   readonly ingest: Pick<IngestSide, 'addWorker' | 'addPushed' | 'removeWorker'> | null;
   readonly publish: (world: World, listed: readonly ListedModel[]) => void;
@@ -50,12 +57,13 @@ export interface FleetOptions {
 /** See the head of the file. */
 export class Fleet {
   readonly registry: WorkerRegistry;
+  readonly members: Membership;
   readonly #options: FleetOptions;
   readonly #client: EngineClient;
   readonly #monitor: WorkerMonitor;
   readonly #startedSeconds: number;
-  /** Where the ranks of a worker publish, by its URL. */
-  readonly #configured: ReadonlyMap<string, WorkerConfig>;
+  /** Where the ranks of a worker publish, as its last probe said, by slot. */
+  readonly #probedEvents = new Map<number, readonly RankEvents[] | null>();
   /** Generations that the ingest thread was told of, by slot. */
   readonly #indexed = new Map<number, number>();
   /** Those whose events come by a worker link. */
@@ -70,23 +78,19 @@ export class Fleet {
     this.#options = options;
     this.#startedSeconds = Math.floor(clock.wallMs() / 1000);
     this.#client = new EngineClient({ clock, connectDeadlineMs: limits.connectDeadlineMs });
-    this.#configured = new Map(configuredWorkers(config).map(worker => [worker.url, worker]));
     this.registry = new WorkerRegistry({
       workersMax: limits.workersMax,
       table: loadTable,
       onChange: change => guard.run(() => this.#changed(change)),
     });
+    const { logger } = options;
+    this.members = new Membership({ registry: this.registry, loadTable, clock, logger, limits });
     this.#monitor = this.#createMonitor();
   }
 
   /** Takes in every worker that is configured; the first probes leave at once. */
   start(): void {
-    for (const { url, dpRanks } of this.#configured.values()) {
-      for (let rank = 0; rank < dpRanks; rank++) {
-        const worker = this.registry.add({ url, engine: VLLM, rank: dpRanks === 1 ? null : rank });
-        assert(worker !== 'full' && worker !== 'duplicate', 'the configuration was checked');
-      }
-    }
+    for (const worker of configuredWorkers(this.#options.config)) this.members.add(worker);
   }
 
   /** Models that can be asked for. */
@@ -99,7 +103,7 @@ export class Fleet {
     const workers = this.registry.list();
     return {
       workers: workers.length,
-      publishing: workers.filter(worker => this.#hasEvents(worker)).length,
+      publishing: workers.filter(worker => this.eventsOf(worker) !== null).length,
     };
   }
 
@@ -122,7 +126,12 @@ export class Fleet {
 
   /** A worker failed a request. */
   reportFailure(slot: number, generation: number, failure: AttemptFailure): void {
-    if (failure !== 'protocol') this.#monitor.reportFailure(slot, generation, failure);
+    this.#monitor.reportFailure(slot, generation, failure);
+  }
+
+  /** What the monitor has counted of a worker; null: it has just left. */
+  countsOf({ slot, generation }: RegisteredWorker): HealthCounts | null {
+    return this.#monitor.counts(slot, generation);
   }
 
   /** What KV events say of a worker that does not say it itself. */
@@ -131,13 +140,14 @@ export class Fleet {
   }
 
   /**
-   * The KV events of a worker come by its link from now on, all from their begin: the index knows it at once, empty. False:
-   * nobody wants them, because there is no index or the configuration says where the worker publishes.
+   * The KV events of a worker come by its link from now on, all from their begin, and no more from where its probe says: the
+   * index knows it at once, empty. False: nobody wants them, because there is no index, or the configuration names where the
+   * worker publishes or says that no events are taken.
    */
   takeEvents(worker: RegisteredWorker, said: Pick<WorkerFacts, 'blockSize' | 'totalBlocks'>): boolean {
     const { ingest } = this.#options;
-    if (ingest === null || this.#endpoints(worker) !== null) return false;
     const { slot, generation, url } = worker;
+    if (ingest === null || this.members.configOf(url).kvEvents !== AUTO_EVENTS) return false;
     this.#indexed.set(slot, generation);
     this.#pushed.set(slot, generation);
     const { blockSize, totalBlocks } = worker.facts ?? said;
@@ -145,7 +155,7 @@ export class Fleet {
     return true;
   }
 
-  /** They do not come any more: it counts as empty, and what it holds is guessed from what is routed there. */
+  /** They do not come any more: it counts as empty, and is known from then on as a worker without a link is. */
   endEvents(slot: number, generation: number): void {
     if (this.#pushed.get(slot) !== generation) return;
     this.#pushed.delete(slot);
@@ -156,6 +166,7 @@ export class Fleet {
 
   /** Ends all probes. */
   stop(): void {
+    this.members.stop();
     this.#monitor.stop();
   }
 
@@ -173,12 +184,13 @@ export class Fleet {
     if (kind === 'removed') {
       this.#monitor.unwatch(slot, generation);
       this.#pushed.delete(slot);
+      this.#probedEvents.delete(slot);
       if (this.#indexed.delete(slot)) ingest?.removeWorker(slot);
     }
     // The index knows a worker from its first probe on: its facts say what its events must look like.
     if (kind === 'facts' && this.#indexed.get(slot) !== generation) this.#tellIngest(worker);
     // Nothing would tell that it comes back with an empty cache. Where there are events, their numbers do.
-    if (kind === 'state' && worker.state === 'unavailable' && !this.#hasEvents(worker))
+    if (kind === 'state' && worker.state === 'unavailable' && this.eventsOf(worker) === null)
       this.#tellIngest(worker);
     if (kind === 'facts' || (kind === 'removed' && facts !== null)) this.#publishWorld();
     this.#onChange?.();
@@ -187,7 +199,7 @@ export class Fleet {
   #tellIngest(worker: RegisteredWorker): void {
     const { slot, generation, url, facts } = worker;
     if (facts === null) return;
-    const endpoints = this.#endpoints(worker);
+    const endpoints = this.#endpointsOf(worker);
     const { blockSize, totalBlocks } = facts;
     const hasEvents = endpoints !== null;
     this.#indexed.set(slot, generation);
@@ -198,15 +210,18 @@ export class Fleet {
     );
   }
 
-  #hasEvents(worker: RegisteredWorker): boolean {
-    return this.#pushed.get(worker.slot) === worker.generation || this.#endpoints(worker) !== null;
+  #isPushed({ slot, generation }: RegisteredWorker): boolean {
+    return this.#pushed.get(slot) === generation;
   }
 
-  #endpoints({ url, rank }: RegisteredWorker): EventEndpoints | null {
-    const configured = this.#configured.get(url);
-    // It linked itself in.
-    if (configured === undefined) return null;
-    const { kvEvents, kvEventsReplay, kvEventsTopic } = configured;
+  /** Where the KV events of a worker are taken from: its link or where it publishes; null: it has none, or they are not wanted. */
+  eventsOf(worker: RegisteredWorker): EventEndpoints | typeof LINK_EVENTS | null {
+    return this.#isPushed(worker) ? LINK_EVENTS : this.#endpointsOf(worker);
+  }
+
+  #endpointsOf({ slot, url, rank }: RegisteredWorker): EventEndpoints | null {
+    const { kvEvents, kvEventsReplay, kvEventsTopic } = this.members.configOf(url);
+    if (kvEvents === AUTO_EVENTS) return probedEndpoints(this.#probedEvents.get(slot) ?? null, rank);
     const publish = endpointOf(kvEvents, url, rank ?? 0);
     return publish === null
       ? null
@@ -214,21 +229,52 @@ export class Fleet {
   }
 
   #createMonitor(): WorkerMonitor {
-    const { config, clock, logger, textModels } = this.#options;
+    const { config, clock, logger, textModels, activity } = this.#options;
     const { limits } = config;
-    const adapter = createVllmAdapter();
+    const adapters = createAdapters();
+    const { registry } = this;
+    const sink: FindingSink = {
+      setFacts: (slot, generation, facts) => this.#setFacts(slot, generation, facts),
+      setHealthy: (slot, generation, healthy) => registry.setHealthy(slot, generation, healthy),
+      setScraped: (slot, generation, load, nowSeconds) =>
+        registry.setScraped(slot, generation, load, nowSeconds),
+    };
     return new WorkerMonitor({
       clock,
       log: logger,
-      get: (origin, path, deadlineMs, bytesMax) => this.#client.get(origin, path, deadlineMs, bytesMax),
-      sink: this.registry,
-      adapters: new Map([[VLLM, adapter]]),
+      ask: (request, deadlineMs, bytesMax) => this.#client.ask(request, deadlineMs, bytesMax),
+      sink,
+      adapters,
+      readActivity: (slot, generation) => activity.read(slot, generation),
       findForeignIds: ({ url }, facts) =>
-        textModels.findForeignIds(url, facts, adapter, (path, json) =>
+        textModels.findForeignIds(url, facts, adapters.get(facts.engine)!, (path, json) =>
           this.#client.post(url, path, json, limits.probeDeadlineMs, limits.probeBytesMax),
         ),
       limits,
     });
+  }
+
+  /** The registry's `setFacts`, and what a probe says of the worker's events. */
+  #setFacts(slot: number, generation: number, facts: ProbedFacts): boolean {
+    const known = this.registry.get(slot, generation);
+    if (known === null) return false;
+    const before = this.#endpointsOf(known);
+    this.#probedEvents.set(slot, facts.events);
+    this.#sayRanks(known, facts);
+    const wasIndexed = this.#indexed.get(slot) === generation;
+    if (!this.registry.setFacts(slot, generation, facts)) return false;
+    const now = this.registry.get(slot, generation)!;
+    const isElsewhere = JSON.stringify(before) !== JSON.stringify(this.#endpointsOf(now));
+    if (wasIndexed && isElsewhere && !this.#isPushed(now)) this.#tellIngest(now);
+    return true;
+  }
+
+  /** A rank is a worker of its own: events and load of several cannot be told apart behind one. */
+  #sayRanks({ url, rank, facts: before }: RegisteredWorker, { dpRanks }: ProbedFacts): void {
+    if (before !== null || rank !== null || dpRanks === null || dpRanks === 1) return;
+    const message =
+      'worker has several data-parallel ranks: set its dpRanks, so that each is routed to by itself';
+    this.#options.logger.warn(message, { worker: url, dpRanks });
   }
 
   #publishWorld(): void {
@@ -238,4 +284,13 @@ export class Fleet {
     const world = { version: ++this.#worldVersion, workers, models: this.#models };
     publish(world, listedModels(this.#models, workers, textModels, this.#startedSeconds));
   }
+}
+
+/** The endpoints of a rank among those that a probe has found; one server has to have exactly one. */
+export function probedEndpoints(
+  events: readonly RankEvents[] | null,
+  rank: number | null,
+): EventEndpoints | null {
+  if (events === null || (rank === null && events.length !== 1)) return null;
+  return events[rank ?? 0] ?? null;
 }

@@ -4,24 +4,27 @@
  * begin, which only the engine's replay has. Owned by `millrace worker`; everything runs on its one thread.
  */
 
+import { createAdapters } from '../engines/adapters.js';
 import { EngineClient } from '../engines/client.js';
-import type { WorkerCapabilities } from '../engines/contract.js';
+import type { EngineAdapter, EngineStream, WorkerCapabilities } from '../engines/contract.js';
 import { createFrameScanner } from '../engines/frame-scanner.js';
+import type { FindingSink, MonitoredWorker } from '../engines/health-contract.js';
 import { Canary, type CanaryResult } from '../engines/link/canary.js';
 import type { EngineHealth } from '../engines/link/contract.js';
 import { type LinkAddress, showLinkAddress } from '../engines/link/link-secret.js';
 import { WorkerLink } from '../engines/link/worker-link.js';
-import { type FindingSink, type MonitoredWorker, WorkerMonitor } from '../engines/monitor.js';
-import { createVllmAdapter, VLLM } from '../engines/vllm.js';
+import { WorkerMonitor } from '../engines/monitor.js';
+import { WorkerError } from '../errors.js';
 import type { Limits } from '../limits.js';
-import type { IndexSink } from '../router/events/contract.js';
+import type { EventEndpoints, IndexSink } from '../router/events/contract.js';
 import { Ingest } from '../router/events/ingest.js';
 import type { ZeroMqStatus } from '../router/events/zmq-source.js';
 import { loadAddon } from '../runtime/addon.js';
 import type { Clock } from '../runtime/clock.js';
 import type { Logger } from '../runtime/logger.js';
 import type { Random } from '../runtime/random.js';
-import { endpointOf, type WorkerConfig } from '../worker-config.js';
+import { AUTO_EVENTS, endpointOf, type WorkerConfig } from '../worker-config.js';
+import { probedEndpoints } from './fleet.js';
 
 /** What an agent needs. */
 export interface LinkAgentOptions {
@@ -47,8 +50,6 @@ export interface LinkAgentOptions {
 /** The engine's only entry in the monitor. */
 const SLOT = 0;
 const GENERATION = 1;
-/** A prompt of one id, which every vocabulary has. */
-const CANARY_PROMPT = [1];
 const CANARY_ANSWER_BYTES_MAX = 65_536;
 
 interface PlaneSide {
@@ -61,7 +62,7 @@ interface PlaneSide {
 export class LinkAgent {
   readonly #options: LinkAgentOptions;
   readonly #client: EngineClient;
-  readonly #adapter = createVllmAdapter({ scanner: createFrameScanner(loadAddon()) });
+  readonly #adapters = createAdapters(createFrameScanner(loadAddon()));
   readonly #monitor: WorkerMonitor;
   readonly #canary: Canary | null;
   readonly #planes: PlaneSide[];
@@ -86,12 +87,14 @@ export class LinkAgent {
     this.#monitor = new WorkerMonitor({
       clock,
       log: logger,
-      get: (origin, path, deadlineMs, bytesMax) => this.#client.get(origin, path, deadlineMs, bytesMax),
+      ask: (request, deadlineMs, bytesMax) => this.#client.ask(request, deadlineMs, bytesMax),
       sink: this.#findings(),
-      adapters: new Map([[VLLM, this.#adapter]]),
+      adapters: this.#adapters,
       // The plane compares ids itself: it has the tokenizer.
       findForeignIds: () => Promise.resolve([]),
-      limits,
+      // The planes watch for silence; canaries from here say how long one takes, at a period of their own.
+      limits: { ...limits, canaryAfterMs: 0 },
+      readActivity: () => 0,
     });
     this.#canary =
       canaryPeriodMs === 0
@@ -126,11 +129,12 @@ export class LinkAgent {
   }
 
   #watched(): MonitoredWorker {
-    return { slot: SLOT, generation: GENERATION, url: this.#options.engine.url, engine: VLLM };
+    const { url, engine } = this.#options.engine;
+    return { slot: SLOT, generation: GENERATION, url, rank: null, engine };
   }
 
   #createPlane(address: LinkAddress): PlaneSide {
-    const { id, url, engine, secret, makeNonce, clock, random, logger, limits } = this.#options;
+    const { id, url, engine, secret, makeNonce, clock, random, logger } = this.#options;
     const plane: PlaneSide = {
       ingest: null,
       link: new WorkerLink({
@@ -140,11 +144,7 @@ export class LinkAgent {
         client: this.#client,
         origin: engine.url,
         worker: () => ({ id, url, capabilities: { ...this.#facts!, dpRanks: engine.dpRanks } }),
-        openStream: () =>
-          this.#adapter.openStream({
-            firstFrameBytesMax: limits.sseFirstFrameBytesMax,
-            frameBytesMax: limits.sseFrameBytesMax,
-          }),
+        openStream: () => this.#openStream(),
         clock,
         random,
         logger,
@@ -156,6 +156,29 @@ export class LinkAgent {
       }),
     };
     return plane;
+  }
+
+  /** The engine's adapter; it has answered its first probe. */
+  #adapter(): EngineAdapter {
+    return this.#adapters.get(this.#facts!.engine)!;
+  }
+
+  /** Opens the decoder that makes rows; null for an engine with frames of its own, whose bytes the plane itself decodes. */
+  #openStream(): EngineStream | null {
+    const { sseFirstFrameBytesMax: firstFrameBytesMax, sseFrameBytesMax: frameBytesMax } =
+      this.#options.limits;
+    const adapter = this.#adapter();
+    return adapter.hasOpenAiFrames
+      ? adapter.openStream({ firstFrameBytesMax, frameBytesMax }, 'token')
+      : null;
+  }
+
+  /** Where a rank publishes; null: the engine was to say it and does not. */
+  #endpointsOf(rank: number): EventEndpoints | null {
+    const { kvEvents, kvEventsReplay, kvEventsTopic, url, dpRanks } = this.#options.engine;
+    if (kvEvents === AUTO_EVENTS) return probedEndpoints(this.#facts!.events, dpRanks === 1 ? null : rank);
+    const replay = endpointOf(kvEventsReplay, url, rank);
+    return { publish: endpointOf(kvEvents, url, rank)!, replay, topic: kvEventsTopic };
   }
 
   /** Subscribes anew for a plane: with all ranks' events from their begin. */
@@ -190,11 +213,8 @@ export class LinkAgent {
     const { blockSize, totalBlocks } = this.#facts!;
     for (let rank = 0; rank < engine.dpRanks; rank++) {
       const facts = { generation: GENERATION, blockSize, totalBlocks, hasEvents: true, name };
-      plane.ingest.addWorker(rank, facts, {
-        publish: endpointOf(engine.kvEvents, engine.url, rank)!,
-        replay: endpointOf(engine.kvEventsReplay, engine.url, rank),
-        topic: engine.kvEventsTopic,
-      });
+      const endpoints = this.#endpointsOf(rank);
+      if (endpoints !== null) plane.ingest.addWorker(rank, facts, endpoints);
     }
   }
 
@@ -233,17 +253,13 @@ export class LinkAgent {
     for (const { link } of this.#planes) link.sendHealth(this.#health);
   }
 
-  #sendCanary(): Promise<{ status: number }> {
+  async #sendCanary(): Promise<{ status: number }> {
     const { engine, limits } = this.#options;
     const model = this.#facts?.models.find(({ adapter }) => adapter !== true)?.id;
-    const json = JSON.stringify({ model, prompt: CANARY_PROMPT, max_tokens: 1 });
-    return this.#client.post(
-      engine.url,
-      '/v1/completions',
-      json,
-      limits.probeDeadlineMs,
-      CANARY_ANSWER_BYTES_MAX,
-    );
+    if (model === undefined)
+      throw new WorkerError('MILLRACE_WORKER_UNREACHABLE', 'the engine was not probed yet');
+    const call = this.#adapter().canary(model, null);
+    return this.#client.ask({ origin: engine.url, ...call }, limits.probeDeadlineMs, CANARY_ANSWER_BYTES_MAX);
   }
 
   #onCanary({ ms, failures }: CanaryResult): void {

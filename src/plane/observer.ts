@@ -59,7 +59,7 @@ export function createObserver(metrics: Metrics): PlaneObserver {
 export function metricSources(
   socket: () => SocketThread,
   readWorkerLoads: MetricSources['readWorkerLoads'],
-): Omit<MetricSources, 'readIngest'> {
+): Omit<MetricSources, 'readIngest' | 'readWorkers'> {
   return {
     readRetainedBytes: () => socket().retainedBytes,
     readRingDepths: () =>

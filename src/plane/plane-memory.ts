@@ -6,12 +6,14 @@ import { createLedgerMemory } from '../router/ledger.js';
 import { createLoadMemory } from '../router/load-table.js';
 import { seededRandom } from '../runtime/random.js';
 import { createBoardMemory } from './process-board.js';
+import { createActivityMemory } from './worker-activity.js';
 
 /** Segments by what they hold. */
 export interface PlaneMemory {
   readonly load: SharedArrayBuffer;
   readonly ledger: SharedArrayBuffer;
   readonly board: SharedArrayBuffer;
+  readonly activity: SharedArrayBuffer;
   /** Doorbells of the socket threads. */
   readonly socketBells: readonly SharedArrayBuffer[];
   /** The prefix index; null: there is none, or it is in the pool thread. */
@@ -31,6 +33,7 @@ export function createPlaneMemory(
     load: createLoadMemory(limits.workersMax),
     ledger: createLedgerMemory(limits.ledgerEntries),
     board: createBoardMemory(poolThreads),
+    activity: createActivityMemory(limits.workersMax),
     socketBells: Array.from({ length: socketThreads }, (_, index) => createBell(`socket thread ${index}`)),
     index: hasSharedIndex
       ? createIndexMemory({

@@ -11,17 +11,20 @@ import type { HttpExchange } from '../frontend/http/http-exchange.js';
 import { createMetrics, type Metrics, mergedText } from '../frontend/metrics.js';
 import { Ledger } from '../router/ledger.js';
 import { LoadTable } from '../router/load-table.js';
-import { createSelector } from '../router/policies/policies.js';
 import { addonStatus } from '../runtime/addon.js';
 import type { Clock } from '../runtime/clock.js';
 import { FaultGuard, throwLater } from '../runtime/fault-guard.js';
 import type { Logger } from '../runtime/logger.js';
+import { namedWorkers, resolveWorker, type WorkerConfig, type WorkerOptions } from '../worker-config.js';
+import { carryOutAdmin } from './admin-calls.js';
 import { type Decision, mergedDecisions } from './decision-log.js';
-import { configuredWorkers, Fleet } from './fleet.js';
+import { Fleet } from './fleet.js';
 import { readIngest } from './ingest-metrics.js';
 import type { IngestCore } from './ingest-side.js';
+import type { Replaced } from './membership.js';
 import { workerLoads } from './observer.js';
 import { createPlaneMemory, type PlaneMemory } from './plane-memory.js';
+import { checkNeeds, mayHaveEvents, needsIndex } from './plane-needs.js';
 import { startPool } from './pool-side.js';
 import { ProcessBoard } from './process-board.js';
 import { RemoteIngest } from './remote-ingest.js';
@@ -32,7 +35,9 @@ import type { SocketThread } from './socket-thread.js';
 import { SocketUnit } from './socket-unit.js';
 import type { Supervisor } from './supervisor.js';
 import { TextModels } from './text-models.js';
-import { linkAccess, WorkerLinks } from './worker-links.js';
+import { WorkerActivity } from './worker-activity.js';
+import { WorkerLinks } from './worker-links.js';
+import { type WorkerReport, workerReadings, workerReports } from './worker-report.js';
 
 /** Time that the pool threads get to take their CLOSE. */
 const POOL_CLOSE_DEADLINE_MS = 2000;
@@ -67,36 +72,6 @@ export interface PlaneStatus {
   readonly linkAddress: string | null;
 }
 
-function hasEvents(config: Config): boolean {
-  return configuredWorkers(config).some(worker => worker.kvEvents !== null);
-}
-
-/** Whether anything of the configuration reads or feeds a prefix index. */
-function needsIndex(config: Config): boolean {
-  const policies = [config.policy, ...Object.values(config.models).map(model => model.policy)];
-  return policies.some(policy => createSelector(policy).usesPrefix) || hasEvents(config);
-}
-
-/** Throws ConfigError where the configuration cannot be carried out on this machine. */
-function checkOptions({ config, onFault }: PlaneOptions): void {
-  const { socketThreads, httpServer, linkListen, limits } = config;
-  const slots = configuredWorkers(config).reduce((sum, { dpRanks }) => sum + dpRanks, 0);
-  if (slots > limits.workersMax)
-    throw new ConfigError(`more than ${limits.workersMax} workers; raise the limit workersMax`);
-  // Throws before anything runs.
-  linkAccess(config);
-  if (socketThreads === 1) return;
-  const needs = (what: string): ConfigError =>
-    new ConfigError(`socketThreads is ${socketThreads}; above 1 it needs ${what}`);
-  // The worker side keeps one connection to a plane, which ends on one thread.
-  if (linkListen !== null)
-    throw needs('no linkListen: the streams of a worker link are on one socket thread');
-  if (httpServer === 'node') throw needs('uWebSockets.js: node:http cannot share a port between threads');
-  const addon = addonStatus();
-  if (!addon.loaded) throw needs(`the addon, without which one thread changes the ledger: ${addon.reason}`);
-  if (onFault !== undefined) throw needs('a process of its own; an embedded plane has one');
-}
-
 /** A running data plane; made by `Plane.start`, ended by `close`. */
 export class Plane {
   readonly #options: PlaneOptions;
@@ -122,7 +97,7 @@ export class Plane {
 
   /** Starts a plane that serves nothing yet; `listen` opens its server. Throws ConfigError. */
   static async start(options: PlaneOptions): Promise<Plane> {
-    checkOptions(options);
+    checkNeeds(options.config, options.onFault !== undefined);
     let plane: Plane | null = null;
     const guard = new FaultGuard(error => {
       // Until it has started, an exception is the caller's answer.
@@ -168,6 +143,7 @@ export class Plane {
       textModels,
       loadTable: this.loadTable,
       board: this.#board,
+      activity: new WorkerActivity(memory.activity),
       ingest: this.ingest,
       publish: (world, listed) => {
         for (const side of this.#sides) side.setWorld(world, listed);
@@ -176,6 +152,7 @@ export class Plane {
     this.#links = this.#createLinks();
     const sources = {
       readWorkerLoads: workerLoads(this.#fleet.registry, this.loadTable),
+      readWorkers: () => workerReadings(this.#fleet),
       readIngest: readIngest(this.ingest, this.#board),
     };
     const tasks = socketTasks(config, textModels, memory);
@@ -285,6 +262,40 @@ export class Plane {
     return this.#fleet.registry.list().map(({ url, rank, state }) => ({ url, rank, state }));
   }
 
+  /** The workers in full. */
+  get workerReports(): readonly WorkerReport[] {
+    return workerReports(this.#fleet, this.loadTable);
+  }
+
+  /**
+   * Takes in a worker while the plane runs; it serves once it has answered its probe. Throws ConfigError where the worker is
+   * wrong or known, or there is no room.
+   */
+  addWorker(worker: WorkerOptions): void {
+    for (const named of namedWorkers(worker, 'worker'))
+      this.#fleet.members.add(resolveWorker(named, this.#options.config));
+  }
+
+  /** Sends a worker nothing new; it stays. False: there is none at this origin. */
+  drainWorker(url: string): boolean {
+    return this.#fleet.members.drain(url);
+  }
+
+  /** Takes a worker out at once; streams that it serves go on. False as above. */
+  removeWorker(url: string): boolean {
+    return this.#fleet.members.remove(url);
+  }
+
+  /** Drains a worker, and takes it out when it carries nothing or the limit drainDeadlineMs has passed. False as above. */
+  retireWorker(url: string): boolean {
+    return this.#fleet.members.retire(url);
+  }
+
+  /** Has the plane serve with these workers: new ones are added, others retire. Throws ConfigError, and then changes nothing. */
+  setWorkers(workers: readonly WorkerConfig[]): Replaced {
+    return this.#fleet.members.replace(workers, url => this.#links?.hasJoined(url) ?? false);
+  }
+
   health(): Health {
     return this.#board.health();
   }
@@ -343,6 +354,7 @@ export class Plane {
       reportFailure: (slot, generation, failure) => this.#fleet.reportFailure(slot, generation, failure),
       metricsText: () => this.metrics(),
       decisions: count => this.decisions(count),
+      admin: async call => carryOutAdmin(this, call),
       fault: text => this.#guard.report(new Error(`a socket thread has failed: ${text}`)),
     };
   }
@@ -363,7 +375,7 @@ export class Plane {
     };
     this.#board.setIndex('serving');
     const { index: indexMemory, ingestBell: bellMemory } = memory;
-    const task = { limits: config.limits, seed, hasEvents: hasEvents(config), indexMemory, bellMemory };
+    const task = { limits: config.limits, seed, hasEvents: mayHaveEvents(config), indexMemory, bellMemory };
     return new RemoteIngest(task, core, clock);
   }
 }
@@ -379,6 +391,7 @@ function socketTasks(config: Config, { tables }: TextModels, memory: PlaneMemory
     loadMemory: memory.load,
     ledgerMemory: memory.ledger,
     boardMemory: memory.board,
+    activityMemory: memory.activity,
     bellMemory,
   }));
 }

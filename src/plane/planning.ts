@@ -31,7 +31,7 @@ import type { TextModel } from '../preprocess/text-model.js';
 import type { Decider, Placement, PromptBlocks } from '../router/decide.js';
 import type { Hashers } from '../router/hashing/block-hasher.js';
 import { cannotMigrate, continuedCalls } from './continued-calls.js';
-import { PoolFleet, type Serving } from './pool-fleet.js';
+import { canAnswer, PoolFleet, type Serving } from './pool-fleet.js';
 import { PromptHasher } from './prompt-blocks.js';
 import { type KnownIds, PromptSource } from './prompt-source.js';
 import type { RemoteIds } from './remote-ids.js';
@@ -168,7 +168,9 @@ export class Planning {
     const { mode, promptIds } = continuation;
     const serving = this.#fleet.serving(model, ask.hints.worker);
     const workers =
-      mode === 'token' ? serving.tokenWorkers : serving.workers.filter(worker => worker.returnsTokenIds);
+      mode === 'token'
+        ? serving.tokenWorkers
+        : serving.workers.filter(worker => canAnswer(worker, 'relayIds'));
     const maxTokens = resolveMaxTokens(request, promptIds.length, serving.contextLength);
     const source: IdsSource = this.#options.decider.usesBlocks(model.policy) ? 'client' : 'unused';
     // The text model is that of the answer's begin; without token mode the engine has its own.
@@ -278,6 +280,7 @@ export class Planning {
       eosIds,
       requestId: engineRequestId(ask, choiceBase),
       rank: worker.rank,
+      isAdapter: worker.models.some(({ id, adapter }) => id === model.name && adapter === true),
     });
   }
 
@@ -332,7 +335,7 @@ const nameOf = ({ url, rank }: WorkerView): string => workerName(url, rank);
 
 /** Without token mode the worker decides: one that returns ids is asked for them, unless that needs a stream it cannot give. */
 function answerMode(ready: Preprocessed, request: TokenRequest, worker: WorkerView): AnswerMode {
-  if (ready.mode === 'token' || !worker.returnsTokenIds) return ready.mode;
+  if (ready.mode === 'token' || !canAnswer(worker, 'relayIds')) return ready.mode;
   return request.output.stream || canStream(request) ? 'relayIds' : 'relay';
 }
 

@@ -4,22 +4,29 @@
  */
 import { strict as assert } from 'node:assert';
 import { InvalidRequestError, RejectedError } from '../errors.js';
-import type { ModelView, WorkerView, World } from '../messages/records.js';
+import type { AnswerMode, ModelView, WorkerView, World } from '../messages/records.js';
 import type { TextModel } from '../preprocess/text-model.js';
 import { BLOCK_SIZE_UNKNOWN } from '../router/candidate-columns.js';
 import { WORKER_HEADER, workerName } from './routing-hints.js';
 
-/** The workers that may serve a request, and what follows from them. Not pinned: the same object until the next WORLD. */
+/** The workers that may serve a request, in relay mode if nothing else is said, and what follows from them. Not pinned: the same object until the next WORLD. */
 export interface Serving {
   readonly workers: readonly WorkerView[];
   /** Those that take our ids of the model and answer in ids. */
   readonly tokenWorkers: readonly WorkerView[];
+  /** The different engines of those. */
+  readonly tokenEngines: readonly string[];
   /** Prompt and answer together, in tokens: what is set, else what the workers say, else what the model's files say. */
   readonly contextLength: number | null;
   /** The different ones of the workers, in tokens. */
   readonly blockSizes: readonly number[];
   /** Name of the LoRA adapter that the model is; '' for none. */
   readonly adapter: string;
+}
+
+/** Whether a worker can be asked for this mode. */
+export function canAnswer({ answerModes, returnsTokenIds }: WorkerView, mode: AnswerMode): boolean {
+  return answerModes?.includes(mode) ?? (returnsTokenIds || mode === 'relay');
 }
 
 /** See the head of the file. */
@@ -66,15 +73,11 @@ export class PoolFleet {
   serving(model: ModelView, pinned: string): Serving {
     let serving = this.#serving.get(model.name);
     if (serving === undefined) {
-      const workers = [...this.#workers.values()];
-      serving = this.#servingOf(
-        model,
-        workers.filter(({ models }) => models.some(({ id }) => id === model.name)),
-      );
+      serving = this.#servingOf(model, this.#listing(model));
       this.#serving.set(model.name, serving);
     }
     if (pinned === '') return serving;
-    const named = serving.workers.filter(
+    const named = this.#listing(model).filter(
       ({ url, rank }) => url === pinned || workerName(url, rank) === pinned,
     );
     if (named.length > 0) return this.#servingOf(model, named);
@@ -82,14 +85,22 @@ export class PoolFleet {
     throw new RejectedError('MILLRACE_NO_WORKER', message, { retryAfterMs: 1000 });
   }
 
+  #listing({ name }: ModelView): WorkerView[] {
+    return [...this.#workers.values()].filter(({ models }) => models.some(({ id }) => id === name));
+  }
+
   #servingOf(model: ModelView, workers: readonly WorkerView[]): Serving {
     const { name } = model;
     const listed = workers.flatMap(({ models }) => models.filter(({ id }) => id === name));
+    const tokenWorkers = workers.filter(
+      worker => canAnswer(worker, 'token') && !worker.foreignIds.includes(name),
+    );
     const lengths = listed.flatMap(({ contextLength }) => contextLength ?? []);
     const narrowest = lengths.length === 0 ? null : lengths.reduce((a, b) => Math.min(a, b));
     return {
-      workers,
-      tokenWorkers: workers.filter(worker => worker.returnsTokenIds && !worker.foreignIds.includes(name)),
+      workers: workers.filter(worker => canAnswer(worker, 'relay') || canAnswer(worker, 'relayIds')),
+      tokenWorkers,
+      tokenEngines: [...new Set(tokenWorkers.map(({ engine }) => engine))],
       contextLength: model.contextLength ?? narrowest ?? this.textModel(model)?.contextLength ?? null,
       blockSizes: [...new Set(workers.map(({ blockSize }) => blockSize ?? BLOCK_SIZE_UNKNOWN))],
       adapter: listed.some(({ adapter }) => adapter) ? name : '',

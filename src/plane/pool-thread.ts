@@ -6,8 +6,8 @@
  */
 import { strict as assert } from 'node:assert';
 import { parentPort } from 'node:worker_threads';
+import { createAdapters } from '../engines/adapters.js';
 import { EngineClient } from '../engines/client.js';
-import { createVllmAdapter } from '../engines/vllm.js';
 import type { Limits } from '../limits.js';
 import { decodeAsk, decodeDone, decodeWorld } from '../messages/record-codec.js';
 import { type Ask, RECORD_KIND, type World } from '../messages/records.js';
@@ -87,7 +87,7 @@ class PoolThread {
       memory => new PoolLane({ memory, name, queueBytesMax: limits.ringQueueBytesMax, discard }),
     );
     this.#prefixes = prefixes;
-    const adapters = new Map([['vllm', createVllmAdapter()]]);
+    const adapters = createAdapters();
     this.#client = new EngineClient({ clock: systemClock, connectDeadlineMs: limits.connectDeadlineMs });
     this.#remoteIds = new RemoteIds({
       limits,

@@ -84,13 +84,14 @@ export class PromptSource {
   /** Ids of the prompt for token mode; null: the request goes in relay mode. */
   #promptIds(request: TokenRequest, model: ModelView, serving: Serving): PromptIds | null {
     const { prompt } = request;
-    const { fleet } = this.#options;
+    const { fleet, adapters } = this.#options;
     const textModel = fleet.textModel(model);
     const canToken =
       request.engineOnly.length === 0 &&
       // A chat without max_tokens fills the context; where nobody says how long that is, the engine has to decide.
       (request.api === 'completions' || request.stop.maxTokens !== null || serving.contextLength !== null) &&
-      serving.tokenWorkers.length > 0;
+      serving.tokenWorkers.length > 0 &&
+      serving.tokenEngines.every(engine => adapters.get(engine)!.tokenModeGap(request) === null);
     if (textModel === null || !canToken) return null;
     if (prompt.kind === 'text') return textModel.encodePrompt(prompt.text);
     if (prompt.kind === 'messages') {

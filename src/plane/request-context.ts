@@ -8,7 +8,7 @@ import { ERROR_CODES, type ErrorCode } from '../errors.js';
 import type { MigrationCause, MigrationOutcome } from '../frontend/metrics.js';
 import type { Limits } from '../limits.js';
 import type { Usage } from '../messages/delta.js';
-import type { Ask, EndCause, Plan, PlanStep } from '../messages/records.js';
+import type { AnswerMode, Ask, EndCause, Plan, PlanStep } from '../messages/records.js';
 import type { Api } from '../messages/token-request.js';
 import type { DetokenizerTable } from '../preprocess/detokenizer.js';
 import type { Ledger } from '../router/ledger.js';
@@ -61,7 +61,8 @@ export interface RequestContext {
   ask(ask: SentAsk, body: readonly Uint8Array[]): 'ok' | 'full' | 'off';
   /** Origin of the worker in a slot, or null when the slot was given to another one. */
   originOf(slot: number, generation: number): string | null;
-  openEngineStream(): EngineStream;
+  /** What opens the decoder of the answer to a step, however late its worker leaves; called when the step is sent. */
+  streamOpener(step: PlanStep, mode: AnswerMode): () => EngineStream;
   detokenizerTable(tokenizer: string): DetokenizerTable;
   /** Tells the health monitor what a worker did to a request. */
   reportFailure(step: PlanStep, failure: AttemptFailure): void;
@@ -69,6 +70,8 @@ export interface RequestContext {
   reportSuccess(step: PlanStep): void;
   /** A worker has asked to be left alone for a while. */
   restWorker(step: PlanStep, forMs: number): void;
+  /** A worker has brought tokens, which is the best sign of life; once per batch. */
+  noteTokens(step: PlanStep): void;
   /** The stream has something to write in this loop turn. */
   markDirty(stream: ClientStream): void;
   onEnded(request: number, end: RequestEnd): void;

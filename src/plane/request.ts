@@ -173,7 +173,7 @@ export class PlaneRequest {
       return;
     }
     this.#tellPlacement(run, origin, placement);
-    run.start(origin, this.#eventsOf(run), mode === 'token', this.#enginePaused);
+    run.start(origin, mode, this.#eventsOf(run), this.#enginePaused);
   }
 
   #eventsOf(run: CallRun): AttemptEvents {
@@ -199,7 +199,7 @@ export class PlaneRequest {
     const nowMs = this.#context.clock.nowMs();
     if (outcome.tokens > 0) this.#onTokens(run, outcome.tokens, nowMs);
     this.#lastEventMs = nowMs;
-    run.touch(nowMs);
+    run.touch(nowMs, outcome.tokens);
     if (outcome.malformed)
       this.#onFailed(run, 'protocol', 'MILLRACE_WORKER_PROTOCOL', 'a frame of the worker is not valid');
     else if (outcome.engineError !== null) this.#onRefusal(run, outcome.engineError, 0);

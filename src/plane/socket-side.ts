@@ -7,6 +7,7 @@ import type { MetricSamples } from '../frontend/metrics.js';
 import type { ListedModel } from '../frontend/openai/models-response.js';
 import type { World } from '../messages/records.js';
 import type { DetokenizerTable } from '../preprocess/detokenizer.js';
+import type { AdminAnswer, AdminCall } from './admin.js';
 import type { AttemptFailure } from './attempt.js';
 import type { Decision } from './decision-log.js';
 import type { LinkMemory } from './pool-link.js';
@@ -22,6 +23,8 @@ export interface SocketTask {
   readonly loadMemory: SharedArrayBuffer;
   readonly ledgerMemory: SharedArrayBuffer;
   readonly boardMemory: SharedArrayBuffer;
+  /** See WorkerActivity. */
+  readonly activityMemory: SharedArrayBuffer;
   /** Its doorbell. */
   readonly bellMemory: SharedArrayBuffer;
 }
@@ -66,6 +69,8 @@ export interface CoreSide {
   metricsText(): Promise<string>;
   /** The newest decisions of the whole process. */
   decisions(count: number): Promise<readonly Decision[]>;
+  /** Carries out what an operator asks for. */
+  admin(call: AdminCall): Promise<AdminAnswer>;
   /** An exception that no caller took: the text of its stack. */
   fault(text: string): void;
 }

@@ -8,7 +8,7 @@ import type { EngineAdapter, EngineStream } from '../engines/contract.js';
 import type { AnswerClient } from '../engines/link/contract.js';
 import { type ErrorCode, type ErrorDetail, MillraceError } from '../errors.js';
 import type { Limits } from '../limits.js';
-import type { Plan, PlanStep, Reject } from '../messages/records.js';
+import type { AnswerMode, Plan, PlanStep, Reject } from '../messages/records.js';
 import type { Api } from '../messages/token-request.js';
 import type { DetokenizerTable } from '../preprocess/detokenizer.js';
 import { EPOCH_DISCARDED, type Ledger } from '../router/ledger.js';
@@ -25,6 +25,7 @@ import { PoolLink } from './pool-link.js';
 import type { ProcessBoard } from './process-board.js';
 import { PlaneRequest } from './request.js';
 import type { RequestContext, RequestEnd, SentAsk } from './request-context.js';
+import type { WorkerActivity } from './worker-activity.js';
 import { WorkerBreakers } from './worker-breakers.js';
 
 const REQUEST_ID_MAX = 0xffff_ffff;
@@ -44,18 +45,20 @@ export interface SocketThreadOptions {
   readonly epoch: number;
   readonly ledger: Ledger;
   readonly client: AnswerClient;
-  readonly adapter: EngineAdapter;
   /** Its doorbell, which pool threads ring. */
   readonly bellMemory: SharedArrayBuffer;
   /** The state of the whole process. */
   readonly board: ProcessBoard;
   readonly observer: PlaneObserver;
+  readonly activity: WorkerActivity;
   /** Its last decisions. */
   readonly decisions: DecisionLog;
   /** Lower-case name of the header that names a session; '': sessions are switched off. */
   readonly sessionHeader: string;
   /** Origin of the worker in a slot, or null when it has left. */
   readonly originOf: (slot: number, generation: number) => string | null;
+  /** The adapter of a worker that has an origin. */
+  readonly adapterOf: (slot: number, generation: number) => EngineAdapter;
   readonly detokenizerTable: (tokenizer: string) => DetokenizerTable;
   readonly reportFailure: (slot: number, generation: number, failure: AttemptFailure) => void;
 }
@@ -279,11 +282,10 @@ export class SocketThread implements RequestContext, PickContext {
     return this.#options.originOf(slot, generation);
   }
 
-  openEngineStream(): EngineStream {
-    return this.#options.adapter.openStream({
-      firstFrameBytesMax: this.limits.sseFirstFrameBytesMax,
-      frameBytesMax: this.limits.sseFrameBytesMax,
-    });
+  streamOpener({ slot, generation }: PlanStep, mode: AnswerMode): () => EngineStream {
+    const adapter = this.#options.adapterOf(slot, generation);
+    const { sseFirstFrameBytesMax: firstFrameBytesMax, sseFrameBytesMax: frameBytesMax } = this.limits;
+    return () => adapter.openStream({ firstFrameBytesMax, frameBytesMax }, mode);
   }
 
   detokenizerTable(tokenizer: string): DetokenizerTable {
@@ -301,6 +303,10 @@ export class SocketThread implements RequestContext, PickContext {
   reportFailure(step: PlanStep, failure: AttemptFailure): void {
     this.#breakers.failed(step.slot, step.generation);
     this.#options.reportFailure(step.slot, step.generation, failure);
+  }
+
+  noteTokens({ slot, generation }: PlanStep): void {
+    this.#options.activity.add(slot, generation);
   }
 
   markDirty(stream: ClientStream): void {

@@ -4,10 +4,11 @@
  * where `socketThreads` is above 1 (unit-thread.ts).
  */
 
+import { createAdapters } from '../engines/adapters.js';
 import { EngineClient } from '../engines/client.js';
+import type { EngineAdapter } from '../engines/contract.js';
 import { createFrameScanner, type FrameScanner } from '../engines/frame-scanner.js';
 import { LinkedClient } from '../engines/link/linked-client.js';
-import { createVllmAdapter } from '../engines/vllm.js';
 import { ConfigError } from '../errors.js';
 import type { HttpExchange, HttpServer } from '../frontend/http/http-exchange.js';
 import { createHttpServer } from '../frontend/http/server.js';
@@ -19,12 +20,13 @@ import {
   type Metrics,
 } from '../frontend/metrics.js';
 import type { ListedModel } from '../frontend/openai/models-response.js';
-import type { World } from '../messages/records.js';
+import type { WorkerView, World } from '../messages/records.js';
 import { Ledger } from '../router/ledger.js';
 import { LoadTable } from '../router/load-table.js';
 import { loadAddon } from '../runtime/addon.js';
 import type { Clock } from '../runtime/clock.js';
 import type { FaultGuard } from '../runtime/fault-guard.js';
+import { createAdminRoute } from './admin.js';
 import { type Decision, DecisionLog } from './decision-log.js';
 import { HttpPort } from './http-port.js';
 import { createObserver, metricSources } from './observer.js';
@@ -33,6 +35,7 @@ import { ProcessBoard } from './process-board.js';
 import { createRoutes, isApiPath, refuseUnknown } from './routes.js';
 import type { CoreSide, Listening, SocketSide, SocketTask } from './socket-side.js';
 import { SocketThread } from './socket-thread.js';
+import { WorkerActivity } from './worker-activity.js';
 import type { WorkerLinks } from './worker-links.js';
 
 /** Owner epoch of the first socket thread; pool threads count up from 1. */
@@ -45,6 +48,8 @@ export interface UnitServices {
   readonly core: Omit<CoreSide, 'fault'>;
   /** Loads of the workers, which belong to one thread's metrics only; none elsewhere. */
   readonly readWorkerLoads: MetricSources['readWorkerLoads'];
+  /** Of their health, for the same reason. */
+  readonly readWorkers: MetricSources['readWorkers'];
   /** Of the prefix index, for the same reason. */
   readonly readIngest: MetricSources['readIngest'];
   /** Where workers link in; null: nowhere. Only for a unit on the core's own thread. */
@@ -61,7 +66,8 @@ export class SocketUnit implements SocketSide {
   readonly #scanner: FrameScanner;
   readonly #board: ProcessBoard;
   readonly #route: (exchange: HttpExchange) => void;
-  readonly #workers = new Map<number, { readonly generation: number; readonly url: string }>();
+  readonly #adapters: ReadonlyMap<string, EngineAdapter>;
+  readonly #workers = new Map<number, WorkerView>();
   #listed: readonly ListedModel[] = [];
   #server: HttpServer | null = null;
 
@@ -74,9 +80,14 @@ export class SocketUnit implements SocketSide {
     const addon = loadAddon();
     this.#client = new EngineClient({ clock, connectDeadlineMs: limits.connectDeadlineMs });
     this.#scanner = createFrameScanner(addon);
+    this.#adapters = createAdapters(this.#scanner);
     this.#board = new ProcessBoard(task.boardMemory);
-    const { readIngest } = services;
-    const sources = { ...metricSources(() => this.socket, services.readWorkerLoads), readIngest };
+    const { readIngest, readWorkers } = services;
+    const sources = {
+      ...metricSources(() => this.socket, services.readWorkerLoads),
+      readIngest,
+      readWorkers,
+    };
     this.metrics = createMetrics(Object.keys(config.models), sources, `socket-${index}`);
     const loadTable = new LoadTable(task.loadMemory);
     this.socket = new SocketThread({
@@ -91,11 +102,12 @@ export class SocketUnit implements SocketSide {
       board: this.#board,
       ledger: new Ledger({ memory: task.ledgerMemory, loadTable, partition: null, addon }),
       client: links === null ? this.#client : new LinkedClient(links.server, this.#client),
-      adapter: createVllmAdapter({ scanner: this.#scanner }),
       observer: createObserver(this.metrics),
+      activity: new WorkerActivity(task.activityMemory),
       decisions: new DecisionLog(),
       sessionHeader: config.sessionHeader,
-      originOf: (slot, generation) => this.#originOf(slot, generation),
+      originOf: (slot, generation) => this.#worker(slot, generation)?.url ?? null,
+      adapterOf: (slot, generation) => this.#adapters.get(this.#worker(slot, generation)!.engine)!,
       detokenizerTable: tokenizer => tables.get(tokenizer)!,
       reportFailure: (slot, generation, failure) => core.reportFailure(slot, generation, failure),
     });
@@ -105,6 +117,14 @@ export class SocketUnit implements SocketSide {
       models: () => this.#listed,
       metrics: async () => ({ text: await core.metricsText(), contentType: METRICS_CONTENT_TYPE }),
       decisions: limit => core.decisions(limit),
+      admin:
+        config.adminToken === null
+          ? null
+          : createAdminRoute({
+              token: config.adminToken,
+              bodyDeadlineMs: limits.bodyDeadlineMs,
+              call: call => core.admin(call),
+            }),
     });
   }
 
@@ -124,7 +144,7 @@ export class SocketUnit implements SocketSide {
 
   setWorld(world: World, listed: readonly ListedModel[]): void {
     this.#workers.clear();
-    for (const { slot, generation, url } of world.workers) this.#workers.set(slot, { generation, url });
+    for (const worker of world.workers) this.#workers.set(worker.slot, worker);
     for (const { name } of world.models) this.metrics.addModel(name);
     this.#listed = listed;
     this.socket.link.setWorld(world);
@@ -199,8 +219,8 @@ export class SocketUnit implements SocketSide {
     return this.socket.decisions.newest(count);
   }
 
-  #originOf(slot: number, generation: number): string | null {
+  #worker(slot: number, generation: number): WorkerView | null {
     const worker = this.#workers.get(slot);
-    return worker?.generation === generation ? worker.url : null;
+    return worker?.generation === generation ? worker : null;
   }
 }

@@ -241,16 +241,18 @@ export class TokenAnswer {
     }
     const text = choice.detokenizer.push(tokens.ids, tokens.first + at, 1);
     choice.logprobs?.push(id, tokens.drawn![at]!, text);
-    this.#emitChecked(index, choice, text, armed);
+    this.#emitChecked(index, choice, text);
     if (ends && !choice.finished) this.#finish(index, choice, 'stop', stopReason);
   }
 
   /** Lets text out as far as the stop matcher allows; a match finishes the choice. */
-  #emitChecked(index: number, choice: Choice, text: string, armed: boolean): void {
+  #emitChecked(index: number, choice: Choice, text: string): void {
     if (choice.stops === null) {
       this.#emit(index, choice, text);
       return;
     }
+    // As in vLLM, one token later than a stop id.
+    const armed = choice.tokens > this.#plan.stop.minTokens;
     const { text: released, matched } = choice.stops.push(text, armed);
     this.#emit(index, choice, released);
     if (matched !== null) this.#close(index, choice, 'stop', matched);
@@ -267,7 +269,7 @@ export class TokenAnswer {
 
   /** Lets out what detokenizer and stop matcher still hold, then finishes. */
   #finish(index: number, choice: Choice, reason: FinishReason, stopReason: string | number | null): void {
-    this.#emitChecked(index, choice, choice.detokenizer.end(), choice.tokens >= this.#plan.stop.minTokens);
+    this.#emitChecked(index, choice, choice.detokenizer.end());
     if (choice.finished) return;
     if (choice.stops !== null) this.#emit(index, choice, choice.stops.end());
     const rest = choice.logprobs?.rest() ?? [];

@@ -38,8 +38,10 @@ const unit: SocketSide = new ThreadUnit(task, {
     reportFailure: (slot, generation, failure) => core.tell('reportFailure', slot, generation, failure),
     metricsText: () => core.call('metricsText', SCRAPE_DEADLINE_MS),
     decisions: count => core.call('decisions', SCRAPE_DEADLINE_MS, count),
+    admin: call => core.call('admin', SCRAPE_DEADLINE_MS, call),
   },
   readWorkerLoads: () => [],
+  readWorkers: null,
   readIngest: null,
   links: null,
 });

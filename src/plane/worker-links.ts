@@ -18,11 +18,11 @@ import {
   showLinkAddress,
 } from '../engines/link/link-secret.js';
 import { LinkServer } from '../engines/link/link-server.js';
-import { VLLM } from '../engines/vllm.js';
 import { ConfigError } from '../errors.js';
 import type { Clock, Timer } from '../runtime/clock.js';
 import type { FaultGuard } from '../runtime/fault-guard.js';
 import type { Logger } from '../runtime/logger.js';
+import { namedWorkers, resolveWorker } from '../worker-config.js';
 import type { Fleet } from './fleet.js';
 
 /** A link that comes again may overlap with the one before. */
@@ -35,7 +35,7 @@ export interface WorkerLinksOptions {
   readonly clock: Clock;
   readonly logger: Logger;
   readonly guard: FaultGuard;
-  readonly fleet: Pick<Fleet, 'registry' | 'takeEvents' | 'endEvents' | 'reportFailure'>;
+  readonly fleet: Pick<Fleet, 'registry' | 'members' | 'takeEvents' | 'endEvents' | 'reportFailure'>;
   /** Has a batch of a slot applied, as `IngestSide.push`. */
   readonly push: (slot: number, batch: Uint8Array | null) => Promise<void>;
 }
@@ -113,6 +113,11 @@ export class WorkerLinks {
     return this.#address;
   }
 
+  /** The worker is here because of its link; nobody has configured it. */
+  hasJoined(url: string): boolean {
+    return this.#joined.has(url);
+  }
+
   /** Opens the address. Rejects with ConfigError. */
   async listen(): Promise<void> {
     this.#address = showLinkAddress(await this.server.listen());
@@ -127,23 +132,28 @@ export class WorkerLinks {
   }
 
   #onLinked(link: LinkClient): void {
-    const { registry } = this.#options.fleet;
+    const { fleet } = this.#options;
     const { url, capabilities } = link.worker!;
     this.#takers.set(url, new Map());
-    if (this.#joined.has(url)) {
-      this.#joined.get(url)?.cancel();
+    this.#joined.get(url)?.cancel();
+    if (fleet.registry.list().some(worker => worker.url === url)) {
+      if (this.#joined.has(url)) this.#joined.set(url, null);
+      return;
+    }
+    // New, or an operator took it out: its side asks to be here again.
+    this.#joined.delete(url);
+    this.#join(url, capabilities.dpRanks ?? 1);
+  }
+
+  #join(url: string, dpRanks: number): void {
+    const { fleet, config, logger } = this.#options;
+    try {
+      const [named] = namedWorkers({ url, dpRanks }, 'a worker link');
+      fleet.members.add(resolveWorker(named!, config));
       this.#joined.set(url, null);
-    } else if (!registry.list().some(worker => worker.url === url)) {
-      this.#joined.set(url, null);
-      const ranks = capabilities.dpRanks ?? 1;
-      for (let rank = 0; rank < ranks; rank++) {
-        const added = registry.add({ url, engine: VLLM, rank: ranks === 1 ? null : rank });
-        if (added === 'full')
-          this.#options.logger.error('a linked worker is left out: every slot is taken (workersMax)', {
-            worker: url,
-            rank,
-          });
-      }
+    } catch (error) {
+      if (!(error instanceof ConfigError)) throw error;
+      logger.error('a linked worker is left out', { worker: url, reason: error.message });
     }
   }
 
@@ -161,10 +171,8 @@ export class WorkerLinks {
   }
 
   #leave(url: string): void {
-    const { registry } = this.#options.fleet;
     this.#joined.delete(url);
-    for (const { slot, generation } of registry.list().filter(worker => worker.url === url))
-      registry.remove(slot, generation);
+    if (!this.#options.fleet.members.remove(url)) return;
     this.#options.logger.warn('a worker has left: its link did not come again', { worker: url });
   }
 

@@ -2,6 +2,8 @@
  * Paged KV memory of a simulated engine: physical blocks, which of them hold a reusable prefix, and in which order they
  * are given up. Rules of vLLM's block pool as Dynamo's mocker states them. Owned by one EngineCore; no clock, no I/O.
  *
+ * A reference may be a pin: it outlives its request until another engine has read the block.
+ *
  *     free ──reserve──► private ──publish──► cached, refs > 0 ──release──► cached, refs = 0 (inactive, in LRU order)
  *       ▲                  │ release                ▲  reserve of a hit ◄──────┘        │ eviction, oldest first
  *       └──────────────────┴─────────────────────── ┼ ◄─────────────────────────────────┘
@@ -19,6 +21,8 @@ const NONE = -1;
 export interface BlockState {
   readonly state: 'private' | 'cached';
   readonly refs: number;
+  /** References that are pins. */
+  readonly pins: number;
   /** Identity of the prefix that ends with this block; null while it is private. */
   readonly key: number | null;
 }
@@ -65,6 +69,7 @@ export class BlockPool {
   readonly #events: BlockEvents | null;
   readonly #state: Uint8Array;
   readonly #refs: Int32Array;
+  readonly #pins: Int32Array;
   readonly #keys: Float64Array;
   /** LRU list of inactive blocks through a sentinel at index `capacity`. */
   readonly #previous: Int32Array;
@@ -77,6 +82,7 @@ export class BlockPool {
   #untouched = 0;
   #inactive = 0;
   #inactiveHits = 0;
+  #pinned = 0;
 
   /** `events` hears of removals from here; stores come from whoever publishes, which knows the parents. */
   constructor(capacity: number, events: BlockEvents | null = null) {
@@ -84,6 +90,7 @@ export class BlockPool {
     this.#events = events;
     this.#state = new Uint8Array(capacity);
     this.#refs = new Int32Array(capacity);
+    this.#pins = new Int32Array(capacity);
     this.#keys = new Float64Array(capacity);
     this.#firstCopy = new KeyTable(this.#keys);
     this.#nextCopy = new Int32Array(capacity);
@@ -98,7 +105,12 @@ export class BlockPool {
     return this.capacity - this.#untouched + this.#freed.length;
   }
 
-  /** Blocks that a request holds. */
+  /** Blocks with at least one pin. */
+  get pinned(): number {
+    return this.#pinned;
+  }
+
+  /** Blocks that a request or a pin holds. */
   get active(): number {
     return this.#untouched - this.#freed.length - this.#inactive;
   }
@@ -166,14 +178,32 @@ export class BlockPool {
     for (let at = blocks.length - 1; at >= 0; at--) {
       const block = blocks[at]!;
       if (this.#state[block] === PRIVATE) {
+        assert(this.#pins[block] === 0);
         this.#state[block] = FREE;
         this.#freed.push(block);
         continue;
       }
-      assert(this.#refs[block]! > 0);
+      assert(this.#refs[block]! > this.#pins[block]!);
       if (--this.#refs[block]! === 0) this.#linkNewest(block);
     }
     blocks.length = 0;
+  }
+
+  /** Turns a request's references into pins: the same blocks, until `unpin`. */
+  pin(blocks: readonly number[]): void {
+    for (const block of blocks) {
+      assert(this.#state[block] === PRIVATE || this.#refs[block]! > this.#pins[block]!);
+      if (this.#pins[block]!++ === 0) this.#pinned++;
+    }
+  }
+
+  /** Takes pins away and gives the blocks back, as `release` does. Empties the list. */
+  unpin(blocks: number[]): void {
+    for (const block of blocks) {
+      assert(this.#pins[block]! > 0);
+      if (--this.#pins[block]! === 0) this.#pinned--;
+    }
+    this.release(blocks);
   }
 
   /**
@@ -202,6 +232,7 @@ export class BlockPool {
       blocks.set(block, {
         state: cached ? 'cached' : 'private',
         refs: cached ? this.#refs[block]! : 1,
+        pins: this.#pins[block]!,
         key: cached ? this.#keys[block]! : null,
       });
     }

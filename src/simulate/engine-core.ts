@@ -3,11 +3,12 @@
  * in the order of vLLM's scheduler as Dynamo's mocker states it. Explicit state and one function, `executePass(nowMs)`:
  * no clock, no timer, no I/O, so one process can drive hundreds of engines under a virtual clock. Owned by its driver.
  */
+import assert from 'node:assert';
 import { type BlockEvents, BlockPool } from './block-pool.js';
 import type { EngineSettings } from './engine-settings.js';
-import { EngineSequence, type SequenceRequest } from './sequence.js';
+import { EngineSequence, type LoadOutcome, type SequenceRequest } from './sequence.js';
 import { decodeMs, prefillBatchTokens, prefillMs } from './timing.js';
-import { TokenSource } from './token-source.js';
+import { type TokenModel, TokenSource } from './token-source.js';
 
 /** What one pass did. Valid until the next pass: its lists are used again. */
 export interface PassResult<Owner> {
@@ -17,10 +18,17 @@ export interface PassResult<Owner> {
   decodeMs: number;
   /** Tokens computed, of prompts and of answers. */
   scheduledTokens: number;
-  /** Sequences with `fresh` tokens; those with a `finish` have ended and hold no block any more. */
+  /**
+   * Sequences with `fresh` tokens; those with a `finish` have ended and hold no block any more, unless their handover
+   * keeps them: whoever drives the core passes those on.
+   */
   readonly emitted: EngineSequence<Owner>[];
   /** Sequences that can never fit and have ended without a token. */
   readonly rejected: EngineSequence<Owner>[];
+  /** Sequences that have become `loading`: their blocks from `published` on are to be filled, then `loaded` called. */
+  readonly loading: EngineSequence<Owner>[];
+  /** Nothing was done, and nothing will be until a load, a pin or a request ends. */
+  stuck: boolean;
 }
 
 /** Totals since the start; all but the preemptions are tokens. */
@@ -44,7 +52,7 @@ export class EngineCore<Owner> {
     preemptions: 0,
   };
   readonly #events: BlockEvents | null;
-  readonly #source: TokenSource;
+  readonly #model: TokenModel;
   readonly #running: EngineSequence<Owner>[] = [];
   readonly #waiting: EngineSequence<Owner>[] = [];
   /** Scheduled in the pass in progress, in order. */
@@ -58,18 +66,25 @@ export class EngineCore<Owner> {
     scheduledTokens: 0,
     emitted: [],
     rejected: [],
+    loading: [],
+    stuck: false,
   };
 
-  /** `events`, when given, hears what becomes resident and what goes, while the pass is scheduled. */
+  /**
+   * `events`, when given, hears what becomes resident and what goes, while the pass is scheduled. `model` makes the
+   * tokens; by default they are drawn from the `drawable` ones by a digest of the tokens before.
+   */
   constructor(
     settings: EngineSettings,
     drawable: { ids: Uint32Array; eosId: number },
     events: BlockEvents | null = null,
+    model: TokenModel | null = null,
   ) {
     this.settings = settings;
     this.#events = events;
     this.pool = new BlockPool(settings.numGpuBlocks, events);
-    this.#source = new TokenSource({ ...drawable, eosRate: settings.eosRate, seed: settings.seed });
+    const { eosRate, seed } = settings;
+    this.#model = model ?? new TokenSource({ ...drawable, eosRate, seed });
   }
 
   /** Sequences that hold a running slot. */
@@ -94,17 +109,41 @@ export class EngineCore<Owner> {
 
   /** Queues one choice; it may run from the next pass on. */
   add(request: SequenceRequest<Owner>, nowMs: number): EngineSequence<Owner> {
-    const sequence = new EngineSequence(request, this.#source.eosId, nowMs);
+    const sequence = new EngineSequence(request, this.#model.eosId, nowMs);
     this.#waiting.push(sequence);
     return sequence;
   }
 
-  /** Takes a sequence out at once and frees its blocks; one that has ended stays as it is. */
+  /**
+   * Takes a sequence out at once and frees its blocks; one that has ended stays as it is. The blocks of a `loading` one
+   * may still be written, and are freed by `loaded`.
+   */
   abort(sequence: EngineSequence<Owner>): void {
     if (!sequence.live) return;
+    if (sequence.state === 'loading') {
+      sequence.state = 'aborted';
+      return;
+    }
     const queue = sequence.state === 'running' ? this.#running : this.#waiting;
     queue.splice(queue.indexOf(sequence), 1);
     this.#end(sequence, 'aborted');
+  }
+
+  /** Says how a load ended, once per sequence of `loading`: nobody else writes its blocks from here on. */
+  loaded(sequence: EngineSequence<Owner>, outcome: LoadOutcome): void {
+    if (sequence.state === 'aborted') {
+      this.pool.release(sequence.blocks);
+      return;
+    }
+    assert(sequence.state === 'loading');
+    if (outcome === 'failed') {
+      this.#end(sequence, 'failed');
+      return;
+    }
+    sequence.state = 'waiting';
+    // The last token is computed here: its logits were thrown away over there.
+    if (outcome === 'loaded') sequence.computed = sequence.length - 1;
+    this.#waiting.unshift(sequence);
   }
 
   /** Schedules and computes one pass that starts at `nowMs`. The caller delivers its tokens at `endMs`. */
@@ -112,6 +151,7 @@ export class EngineCore<Owner> {
     const result = this.#result;
     result.emitted.length = 0;
     result.rejected.length = 0;
+    result.loading.length = 0;
     this.#batch.length = 0;
     this.#prefill.requests = 0;
     this.#prefill.lengthSum = 0;
@@ -119,12 +159,14 @@ export class EngineCore<Owner> {
     const { maxNumBatchedTokens, speed } = this.settings;
     const preemptions = this.totals.preemptions;
     let budget = this.#continueRunning(maxNumBatchedTokens);
+    const settled = this.totals.preemptions === preemptions;
     // Who lost its blocks in this pass must not see another one take them.
-    if (this.totals.preemptions === preemptions) budget = this.#admitWaiting(budget);
+    if (settled) budget = this.#admitWaiting(budget);
     const { requests, lengthSum, prefixSum } = this.#prefill;
     const heldTokens = this.#emit();
     const divisor = speed === 'unlimited' ? Number.POSITIVE_INFINITY : speed;
     result.scheduledTokens = maxNumBatchedTokens - budget;
+    result.stuck = settled && this.#batch.length + result.rejected.length + result.loading.length === 0;
     result.prefillMs = prefillMs(prefillBatchTokens(requests, lengthSum, prefixSum)) / divisor;
     result.decodeMs = result.emitted.length === 0 ? 0 : decodeMs(this.#load(heldTokens)) / divisor;
     result.endMs = nowMs + result.prefillMs + result.decodeMs;
@@ -141,11 +183,20 @@ export class EngineCore<Owner> {
     for (let at = 0; at < this.#running.length && budget > 0; at++) {
       const sequence = this.#running[at]!;
       const want = Math.min(sequence.length - sequence.computed, budget);
-      if (!this.#grow(sequence, want)) break;
-      this.#schedule(sequence, want);
-      budget -= want;
+      const drafts = this.#draftsOf(sequence, want, budget);
+      if (!this.#grow(sequence, want + drafts)) break;
+      this.#schedule(sequence, want, drafts);
+      budget -= want + drafts;
     }
     return budget;
+  }
+
+  /** Tokens that the pass may accept beyond the next one: a sequence that decodes has drafts of them. */
+  #draftsOf(sequence: EngineSequence<Owner>, want: number, budget: number): number {
+    const { request, generated } = sequence;
+    if (generated === 0 || sequence.computed + want < sequence.length) return 0;
+    const { tokensPerStep } = this.settings;
+    return Math.max(0, Math.min(tokensPerStep - 1, budget - want, request.maxTokens - generated - 1));
   }
 
   /** Holds blocks for `want` more tokens, at the expense of the newest running ones. False: it had to go itself. */
@@ -165,6 +216,7 @@ export class EngineCore<Owner> {
   #preempt(victim: EngineSequence<Owner>): void {
     this.pool.release(victim.blocks);
     victim.computed = 0;
+    victim.published = 0;
     victim.preemptions++;
     victim.state = 'preempted';
     this.totals.preemptions++;
@@ -173,9 +225,8 @@ export class EngineCore<Owner> {
 
   /** Steps 4 and 5: the head of the queue while it fits; one that must wait holds up those behind it. */
   #admitWaiting(budgetMax: number): number {
-    const { blockSize, maxNumSeqs } = this.settings;
     let budget = budgetMax;
-    while (this.#waiting.length > 0 && this.#running.length < maxNumSeqs && budget > 0) {
+    while (this.#waiting.length > 0 && this.#running.length < this.settings.maxNumSeqs && budget > 0) {
       const sequence = this.#waiting[0]!;
       const { prompt, maxTokens } = sequence.request;
       if (!this.fits(prompt.length, maxTokens)) {
@@ -184,56 +235,84 @@ export class EngineCore<Owner> {
         this.#result.rejected.push(sequence);
         continue;
       }
-      this.pool.match(sequence.keys, this.#hits);
-      // The last token is computed even when its block is resident: the answer needs its logits.
-      const cached = Math.min(this.#hits.length * blockSize, sequence.length - 1);
-      const want = Math.min(sequence.length - cached, budget);
-      const fresh = Math.ceil((cached + want) / blockSize) - this.#hits.length;
-      if (!this.pool.reserve(this.#hits, fresh, sequence.blocks)) break;
+      const mustLoad = sequence.request.handover?.pulls === true && !sequence.pulled;
+      if (sequence.blocks.length === 0 && !this.#place(sequence, mustLoad ? sequence.length : budget)) break;
       this.#waiting.shift();
-      this.#running.push(sequence);
-      if (sequence.state === 'waiting') {
-        sequence.cachedTokens = cached;
-        this.totals.promptTokens += prompt.length;
-        this.totals.prefixQueries += prompt.length;
-        this.totals.prefixHits += cached;
+      if (mustLoad) {
+        sequence.pulled = true;
+        sequence.state = 'loading';
+        this.#result.loading.push(sequence);
+        continue;
       }
-      sequence.state = 'running';
-      sequence.computed = cached;
-      this.#schedule(sequence, want);
-      budget -= want;
+      budget -= this.#admit(sequence, budget);
     }
     return budget;
   }
 
+  /** Holds the resident blocks of a sequence, and fresh ones for `room` tokens more; false when there are not so many. */
+  #place(sequence: EngineSequence<Owner>, room: number): boolean {
+    const { blockSize } = this.settings;
+    this.pool.match(sequence.keys, this.#hits);
+    // The last token is computed even when its block is resident: the answer needs its logits.
+    const cached = Math.min(this.#hits.length * blockSize, sequence.length - 1);
+    const want = Math.min(sequence.length - cached, room);
+    const fresh = Math.ceil((cached + want) / blockSize) - this.#hits.length;
+    if (!this.pool.reserve(this.#hits, fresh, sequence.blocks)) return false;
+    sequence.published = this.#hits.length;
+    sequence.computed = cached;
+    if (!sequence.counted) {
+      sequence.counted = true;
+      this.totals.promptTokens += sequence.request.prompt.length;
+      this.totals.prefixQueries += sequence.request.prompt.length;
+      this.totals.prefixHits += cached;
+    }
+    return true;
+  }
+
+  /** Gives a sequence with blocks a slot. Returns the tokens that it computes in this pass. */
+  #admit(sequence: EngineSequence<Owner>, budget: number): number {
+    if (sequence.state === 'waiting') sequence.cachedTokens = sequence.computed;
+    this.#running.push(sequence);
+    sequence.state = 'running';
+    const want = Math.min(sequence.length - sequence.computed, budget);
+    this.#schedule(sequence, want, 0);
+    return want;
+  }
+
   /** Books `want` tokens of this pass and step 6: blocks that become full are findable at once. */
-  #schedule(sequence: EngineSequence<Owner>, want: number): void {
+  #schedule(sequence: EngineSequence<Owner>, want: number, drafts: number): void {
     const before = sequence.computed;
     const after = before + want;
+    sequence.passFrom = before;
     sequence.computed = after;
+    sequence.drafts = drafts;
     // Drafts are verified at the price of a decode.
-    if (want > this.settings.tokensPerStep || before < sequence.request.prompt.length) {
+    if (want > 1 || before < sequence.request.prompt.length) {
       this.#prefill.requests++;
       this.#prefill.lengthSum += after;
       this.#prefill.prefixSum += before;
     }
-    const { blockSize } = this.settings;
-    const full = Math.floor(after / blockSize);
-    let at = Math.floor(before / blockSize);
+    const full = Math.floor(after / this.settings.blockSize);
+    let at = sequence.published;
     while (at < full) {
       const from = at;
       while (at < full && this.pool.publish(sequence.blocks[at]!, sequence.keys[at]!)) at++;
       if (at > from) this.#events?.stored(sequence, from, at);
       if (at < full) at++;
     }
+    sequence.published = full;
     this.#batch.push(sequence);
   }
 
-  /** Step 7: the tokens of each sequence that is computed to its end. Returns the sum of their context lengths. */
+  /**
+   * Computes what the pass has scheduled, in its order: one sequence may use blocks that the one before it fills. Step 7:
+   * the tokens of each sequence that is computed to its end. Returns the sum of their context lengths.
+   */
   #emit(): number {
     let heldTokens = 0;
     let finished = false;
     for (const sequence of this.#batch) {
+      this.#model.compute(sequence, sequence.passFrom, sequence.computed);
       if (sequence.computed < sequence.length) continue;
       heldTokens += sequence.length;
       this.#generate(sequence);
@@ -246,15 +325,19 @@ export class EngineCore<Owner> {
     return heldTokens;
   }
 
+  /** One token, and those that its drafts allow; all but the newest have their KV then. */
   #generate(sequence: EngineSequence<Owner>): void {
-    const { tokensPerStep, blockSize } = this.settings;
-    const { minTokens, choice } = sequence.request;
+    const { minTokens, choice, firstTokens } = sequence.request;
     sequence.fresh.length = 0;
-    while (sequence.fresh.length < tokensPerStep && sequence.finish === null) {
+    for (;;) {
       const masked = sequence.generated < minTokens ? sequence.masked : null;
-      const token = this.#source.next(sequence.digest, sequence.generated === 0 ? choice : 0, masked);
-      sequence.append(token, this.#source.eosId, blockSize);
+      const given = firstTokens?.[sequence.generated];
+      const token = given ?? this.#model.next(sequence, sequence.generated === 0 ? choice : 0, masked);
+      sequence.append(token, this.#model.eosId, this.settings.blockSize);
       this.totals.generatedTokens++;
+      if (sequence.finish !== null || sequence.fresh.length > sequence.drafts) return;
+      this.#model.compute(sequence, sequence.computed, sequence.computed + 1);
+      sequence.computed++;
     }
   }
 
@@ -265,8 +348,9 @@ export class EngineCore<Owner> {
     running.length = kept;
   }
 
-  #end(sequence: EngineSequence<Owner>, state: 'finished' | 'rejected' | 'aborted'): void {
-    this.pool.release(sequence.blocks);
+  #end(sequence: EngineSequence<Owner>, state: 'finished' | 'rejected' | 'aborted' | 'failed'): void {
     sequence.state = state;
+    if (state === 'finished' && sequence.request.handover?.keeps === true) this.pool.pin(sequence.blocks);
+    else this.pool.release(sequence.blocks);
   }
 }

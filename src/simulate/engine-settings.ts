@@ -16,7 +16,7 @@ export interface EngineSettings {
   readonly maxNumSeqs: number;
   /** Tokens that one pass computes at most. */
   readonly maxNumBatchedTokens: number;
-  /** Tokens that a sequence gains per pass: more than one as under speculative decoding with perfect drafts. */
+  /** Tokens that a decoding sequence gains per pass: more than one as under speculative decoding with perfect drafts. */
   readonly tokensPerStep: number;
   /** Divides modelled time; 'unlimited': passes take no time. */
   readonly speed: number | 'unlimited';

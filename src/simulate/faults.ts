@@ -9,7 +9,8 @@ import type { Random } from '../runtime/random.js';
 /**
  * refuse: close the connection before anything is read · error500: answer a JSON error · halfFrame: some tokens, then
  * half a frame, then close · stall: some tokens, then never anything again · dieBefore: close before the first token ·
- * dieAfter: close after some tokens · reset: send the headers, then close.
+ * dieAfter: close after some tokens · reset: send the headers, then close · handoverFailure: blocks are not handed over,
+ * by the side that met the fault · handoverStall: half of them are, or none, and then never anything again.
  */
 export const FAULT_KINDS = [
   'refuse',
@@ -19,6 +20,8 @@ export const FAULT_KINDS = [
   'dieBefore',
   'dieAfter',
   'reset',
+  'handoverFailure',
+  'handoverStall',
 ] as const;
 
 /** One kind of fault; see FAULT_KINDS. */
@@ -74,6 +77,8 @@ export class FaultPlan {
     dieBefore: 0,
     dieAfter: 0,
     reset: 0,
+    handoverFailure: 0,
+    handoverStall: 0,
   };
   readonly #rates: FaultRates;
   readonly #random: Random;

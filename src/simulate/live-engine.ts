@@ -6,12 +6,14 @@
 import assert from 'node:assert';
 import type { Clock, Timer } from '../runtime/clock.js';
 import type { EngineCore, PassResult } from './engine-core.js';
-import type { EngineSequence, SequenceRequest } from './sequence.js';
+import type { EngineSequence, LoadOutcome, SequenceRequest } from './sequence.js';
 
 /** Who asked for sequences. Called on the thread of the engine, only at the end of a pass. */
 export interface SequenceOwner {
   /** `sequence` has `fresh` tokens, and has ended with the last of them if it has a `finish`. */
   onTokens(sequence: EngineSequence<SequenceOwner>): void;
+  /** The prompt's KV did not come from the other engine, and `sequence` has ended without a token. Followed by `flush`. */
+  onLoadFailed(sequence: EngineSequence<SequenceOwner>): void;
   /** The pass told all it had to tell. Called once per sequence of the owner: only the first call finds anything. */
   flush(): void;
 }
@@ -56,16 +58,25 @@ export class LiveEngine {
     assert(this.core.fits(request.prompt.length, request.maxTokens));
     const nowMs = this.#clock.nowMs();
     const sequence = this.core.add(request, nowMs);
-    if (!this.#scheduled && !this.#closed) {
-      this.#nextMs = nowMs;
-      this.#waitUntil(nowMs);
-    }
+    request.handover?.queued();
+    this.wake();
     return sequence;
+  }
+
+  /** Tries again what had to wait: room was made. */
+  wake(): void {
+    if (this.#scheduled || this.#closed) return;
+    this.#nextMs = this.#clock.nowMs();
+    this.#waitUntil(this.#nextMs);
   }
 
   /** Ends a sequence without another word to its owner. */
   abort(sequence: EngineSequence<SequenceOwner>): void {
+    const { live } = sequence;
     this.core.abort(sequence);
+    if (!live) return;
+    sequence.request.handover?.aborted();
+    this.wake();
   }
 
   /** Stops the passes. Nobody is told anything any more. */
@@ -96,11 +107,33 @@ export class LiveEngine {
     if (nowMs - this.#nextMs > LAG_MS_MAX) this.#nextMs = nowMs;
     this.#pass = this.core.executePass(this.#nextMs);
     this.#onPass?.();
+    this.#scheduled = !this.#pass.stuck;
+    for (const sequence of this.#pass.loading) this.#load(sequence);
+    if (this.#pass.stuck) return;
     this.#nextMs = this.#pass.endMs;
     this.#waitUntil(this.#nextMs);
   }
 
+  #load(sequence: EngineSequence<SequenceOwner>): void {
+    const { handover } = sequence.request;
+    handover!.load(sequence.blocks, sequence.published, outcome => this.#loaded(sequence, outcome));
+  }
+
+  #loaded(sequence: EngineSequence<SequenceOwner>, outcome: LoadOutcome): void {
+    this.core.loaded(sequence, outcome);
+    if (sequence.state === 'failed') {
+      sequence.owner.onLoadFailed(sequence);
+      sequence.owner.flush();
+    }
+    this.wake();
+  }
+
   #deliver(pass: PassResult<SequenceOwner>): void {
+    for (const sequence of pass.emitted) {
+      const { handover } = sequence.request;
+      if (sequence.state === 'finished' && handover?.keeps === true)
+        handover.offer(sequence.blocks, sequence.computed);
+    }
     // An owner that ends one sequence may abort others of the same pass: those have nothing to say any more.
     for (const sequence of pass.emitted) if (sequence.state !== 'aborted') sequence.owner.onTokens(sequence);
     for (const sequence of pass.emitted) sequence.owner.flush();

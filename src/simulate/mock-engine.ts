@@ -14,6 +14,8 @@ import type { Tokenizer } from '../preprocess/tokenizers/tokenizer.js';
 import { type Clock, systemClock } from '../runtime/clock.js';
 import { seededRandom } from '../runtime/random.js';
 import { createAnswerVocabulary } from './answer-vocabulary.js';
+import type { KvConnector } from './disagg/kv-connector.js';
+import { type ConnectorContext, type DisaggOptions, openConnector } from './disagg/open-connector.js';
 import { EngineCore } from './engine-core.js';
 import { type EngineSettings, resolveEngineSettings } from './engine-settings.js';
 import { FaultPlan, type FaultRates } from './faults.js';
@@ -24,11 +26,16 @@ import {
   type RequestCounters,
   type SkinContext,
 } from './openai/engine-surface.js';
+import { withRooms } from './sglang/kv-rooms.js';
 import { sglangSkin } from './sglang/sglang-skin.js';
+import { KvPages } from './tiny/kv-pages.js';
+import { TinyModel } from './tiny/tiny-model.js';
 import { CacheEvents } from './trtllm/cache-events.js';
+import { withDisaggregatedParams } from './trtllm/disaggregated-params.js';
 import { trtllmSkin } from './trtllm/trtllm-skin.js';
 import type { KvEventPublisher } from './vllm/kv-event-publisher.js';
 import { type KvEventContext, KvEvents, type MockEventOptions } from './vllm/kv-events.js';
+import { withKvTransfer } from './vllm/kv-transfer.js';
 import { vllmSkin } from './vllm/vllm-skin.js';
 
 /** Name of the model that a mock engine serves unless told otherwise. */
@@ -63,6 +70,12 @@ export interface MockEngineOptions extends Partial<EngineSettings> {
   readonly faultSeed?: number;
   /** Publishes KV events over ZeroMQ, which TensorRT-LLM has not; absent: it does not. */
   readonly events?: MockEventOptions;
+  /** A tiny transformer with KV in real pages makes the tokens; default false: they are drawn by a hash. */
+  readonly tiny?: boolean;
+  /** Memory for the pages of `tiny`, for whoever wants to register it; its own when absent. */
+  readonly kvMemory?: ArrayBufferLike;
+  /** KV goes to other engines and comes from them; absent: the server runs without a connector. */
+  readonly disagg?: DisaggOptions;
   /** Shared by several engines of a process; loaded when absent. */
   readonly tokenizer?: Tokenizer;
   readonly serverKind?: HttpServerKind;
@@ -82,6 +95,10 @@ export interface MockEngine {
   readonly counters: Readonly<RequestCounters>;
   /** Its KV events: endpoints, counters, and a restart for tests; null when it publishes none. */
   readonly events: KvEventPublisher | null;
+  /** Pages of a tiny model; null without one. */
+  readonly pages: KvPages | null;
+  /** Its KV connector: offers, pulls and counters; null without one. */
+  readonly connector: KvConnector | null;
   /** Closes every connection and stops the simulation. */
   close(): Promise<void>;
 }
@@ -121,8 +138,10 @@ export async function startMockEngine(options: MockEngineOptions = {}): Promise<
           blocks: numGpuBlocks,
         })
       : null;
-  const core = new EngineCore<SequenceOwner>(settings, vocabulary, events?.encoder ?? fetched);
+  const { pages, model: tinyModel } = tinyOf(options, settings, vocabulary);
+  const core = new EngineCore<SequenceOwner>(settings, vocabulary, events?.encoder ?? fetched, tinyModel);
   const engine = new LiveEngine(core, { clock, defer: setImmediate, onPass: () => events?.flush() });
+  const connector = await openDisagg(options, { host, engine, pages, clock });
   let answers = 0;
   let idPrefix = '';
   const newId = (): string => `${idPrefix}-${++answers}`;
@@ -132,11 +151,14 @@ export async function startMockEngine(options: MockEngineOptions = {}): Promise<
     model: { name: model, maxModelLen, tokenizer },
     faults,
     clock,
-    skin: skinOf(options, events, fetched, newId),
+    skin: context => {
+      const skin = skinOf(options, events, fetched, newId)(context);
+      return connector === null ? skin : withConnector(skin, connector, context, options.engine ?? 'vllm');
+    },
     newId,
   });
   const { server, port } = await listen(surface, host, options).catch(async error => {
-    await events?.publisher.close();
+    await Promise.all([events?.publisher.close(), connector?.close()]);
     throw error;
   });
   idPrefix = `${clock.wallMs().toString(36)}-${port}`;
@@ -148,11 +170,63 @@ export async function startMockEngine(options: MockEngineOptions = {}): Promise<
     faults,
     counters: surface.counters,
     events: events?.publisher ?? null,
+    pages,
+    connector,
     close: async () => {
       engine.close();
-      await Promise.all([events?.publisher.close(), server.close()]);
+      await Promise.all([events?.publisher.close(), connector?.close(), server.close()]);
     },
   };
+}
+
+function tinyOf(
+  { tiny = false, kvMemory }: MockEngineOptions,
+  { numGpuBlocks, blockSize, eosRate, seed }: EngineSettings,
+  drawable: { readonly ids: Uint32Array; readonly eosId: number },
+): { readonly pages: KvPages | null; readonly model: TinyModel | null } {
+  if (!tiny) {
+    if (kvMemory === undefined) return { pages: null, model: null };
+    throw new ConfigError('kvMemory needs tiny', { param: 'kvMemory' });
+  }
+  const pages = new KvPages(numGpuBlocks, blockSize, kvMemory);
+  const { ids, eosId } = drawable;
+  return { pages, model: new TinyModel({ ids, eosId, eosRate, seed }, pages) };
+}
+
+async function openDisagg(
+  { disagg, engine: kind = 'vllm' }: MockEngineOptions,
+  context: Pick<ConnectorContext, 'host' | 'pages' | 'clock'> & { readonly engine: LiveEngine },
+): Promise<KvConnector | null> {
+  if (disagg === undefined) return null;
+  for (const [param, engine] of [
+    ['connector', 'vllm'],
+    ['role', 'sglang'],
+  ] as const) {
+    if (disagg[param] !== undefined && kind !== engine)
+      throw new ConfigError(`disagg.${param} is for ${engine}; got ${kind}`, { param: `disagg.${param}` });
+  }
+  const { host, pages, clock, engine } = context;
+  return openConnector(disagg, {
+    engineId: webcrypto.randomUUID(),
+    host,
+    engine: engine.core.settings,
+    pool: engine.core.pool,
+    pages,
+    isParallel: kind !== 'vllm' || disagg.connector === 'mooncake',
+    clock,
+    onRoom: () => engine.wake(),
+  });
+}
+
+function withConnector(
+  skin: EngineSkin,
+  connector: KvConnector,
+  context: SkinContext,
+  engine: MockEngineKind,
+): EngineSkin {
+  if (engine === 'vllm') return withKvTransfer(skin, connector);
+  if (engine === 'sglang') return withRooms(skin, connector);
+  return withDisaggregatedParams(skin, connector, context);
 }
 
 async function openEvents(options: MockEngineOptions, context: KvEventContext): Promise<KvEvents | null> {

@@ -16,6 +16,8 @@ const CLOSE_DEADLINE_MS = 2000;
 export interface MockWorkerOptions extends Partial<EngineSettings> {
   /** Name of the model it serves; default `mock-model`. */
   readonly model?: string;
+  /** A tiny transformer with KV in real pages makes the tokens. */
+  readonly tiny?: boolean;
   /** Faults per request, as probabilities. */
   readonly faults?: FaultRates;
 }
@@ -31,7 +33,7 @@ export class MockWorker {
 
 /** Describes a mock engine for `workers` of createDataPlane. Throws ConfigError for a setting that does not exist or its range. */
 export function mockWorker(options: MockWorkerOptions = {}): MockWorker {
-  const valid = [...Object.keys(ENGINE_SETTING_RANGES), 'model', 'faults'];
+  const valid = [...Object.keys(ENGINE_SETTING_RANGES), 'model', 'tiny', 'faults'];
   for (const key of Object.keys(options)) {
     if (!valid.includes(key)) {
       throw new ConfigError(

@@ -5,7 +5,35 @@
  */
 import assert from 'node:assert';
 import type { CachedSequence } from './block-pool.js';
-import { advanceDigest, blockKey, type PromptDigest, type SequenceDigest } from './token-source.js';
+import {
+  advanceDigest,
+  blockKey,
+  type PromptDigest,
+  type SequenceDigest,
+  type TokenInput,
+} from './token-source.js';
+
+/** How the loading of a prompt's KV ended; 'recompute': it failed, and the engine computes it itself. */
+export type LoadOutcome = 'loaded' | 'recompute' | 'failed';
+
+/**
+ * What other engines have to do with the KV of a request's sequences. Called by whoever drives the core, on its thread;
+ * implemented by disagg/, which knows where the other engine is.
+ */
+export interface SequenceHandover {
+  /** After a normal end the blocks stay pinned, and `offer` is given them. */
+  readonly keeps: boolean;
+  /** The prompt's KV comes from elsewhere: the sequence is `loading` before it runs. */
+  readonly pulls: boolean;
+  /** The sequence waits in the queue of this engine. */
+  queued(): void;
+  /** Fills `blocks` from index `from` on. `settle` is called exactly once; until then the blocks may be written. */
+  load(blocks: readonly number[], from: number, settle: (outcome: LoadOutcome) => void): void;
+  /** Owns the pinned `blocks` from here on; the first `tokens` positions of the sequence are in them. */
+  offer(blocks: number[], tokens: number): void;
+  /** The sequence was aborted; a load under way settles soon. */
+  aborted(): void;
+}
 
 /** What one choice asks for. */
 export interface SequenceRequest<Owner> {
@@ -18,14 +46,29 @@ export interface SequenceRequest<Owner> {
   readonly stopTokenIds: readonly number[];
   /** Index of the choice within its request. */
   readonly choice: number;
+  /** Tokens that the answer begins with, drawn by another engine; absent: none. */
+  readonly firstTokens?: readonly number[];
+  /** Absent: its KV stays here. */
+  readonly handover?: SequenceHandover;
   readonly owner: Owner;
 }
 
-/** Where a sequence is. `preempted` waits too, and keeps what it has generated. */
-export type SequenceState = 'waiting' | 'running' | 'preempted' | 'finished' | 'rejected' | 'aborted';
+/**
+ * Where a sequence is. `preempted` waits too, and keeps what it has generated. `loading` has blocks that another engine's
+ * KV goes to, and no slot; `failed` is one whose load failed.
+ */
+export type SequenceState =
+  | 'waiting'
+  | 'loading'
+  | 'running'
+  | 'preempted'
+  | 'finished'
+  | 'rejected'
+  | 'aborted'
+  | 'failed';
 
 /** See the head of the file. All counts are tokens. */
-export class EngineSequence<Owner> implements CachedSequence {
+export class EngineSequence<Owner> implements CachedSequence, TokenInput {
   readonly request: SequenceRequest<Owner>;
   readonly owner: Owner;
   /** Physical KV blocks held, in order of the sequence. */
@@ -44,7 +87,17 @@ export class EngineSequence<Owner> implements CachedSequence {
   generated = 0;
   /** Tokens whose KV is in `blocks`, counting those of the pass in progress. */
   computed = 0;
-  /** Prompt tokens found in the cache when it was first admitted. */
+  /** Where the pass in progress began: the positions up to `computed` are its work. */
+  passFrom = 0;
+  /** Tokens that this pass may accept beyond the first one; they have room in `blocks`. */
+  drafts = 0;
+  /** Full blocks that were made findable, or found. */
+  published = 0;
+  /** It is in the totals of prompts. */
+  counted = false;
+  /** The prompt's KV was asked for elsewhere, whatever came of it. */
+  pulled = false;
+  /** Prompt tokens found in the cache, or transferred, when it was first admitted. */
   cachedTokens = 0;
   preemptions = 0;
   /** The newest token, −1 before the first. */
@@ -70,7 +123,8 @@ export class EngineSequence<Owner> implements CachedSequence {
 
   /** True until it has ended in any way. */
   get live(): boolean {
-    return this.state === 'waiting' || this.state === 'running' || this.state === 'preempted';
+    const { state } = this;
+    return state === 'waiting' || state === 'running' || state === 'preempted' || state === 'loading';
   }
 
   get cacheSalt(): string {

@@ -74,6 +74,28 @@ export function digestPrompt(ids: ArrayLike<number>, blockSize: number, cacheSal
   return { length: ids.length, keys, digest, salt, cacheSalt, ids };
 }
 
+/** A sequence as its model sees it. */
+export interface TokenInput {
+  readonly digest: Readonly<SequenceDigest>;
+  /** Physical KV blocks, in order of the sequence. */
+  readonly blocks: readonly number[];
+  /** Token id at a position of prompt and answer. */
+  tokenAt(position: number): number;
+}
+
+/** Makes the tokens of one engine. */
+export interface TokenModel {
+  readonly eosId: number;
+  /** Computes the positions `from` to `to − 1`: their KV goes to the sequence's blocks. */
+  compute(input: TokenInput, from: number, to: number): void;
+  /**
+   * Next id of the sequence whose last position was computed just now. `choice` is the choice's index for the first
+   * generated token and 0 for all later ones: choices part at once, and yet any of them can be continued elsewhere
+   * from its tokens alone. Ids in `masked` are never returned (vLLM masks the stops so below `min_tokens`).
+   */
+  next(input: TokenInput, choice: number, masked: ReadonlySet<number> | null): number;
+}
+
 /** What may be drawn. */
 export interface TokenSourceOptions {
   /** Ids to draw from, each once. */
@@ -84,8 +106,8 @@ export interface TokenSourceOptions {
   readonly seed: number;
 }
 
-/** Draws the next token of a sequence. Stateless, so one source serves every sequence of an engine. */
-export class TokenSource {
+/** Draws the next token from the digest alone: no KV. Stateless, so one source serves every sequence of an engine. */
+export class TokenSource implements TokenModel {
   readonly eosId: number;
   readonly #ids: Uint32Array;
   readonly #eosBelow: number;
@@ -98,12 +120,10 @@ export class TokenSource {
     this.#seed = mix32(options.seed + 0x9e3779b9);
   }
 
-  /**
-   * Next id after `digest`. `choice` is the choice's index for the first generated token and 0 for all later ones:
-   * choices part at once, and yet any of them can be continued elsewhere from its tokens alone. Ids in `masked` are
-   * never returned (vLLM masks the stops so below `min_tokens`).
-   */
-  next(digest: Readonly<SequenceDigest>, choice: number, masked: ReadonlySet<number> | null): number {
+  /** Nothing to do: the digest is kept by the sequence. */
+  compute(): void {}
+
+  next({ digest }: TokenInput, choice: number, masked: ReadonlySet<number> | null): number {
     const first = mix32(digest.a ^ this.#seed);
     const second = mix32(digest.b ^ first);
     if (mix32(second + choice + 1) < this.#eosBelow && masked?.has(this.eosId) !== true) return this.eosId;

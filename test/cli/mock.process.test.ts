@@ -97,6 +97,15 @@ t.test('wrong flags are explained', async t => {
     [['--events', '--event-form', 'json'], /--event-form must be one of array, map, sglang; got 'json'/],
     [['--events', '--event-hashes', 'hex'], /--event-hashes must be one of int, signed, bytes/],
     [['--events', '--events-port', '65536'], /--events-port must be an integer from 0 to 65535/],
+    [['--kv-lease-ms', '5'], /--kv-lease-ms needs --disagg/],
+    [['--disagg', '--kv-lease-ms', '0'], /--kv-lease-ms must be an integer from 1 to 3600000/],
+    [['--disagg', '--kv-connector', 'lmcache'], /--kv-connector must be one of nixl, mooncake/],
+    [['--disagg', '--kv-role', 'prefill'], /disagg.role is for sglang; got vllm/],
+    [
+      ['--engine', 'trtllm', '--disagg', '--kv-connector', 'nixl'],
+      /disagg.connector is for vllm; got trtllm/,
+    ],
+    [['--tiny', '--blocks', '4194304'], /tiny: numGpuBlocks . blockSize/],
     [['extra'], /extra/],
     [['--model'], /--model/],
   ];

@@ -44,7 +44,7 @@ t.test('the banner: what runs, which workers, and a curl line that works as it i
 t.test('--json: one object with the addresses, the mode and the server', async t => {
   const engine = await startEngine(t, 'm');
   const args = ['--json', '--worker', engine.url, '--tokenizer', 'chatml-cl100k', '--pool-threads', '2'];
-  const { listening } = await Serve.start(t, args);
+  const { listening } = await Serve.start(t, [...args, '--limit', 'canaryAfterMs=0']);
   t.match(listening, {
     event: 'listening',
     url: `http://127.0.0.1:${listening.port}`,

@@ -81,7 +81,8 @@ t.test('200 connections: each thread gets a share, and every thread answers for 
 t.test('SIGTERM: streams of all threads end whole, exit 0', { skip }, async t => {
   const engine = await startMockEngine({ speed: 1 });
   t.teardown(() => engine.close());
-  const serve = await start(t, ['--worker', engine.url, '--tokenizer', 'chatml-cl100k']);
+  const quiet = ['--limit', 'canaryAfterMs=0'];
+  const serve = await start(t, ['--worker', engine.url, '--tokenizer', 'chatml-cl100k', ...quiet]);
   const { url } = serve.listening;
   const streams = Array.from({ length: 12 }, () => chatAlone(url, { max_tokens: 40, stream: true }));
   await until('all streams run', () => engine.counters.running === streams.length);

@@ -22,6 +22,7 @@ t.test('what a worker does not say is as the process-wide setting', async t => {
   const [a, b, c, d] = workers;
   t.same(a, {
     url: 'http://a:1',
+    engine: 'auto',
     kvEvents: 'tcp://a:5557',
     kvEventsReplay: 'tcp://a:5558',
     kvEventsTopic: 'kv@',
@@ -32,7 +33,7 @@ t.test('what a worker does not say is as the process-wide setting', async t => {
   t.match(d, { kvEvents: 'tcp://d:5557', kvEventsReplay: null, dpRanks: 4 });
   t.same(load({ workers: ['http://a:1'] }).workers[0], {
     ...a,
-    kvEvents: null,
+    kvEvents: 'auto',
     kvEventsReplay: null,
     kvEventsTopic: '',
   });
@@ -61,7 +62,7 @@ const wrong: [string, Record<string, unknown>, RegExp][] = [
   [
     'an endpoint that is none',
     { kvEvents: 'http://a:1' },
-    /kvEvents \(option\) is "http:\/\/a:1"; allowed: tcp:/,
+    /kvEvents \(option\) is "http:\/\/a:1"; allowed: auto, off, tcp:/,
   ],
   ['a port out of range', { kvEvents: 'tcp://a:70000' }, /kvEvents .*"tcp:\/\/a:70000"/],
   ['a replay that is bound', { kvEventsReplay: 'bind:tcp://a:1' }, /kvEventsReplay .*leave out bind:/],

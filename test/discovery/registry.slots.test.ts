@@ -4,6 +4,7 @@ import { type RegistryChange, STATE_WORDS, WorkerRegistry } from '#millrace/disc
 import { SLOT_STATE } from '#millrace/router/load-descriptor.js';
 
 const FACTS = {
+  engine: 'vllm',
   models: [{ id: 'm', contextLength: 4096 }],
   blockSize: 16,
   totalBlocks: 100,
@@ -53,12 +54,10 @@ t.test('from probing to ready, away and back', t => {
   const { slot, generation } = add('http://127.0.0.1:8000/');
   t.match(registry.get(slot, generation), { state: 'probing', url: 'http://127.0.0.1:8000', facts: null });
   t.same(registry.views(), [], 'nothing is known of it yet');
-  t.ok(registry.setFacts(slot, generation, { ...FACTS, engine: 'not kept' } as typeof FACTS));
+  t.ok(registry.setFacts(slot, generation, { ...FACTS, version: 'not kept' } as typeof FACTS));
   t.ok(registry.setHealthy(slot, generation, true));
   t.ok(registry.setHealthy(slot, generation, true));
-  t.same(registry.views(), [
-    { slot, generation, url: 'http://127.0.0.1:8000', rank: null, engine: 'vllm', ...FACTS },
-  ]);
+  t.same(registry.views(), [{ slot, generation, url: 'http://127.0.0.1:8000', rank: null, ...FACTS }]);
   registry.setHealthy(slot, generation, false);
   t.equal(registry.views().length, 1, 'WORLD keeps it: its state is in the load table');
   registry.setFacts(slot, generation, FACTS);

@@ -125,7 +125,9 @@ t.test('two engines: one is configured, one joins by its link', async t => {
     'the answers have text',
   );
   t.same(counts, { overLink: STREAMS, overHttp: 0 }, 'all went over links');
-  await until(() => plane.status.kvEvents.publishing === 2, 'both publish by their links');
+  const eventsOf = (): unknown[] => plane.workerReports.map(({ events }) => events);
+  await until(() => eventsOf().every(events => events === 'link'), 'both publish by their links');
+  t.equal(plane.status.kvEvents.publishing, 2);
   t.equal(await fixture.metric('millrace_index_holders'), 2);
   await blocksReach(fixture, STREAMS * BLOCKS);
 
@@ -138,12 +140,14 @@ t.test('two engines: one is configured, one joins by its link', async t => {
     await until(isReady(2), 'its worker is still there');
     t.same(await textsOf(t, await begin(fixture)), expected);
     t.ok(counts.overHttp > overHttp, 'its engine is asked by HTTP');
-    t.equal(plane.status.kvEvents.publishing, 1, 'its events have ended with its link');
+    const { url, kvEvents: publish, kvEventsReplay: replay } = kept;
+    const report = plane.workerReports.find(worker => worker.url === url)!;
+    t.match(report.events, { publish, replay }, 'its events are taken from where its probe says');
   });
 
   link(t, kept, address);
   await t.test('its link comes again, and with it all events', async t => {
-    await until(() => plane.status.kvEvents.publishing === 2, 'its events come again');
+    await until(() => eventsOf().every(events => events === 'link'), 'its events come again');
     const { overHttp } = counts;
     t.same(await textsOf(t, await begin(fixture)), expected);
     t.equal(counts.overHttp, overHttp);

@@ -1,7 +1,8 @@
 /** Promise: a worker is ready as soon as it answers, out of rotation when it fails, back when it answers again. */
 import t from 'tap';
 import { EngineClient } from '#millrace/engines/client.js';
-import { type FindingSink, type WorkerGet, WorkerMonitor } from '#millrace/engines/monitor.js';
+import type { FindingSink, WorkerAsk } from '#millrace/engines/health-contract.js';
+import { WorkerMonitor } from '#millrace/engines/monitor.js';
 import { createVllmAdapter } from '#millrace/engines/vllm.js';
 import { WorkerError } from '#millrace/errors.js';
 import { DEFAULT_LIMITS } from '#millrace/limits.js';
@@ -9,8 +10,14 @@ import { ManualClock, systemClock } from '#millrace/runtime/clock.js';
 import { createLogger } from '#millrace/runtime/logger.js';
 import { CRLF, serve } from './raw-server.js';
 
-const LIMITS = { ...DEFAULT_LIMITS, probePeriodMs: 2000, scrapePeriodMs: 1000, probeFailuresMax: 3 };
-const WORKER = { slot: 4, generation: 2, url: 'http://w:1', engine: 'vllm' };
+const LIMITS = {
+  ...DEFAULT_LIMITS,
+  probePeriodMs: 2000,
+  scrapePeriodMs: 1000,
+  probeFailuresMax: 3,
+  canaryAfterMs: 0,
+};
+const WORKER = { slot: 4, generation: 2, url: 'http://w:1', rank: null, engine: 'vllm' };
 const PAGES: Readonly<Record<string, string>> = {
   '/health': '',
   '/v1/models': '{"data":[{"id":"m","max_model_len":100}]}',
@@ -21,6 +28,7 @@ const PAGES: Readonly<Record<string, string>> = {
 const refused = () => new WorkerError('MILLRACE_WORKER_UNREACHABLE', 'refused');
 const stalled = () => new WorkerError('MILLRACE_WORKER_STALLED', 'too slow');
 const findForeignIds = () => Promise.resolve([]);
+const readActivity = () => 0;
 /** Lets the promises of answered GETs run. */
 const settle = () => new Promise(resolve => setImmediate(resolve));
 
@@ -47,7 +55,7 @@ function setUp() {
       return state.held;
     },
   };
-  const get: WorkerGet = (_origin, path) => {
+  const ask: WorkerAsk = ({ path }) => {
     asked.push(path);
     return state.answer?.(path) ?? Promise.resolve({ status: 200, body: PAGES[path] ?? '' });
   };
@@ -57,7 +65,16 @@ function setUp() {
     write: line => lines.push(JSON.parse(line).message),
   });
   const adapters = new Map([['vllm', createVllmAdapter()]]);
-  const monitor = new WorkerMonitor({ clock, log, get, sink, adapters, findForeignIds, limits: LIMITS });
+  const monitor = new WorkerMonitor({
+    clock,
+    log,
+    ask,
+    sink,
+    adapters,
+    findForeignIds,
+    readActivity,
+    limits: LIMITS,
+  });
   const advance = async (ms: number) => {
     clock.advance(ms);
     await settle();
@@ -235,9 +252,10 @@ t.test('over real sockets', async t => {
     const monitor = new WorkerMonitor({
       clock: systemClock,
       log: createLogger({ level: 'silent', format: 'text' }),
-      get: client.get.bind(client),
+      ask: client.ask.bind(client),
       adapters: new Map([['vllm', createVllmAdapter()]]),
       findForeignIds,
+      readActivity,
       limits: LIMITS,
       sink: {
         setFacts: (_slot, _generation, facts) => note(`${facts.version} ${facts.models[0]?.contextLength}`),

@@ -2,6 +2,7 @@
 // client is told so, and why, with a code that does not change.
 
 import t, { type Test } from 'tap';
+import { STATE_WORDS } from '#millrace/discovery/registry.js';
 import { DONE, type FakeCall, textFrame, usageFrame } from '../fake-engine.js';
 import {
   CHAT,
@@ -176,7 +177,7 @@ for (const tokenizer of [TOKENIZER, null]) {
       t.ok(reply.done && !reply.broken);
     });
 
-    await fixture.step(t, 'the client leaves while the rest is asked for', async t => {
+    await fixture.step(t, 'the client leaves while the rest is asked for', async () => {
       const calls = script(
         fixture,
         call => {
@@ -296,28 +297,26 @@ t.test('what is tried again before the first token', async t => {
 
 t.test('a drained worker finishes what it has; one that cuts it is a worker that failed', async t => {
   const fixture = await startPlane(t, { ...twoFakes, tokenizer: TOKENIZER });
-  const calls = script(fixture, call => void call.stream().send(firstFrame('Hello', [HELLO])));
-  await drained(
-    t as Test,
-    fixture,
-    calls,
-    call => call.send(textFrame('!', [BANG], 'stop') + DONE).end(),
-    'Hello!',
-  );
-  const more = script(fixture, call => void call.stream().send(firstFrame('Hello', [HELLO])));
-  await drained(t as Test, fixture, more, call => call.end(), 'Hello world');
+  for (const [end, text] of [
+    [(call: FakeCall): void => call.send(textFrame('!', [BANG], 'stop') + DONE).end(), 'Hello!'],
+    [(call: FakeCall): void => call.end(), 'Hello world'],
+  ] as const) {
+    await fixture.step(t as Test, text, async t => {
+      const calls = script(fixture, call => void call.stream().send(firstFrame('Hello', [HELLO])));
+      const open = await fixture.open(COMPLETIONS, ask);
+      await open.readUntil(got => got.includes('Hello'));
+      const slot = fixture.fakes.findIndex(fake => fake.calls.includes(calls[0]!));
+      const { generation } = fixture.plane.loadTable.snapshot(slot)!;
+      fixture.plane.loadTable.setState(slot, generation, STATE_WORDS.draining);
+      for (let round = 0; round < 3; round++) await fixture.post(COMPLETIONS, ask);
+      t.equal(
+        fixture.fakes[slot]!.calls.filter(call => calls.includes(call)).length,
+        1,
+        'it gets nothing new',
+      );
+      end(calls[0]!);
+      t.equal(streamedText(await open.rest()), text);
+      fixture.plane.loadTable.setState(slot, generation, STATE_WORDS.ready);
+    });
+  }
 });
-
-async function drained(
-  t: Test,
-  fixture: PlaneFixture,
-  calls: FakeCall[],
-  end: (call: FakeCall) => void,
-  text: string,
-): Promise<void> {
-  const open = await fixture.open(COMPLETIONS, ask);
-  await open.readUntil(got => got.includes('Hello'));
-  end(calls[0]!);
-  t.equal(streamedText(await open.rest()), text);
-  await fixture.expectIdle(t);
-}

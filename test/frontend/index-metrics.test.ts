@@ -4,7 +4,12 @@ import t from 'tap';
 import type { IndexReadings } from '#millrace/frontend/index-metrics.js';
 import { createMetrics, type EndedRequest, mergedText } from '#millrace/frontend/metrics.js';
 
-const NOTHING = { readRingDepths: () => [], readRetainedBytes: () => 0, readWorkerLoads: () => [] };
+const NOTHING = {
+  readRingDepths: () => [],
+  readRetainedBytes: () => 0,
+  readWorkers: null,
+  readWorkerLoads: () => [],
+};
 const READINGS: IndexReadings = {
   events: { batches: 7, gaps: 0 },
   lag: { p50: 0.001, p99: 0.25, max: 3 },

@@ -6,6 +6,7 @@ import { ERROR_CODES, type ErrorCode } from '#millrace/errors.js';
 import * as codec from '#millrace/messages/record-codec.js';
 import { RecordError } from '#millrace/messages/record-codec.js';
 import {
+  ANSWER_MODES,
   ASK_REASONS,
   END_CAUSES,
   IDS_SOURCES,
@@ -144,18 +145,35 @@ const modelOfWorker = fc.record(
 const world = fc.record({
   version: whole,
   workers: fc.array(
-    fc.record({
-      slot: u32,
-      generation: u32,
-      url: text,
-      rank: fc.option(u32),
-      engine: text,
-      models: fc.array(modelOfWorker, { maxLength: 3 }),
-      blockSize: amount,
-      totalBlocks: amount,
-      returnsTokenIds: fc.boolean(),
-      foreignIds: fc.array(fc.string(), { maxLength: 3 }),
-    }),
+    fc.record(
+      {
+        slot: u32,
+        generation: u32,
+        url: text,
+        rank: fc.option(u32),
+        engine: text,
+        models: fc.array(modelOfWorker, { maxLength: 3 }),
+        blockSize: amount,
+        totalBlocks: amount,
+        returnsTokenIds: fc.boolean(),
+        answerModes: fc.array(fc.constantFrom(...ANSWER_MODES), { maxLength: 3 }),
+        foreignIds: fc.array(fc.string(), { maxLength: 3 }),
+      },
+      {
+        requiredKeys: [
+          'slot',
+          'generation',
+          'url',
+          'rank',
+          'engine',
+          'models',
+          'blockSize',
+          'totalBlocks',
+          'returnsTokenIds',
+          'foreignIds',
+        ],
+      },
+    ),
     { maxLength: 4 },
   ),
   models: fc.array(

@@ -8,6 +8,7 @@ import { createBoardMemory, ProcessBoard } from '#millrace/plane/process-board.j
 import { RemoteUnit } from '#millrace/plane/remote-unit.js';
 import type { SocketTask } from '#millrace/plane/socket-side.js';
 import { ThreadCalls } from '#millrace/plane/thread-calls.js';
+import { createActivityMemory } from '#millrace/plane/worker-activity.js';
 import { createBell } from '#millrace/ring/bell.js';
 import { createLedgerMemory } from '#millrace/router/ledger.js';
 import { createLoadMemory } from '#millrace/router/load-table.js';
@@ -86,6 +87,7 @@ const taskOf = (ledgerMemory: SharedArrayBuffer): SocketTask => ({
   loadMemory: createLoadMemory(1),
   ledgerMemory,
   boardMemory: createBoardMemory(1),
+  activityMemory: createActivityMemory(1),
   bellMemory: createBell('socket thread'),
 });
 
@@ -109,6 +111,7 @@ t.test('a socket thread that dies as it starts: who waits is told, else the core
     reportFailure: () => {},
     metricsText: async () => '',
     decisions: async () => [],
+    admin: async () => ({ status: 200, value: null }) as const,
     fault: (text: string) => {
       faults.push(text);
       told.dispatchEvent(new Event('fault'));

@@ -57,7 +57,7 @@ function naive(tokenizer: Tokenizer, { ids, stops, stopIds, minTokens, includeSt
         break;
       }
     }
-    if (armed && best !== null) {
+    if (count > minTokens && best !== null) {
       return {
         text: stable.slice(0, includeStop ? best.at + best.stop.length : best.at),
         finish: 'stop',

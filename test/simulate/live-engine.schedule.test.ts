@@ -16,7 +16,11 @@ const worker = (clock: ManualClock) => {
   const engine = new LiveEngine(core, { clock, defer: fn => void clock.after(0, fn) });
   const atMs: number[] = [];
   let flushes = 0;
-  const owner: SequenceOwner = { onTokens: () => void atMs.push(clock.nowMs()), flush: () => void flushes++ };
+  const owner: SequenceOwner = {
+    onTokens: () => void atMs.push(clock.nowMs()),
+    onLoadFailed: () => {},
+    flush: () => void flushes++,
+  };
   const submit = (maxTokens: number) =>
     engine.submit({
       prompt: digestPrompt([1, 2, 3, 4], settings.blockSize),

@@ -63,6 +63,8 @@ for (const serverKind of ['uws', 'node'] as const)
       dieAfter: 1,
       halfFrame: 2,
       stall: 1,
+      handoverFailure: 0,
+      handoverStall: 0,
     });
     t.match(counters, { requests: 9, finished: 1, faulted: 7, aborted: 1, running: 0 });
     t.same([core.running, core.waiting, core.pool.active], [0, 0, 0]);

@@ -27,7 +27,8 @@ export interface WorkerLinkOptions {
   readonly origin: string;
   /** What to register, asked at each connection. */
   readonly worker: () => LinkedWorker;
-  readonly openStream: () => EngineStream;
+  /** Decoder of an answer that the plane takes as rows; null: this engine's frames give none, and their bytes are relayed. */
+  readonly openStream: () => EngineStream | null;
   readonly clock: Clock;
   readonly random: Random;
   readonly logger: Logger;

@@ -38,7 +38,8 @@ export interface WorkerSessionOptions {
   readonly client: EngineClient;
   readonly origin: string;
   readonly worker: LinkedWorker;
-  readonly openStream: () => EngineStream;
+  /** Decoder of an answer that the plane takes as rows; null: this engine's frames give none, and their bytes are relayed. */
+  readonly openStream: () => EngineStream | null;
   readonly clock: Clock;
   readonly limits: LinkLimits;
   readonly onUp: () => void;

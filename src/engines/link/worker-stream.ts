@@ -23,8 +23,8 @@ export interface WorkerStreamOptions {
   /** Credit that the plane's side begins with; that of the body. */
   readonly answerWindowBytes: number;
   readonly bodyWindowBytes: number;
-  /** Decoder of a streamed answer; null: the bytes are relayed as they are. */
-  readonly openStream: (() => EngineStream) | null;
+  /** Decoder of a streamed answer; null, or none opened: the bytes are relayed as they are. */
+  readonly openStream: (() => EngineStream | null) | null;
   /** Called once, when END or FAIL was sent. */
   readonly onOver: (stream: WorkerStream, fault: EngineFault | null) => void;
 }

@@ -212,7 +212,14 @@ export async function createDataPlane(options: DataPlaneOptions): Promise<DataPl
 
 /** A mock worker publishes no KV events: what it holds is guessed from what is routed there. */
 function mockConfig(url: string): WorkerConfig {
-  return Object.freeze({ url, kvEvents: null, kvEventsReplay: null, kvEventsTopic: '', dpRanks: 1 });
+  return Object.freeze({
+    url,
+    engine: 'auto',
+    kvEvents: null,
+    kvEventsReplay: null,
+    kvEventsTopic: '',
+    dpRanks: 1,
+  });
 }
 
 async function startAll(

@@ -31,6 +31,8 @@ export interface RequestCounters {
   refused: number;
   /** Ended by an injected fault. */
   faulted: number;
+  /** Ended by an error: the KV of the prompt did not come, or nobody took it. */
+  failed: number;
 }
 
 /** What a skin makes its answers of. */
@@ -83,6 +85,7 @@ export class EngineSurface {
     aborted: 0,
     refused: 0,
     faulted: 0,
+    failed: 0,
   };
   readonly #options: SurfaceOptions;
   readonly #metrics = new EngineMetrics();
@@ -180,7 +183,7 @@ export class EngineSurface {
     const id = `${request.api === 'chat' ? 'chatcmpl' : 'cmpl'}-${given ?? newId()}`;
     const { abortId } = request;
     counters.running++;
-    const answer = new GenerationAnswer(exchange, id, request, fault, {
+    const answer = new GenerationAnswer(exchange, id, request, this.#armHandover(request, fault), {
       engine,
       vocabulary,
       logprobs: this.#logprobs,
@@ -188,6 +191,7 @@ export class EngineSurface {
       faults,
       clock,
       model: model.name,
+      errorBody: error => this.#skin.errorBody(error),
       onEnd: how => {
         counters.running--;
         counters[how]++;
@@ -195,6 +199,17 @@ export class EngineSurface {
       },
     });
     if (abortId !== null) this.#abortable.set(abortId, answer);
+  }
+
+  /** Faults of the hand-over strike there, and only requests that have one. Returns what is left for the answer. */
+  #armHandover({ handover }: GenerationRequest, fault: Fault | null): Fault | null {
+    if (fault?.kind !== 'handoverFailure' && fault?.kind !== 'handoverStall') return fault;
+    const { kind } = fault;
+    if (handover !== undefined) {
+      const onStrike = (): void => this.#options.faults.record(kind);
+      handover.fault = { kind: kind === 'handoverFailure' ? 'fail' : 'stall', onStrike };
+    }
+    return null;
   }
 
   /** Parses the body and passes it on; answers what is wrong with it, and tells `onError` first. */

@@ -39,6 +39,12 @@ export interface WholeChoice extends Ending {
   readonly promptTokenIds: Uint32Array | null;
 }
 
+/** Members that an engine adds to a whole answer, each with the comma before it: to the answer, to its first choice. */
+export interface AnswerExtras {
+  readonly top?: string;
+  readonly choice?: string;
+}
+
 /** End of every stream. */
 export const DONE_FRAME = 'data: [DONE]\n\n';
 
@@ -111,15 +117,17 @@ export class FrameFormat {
   }
 
   /** A whole answer. */
-  whole(choices: readonly WholeChoice[], usage: Usage): string {
+  whole(choices: readonly WholeChoice[], usage: Usage, extras: AnswerExtras = {}): string {
     const { api } = this.#identity;
-    const list = choices.map(choice => this.#wholeChoice(choice)).join(',');
+    const list = choices.map((choice, at) =>
+      this.#wholeChoice(choice, at === 0 ? (extras.choice ?? '') : ''),
+    );
     const first = choices[0]?.promptTokenIds ?? null;
     const prompt = this.#chat && first !== null ? `,"prompt_token_ids":[${first.join(',')}]` : '';
-    return `${this.#open(OBJECTS[api].whole)},"choices":[${list}],"usage":${usageJson(usage)}${prompt}}`;
+    return `${this.#open(OBJECTS[api].whole)},"choices":[${list.join(',')}],"usage":${usageJson(usage)}${prompt}${extras.top ?? ''}}`;
   }
 
-  #wholeChoice(choice: WholeChoice): string {
+  #wholeChoice(choice: WholeChoice, extra: string): string {
     const text = JSON.stringify(choice.text);
     let json = `{"index":${choice.index},`;
     json += this.#chat ? `"message":{"role":"assistant","content":${text}}` : `"text":${text}`;
@@ -127,7 +135,7 @@ export class FrameFormat {
     if (choice.promptTokenIds !== null && !this.#chat)
       json += `,"prompt_token_ids":[${choice.promptTokenIds.join(',')}]`;
     if (choice.tokenIds !== null) json += `,"token_ids":[${choice.tokenIds.join(',')}]`;
-    return `${json}}`;
+    return `${json}${extra}}`;
   }
 }
 

@@ -6,21 +6,17 @@
 import type { HttpExchange } from '../../frontend/http/http-exchange.js';
 import type { Clock } from '../../runtime/clock.js';
 import type { AnswerVocabulary } from '../answer-vocabulary.js';
+import type { OfferEnd } from '../disagg/handover-desk.js';
 import type { Fault, FaultPlan } from '../faults.js';
 import type { LiveEngine, SequenceOwner } from '../live-engine.js';
 import type { EngineSequence } from '../sequence.js';
 import { digestPrompt } from '../token-source.js';
+import { type AnswerChoice, stateOf, usageOf } from './answer-choice.js';
 import { ChoiceText } from './choice-text.js';
 import type { EngineMetrics } from './engine-metrics.js';
-import {
-  type ChoiceState,
-  DONE_FRAME,
-  type Ending,
-  FrameFormat,
-  type Usage,
-  usageJson,
-} from './frame-format.js';
+import { DONE_FRAME, FrameFormat, type Usage, usageJson } from './frame-format.js';
 import type { GenerationRequest } from './generation-request.js';
+import { HttpError } from './http-error.js';
 import type { TokenLogprobs } from './token-logprobs.js';
 
 const SSE_HEADERS = [
@@ -28,6 +24,9 @@ const SSE_HEADERS = [
   ['cache-control', 'no-cache'],
 ] as const;
 const JSON_HEADERS = [['content-type', 'application/json']] as const;
+
+/** How an answer ended: by its end, by the client, by an injected fault, or because the KV of its prompt did not come. */
+export type AnswerEnd = 'finished' | 'aborted' | 'faulted' | 'failed';
 
 /** What an answer shares with all others of its engine. */
 export interface AnswerContext {
@@ -38,26 +37,10 @@ export interface AnswerContext {
   readonly faults: FaultPlan;
   readonly clock: Clock;
   readonly model: string;
-  /** Told once, when the answer has ended: by its end, by the client, or by a fault. */
-  readonly onEnd: (how: 'finished' | 'aborted' | 'faulted') => void;
-}
-
-interface Choice {
-  readonly index: number;
-  readonly promptIds: Uint32Array;
-  readonly head: string;
-  readonly sequence: EngineSequence<SequenceOwner>;
-  /** Text under stop strings or of a whole answer; null where the text of an id goes straight into its frame. */
-  readonly text: ChoiceText | null;
-  /** Kept for a whole answer and for a native form. */
-  readonly ids: number[];
-  /** Text so far, kept for a native form. */
-  shown: string;
-  ending: Ending | null;
-  /** Characters of the tokens so far, counted where log-probabilities are wanted. */
-  textOffset: number;
-  /** When its newest token came; before the first, when the request did. */
-  lastMs: number;
+  /** Body of an error answer. */
+  readonly errorBody: (error: HttpError) => unknown;
+  /** Told once, when the answer has ended. */
+  readonly onEnd: (how: AnswerEnd) => void;
 }
 
 /** See the head of the file. Starts on construction. */
@@ -66,7 +49,7 @@ export class GenerationAnswer implements SequenceOwner {
   readonly #request: GenerationRequest;
   readonly #context: AnswerContext;
   readonly #format: FrameFormat;
-  readonly #choices = new Map<EngineSequence<SequenceOwner>, Choice>();
+  readonly #choices = new Map<EngineSequence<SequenceOwner>, AnswerChoice>();
   readonly #fault: Fault | null;
   #open: number;
   /** Frames that are ready and not yet written. */
@@ -78,6 +61,8 @@ export class GenerationAnswer implements SequenceOwner {
   #complete = false;
   #ended = false;
   #strike = false;
+  /** Its blocks are kept for another engine, and the answer waits for that one. */
+  #held: boolean;
 
   constructor(
     exchange: HttpExchange,
@@ -90,6 +75,8 @@ export class GenerationAnswer implements SequenceOwner {
     this.#request = request;
     this.#context = context;
     this.#fault = fault;
+    this.#held = request.handover?.spec.holdsAnswer === true;
+    if (request.handover !== undefined) request.handover.onKeptEnd = end => this.#onKeptEnd(end);
     this.#open = request.prompts.length * request.n;
     const created = Math.floor(context.clock.wallMs() / 1000);
     this.#format = new FrameFormat({ api: request.api, id, created, model: context.model });
@@ -113,6 +100,7 @@ export class GenerationAnswer implements SequenceOwner {
     const { engine } = this.#context;
     const request = this.#request;
     const prompt = digestPrompt(promptIds, engine.core.settings.blockSize, request.cacheSalt);
+    const { handover, firstTokens } = request;
     const collects = !request.stream || request.stopStrings.length > 0 || request.native !== null;
     for (let choice = 0; choice < request.n; choice++) {
       const index = promptAt * request.n + choice;
@@ -124,6 +112,8 @@ export class GenerationAnswer implements SequenceOwner {
         stopTokenIds: request.stopTokenIds,
         choice,
         owner: this,
+        ...(handover === undefined ? {} : { handover: handover.sequence() }),
+        ...(firstTokens === undefined ? {} : { firstTokens }),
       });
       this.#choices.set(sequence, {
         index,
@@ -161,6 +151,38 @@ export class GenerationAnswer implements SequenceOwner {
     if (ended) this.#open--;
   }
 
+  onLoadFailed(): void {
+    this.#fail(`the KV of the prompt did not come: ${this.#request.handover!.failure}`);
+  }
+
+  #onKeptEnd(end: OfferEnd): void {
+    if (!this.#held) return;
+    this.#held = false;
+    if (end === 'released') this.flush();
+    else this.#fail(`nobody took the KV of the prompt: its offer has ${end}`);
+  }
+
+  #stopHolding(): void {
+    if (!this.#held) return;
+    this.#held = false;
+    this.#request.handover!.withdraw();
+  }
+
+  /** Ends the answer with an error: in a stream after its headers, as engines do. */
+  #fail(message: string): void {
+    if (this.#ended) return;
+    const body = JSON.stringify(this.#context.errorBody(new HttpError(500, message)));
+    const exchange = this.#exchange;
+    const { stream } = this.#request;
+    if (stream) {
+      if (!this.#started) this.#start();
+      exchange.write(`${this.#frames}data: ${body}\n\n${DONE_FRAME}`);
+    }
+    this.#end('failed');
+    if (stream) exchange.end();
+    else exchange.respond(500, JSON_HEADERS, body);
+  }
+
   /** The engine gives the request up, as it was told to. */
   abort(): void {
     if (this.#complete) return;
@@ -172,11 +194,13 @@ export class GenerationAnswer implements SequenceOwner {
       this.#open--;
       if (this.#request.stream) this.#addFrames(choice, '', []);
     }
+    this.#stopHolding();
     this.flush();
   }
 
   flush(): void {
     if (this.#ended || this.#stalled) return;
+    if (this.#held && !this.#strike) return;
     if (this.#strike) {
       this.#strikeNow(this.#fault!);
       return;
@@ -200,7 +224,7 @@ export class GenerationAnswer implements SequenceOwner {
   }
 
   /** Text to show of the `at`-th fresh token, already escaped; sets `ending` when the choice has ended with it. */
-  #take(choice: Choice, at: number): string {
+  #take(choice: AnswerChoice, at: number): string {
     const { sequence, text } = choice;
     const { vocabulary, engine, metrics } = this.#context;
     const later = sequence.fresh.length - 1 - at;
@@ -224,7 +248,7 @@ export class GenerationAnswer implements SequenceOwner {
     return escaped;
   }
 
-  #measure(choice: Choice): void {
+  #measure(choice: AnswerChoice): void {
     const { metrics, clock } = this.#context;
     const nowMs = clock.nowMs();
     const seconds = (nowMs - choice.lastMs) / 1000;
@@ -235,7 +259,7 @@ export class GenerationAnswer implements SequenceOwner {
     if (choice.ending !== null) metrics.requestLatency.observe((nowMs - choice.sequence.arrivedMs) / 1000);
   }
 
-  #addFrames(choice: Choice, escaped: string, ids: readonly number[]): void {
+  #addFrames(choice: AnswerChoice, escaped: string, ids: readonly number[]): void {
     const request = this.#request;
     const { sequence } = choice;
     if (request.native !== null) {
@@ -265,7 +289,7 @@ export class GenerationAnswer implements SequenceOwner {
   }
 
   /** `logprobs` of the next tokens of a choice. */
-  #logprobsJson(choice: Choice, ids: readonly number[]): string {
+  #logprobsJson(choice: AnswerChoice, ids: readonly number[]): string {
     const { api, logprobs: wanted } = this.#request;
     if (wanted === null) return 'null';
     const { logprobs } = this.#context;
@@ -274,7 +298,7 @@ export class GenerationAnswer implements SequenceOwner {
     return json;
   }
 
-  #usageTail(choice: Choice, completionTokens: number): string {
+  #usageTail(choice: AnswerChoice, completionTokens: number): string {
     if (!this.#request.includeUsage) return '';
     if (!this.#request.continuousUsage) return ',"usage":null';
     const { cachedTokens } = choice.sequence;
@@ -282,16 +306,7 @@ export class GenerationAnswer implements SequenceOwner {
   }
 
   #usage(): Usage {
-    let completionTokens = 0;
-    let cachedTokens = 0;
-    let promptTokens = 0;
-    for (const choice of this.#choices.values()) {
-      completionTokens += choice.sequence.generated;
-      if (choice.index % this.#request.n !== 0) continue;
-      promptTokens += choice.promptIds.length;
-      cachedTokens += choice.sequence.cachedTokens;
-    }
-    return { promptTokens, completionTokens, cachedTokens };
+    return usageOf(this.#choices.values(), this.#request.n);
   }
 
   #wholeBody(): string {
@@ -312,7 +327,8 @@ export class GenerationAnswer implements SequenceOwner {
       promptTokenIds: wantsIds ? choice.promptIds : null,
       ...choice.ending!,
     }));
-    return this.#format.whole(choices, this.#usage());
+    const [first] = this.#choices.values();
+    return this.#format.whole(choices, this.#usage(), this.#request.extras?.(first!));
   }
 
   /** Writes what is ready, unless the client is behind; `onWritable` comes back here then. */
@@ -354,7 +370,7 @@ export class GenerationAnswer implements SequenceOwner {
     exchange.abort();
   }
 
-  #end(how: 'finished' | 'aborted' | 'faulted'): void {
+  #end(how: AnswerEnd): void {
     if (this.#ended) return;
     this.#ended = true;
     this.#frames = '';
@@ -363,20 +379,7 @@ export class GenerationAnswer implements SequenceOwner {
       if (choice.ending === null) metrics.ended.abort++;
       engine.abort(choice.sequence);
     }
+    this.#stopHolding();
     onEnd(how);
   }
-}
-
-function stateOf(choice: Choice, freshText: string, freshIds: readonly number[]): ChoiceState {
-  const { index, promptIds, sequence, shown, ids, ending } = choice;
-  return {
-    index,
-    promptIds,
-    cachedTokens: sequence.cachedTokens,
-    text: shown,
-    freshText,
-    ids,
-    freshIds,
-    ending,
-  };
 }

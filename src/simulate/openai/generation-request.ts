@@ -7,8 +7,9 @@ import { LIMITS } from '../../limits.js';
 import type { Api, ChatMessage } from '../../messages/token-request.js';
 import { renderChat } from '../../preprocess/chat-template.js';
 import type { Tokenizer } from '../../preprocess/tokenizers/tokenizer.js';
+import type { RequestHandover } from '../disagg/kv-connector.js';
 import { type Body, booleanOf, idsOf, integerOf, objectOf, stringOf } from './body-fields.js';
-import type { NativeForm } from './frame-format.js';
+import type { AnswerExtras, NativeForm } from './frame-format.js';
 import { HttpError } from './http-error.js';
 import type { LogprobsRequest } from './token-logprobs.js';
 
@@ -39,6 +40,18 @@ export interface GenerationRequest {
   readonly native: NativeForm | null;
   /** Under which the engine can be told to end it; null: it has no name. */
   readonly abortId: string | null;
+  /** What other engines have to do with its KV; absent: nothing. */
+  readonly handover?: RequestHandover;
+  /** Tokens that the answer begins with: another engine has drawn them. */
+  readonly firstTokens?: readonly number[];
+  /** What an engine adds to a whole answer. */
+  readonly extras?: (first: FirstChoice) => AnswerExtras;
+}
+
+/** The first choice of a whole answer, in ids. */
+export interface FirstChoice {
+  readonly ids: readonly number[];
+  readonly promptIds: Uint32Array;
 }
 
 /** What the engine says about itself. */

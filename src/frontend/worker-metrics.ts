@@ -1,0 +1,64 @@
+/**
+ * The metrics of workers and their health (R7): read from the registry and the monitor at scrape time, so that the series of
+ * a worker end when it leaves. One thread of a plane tells them.
+ */
+import type { Metric, Registry } from 'prom-client';
+import type { ScrapedMetric } from './model-histogram.js';
+
+/** Values of the label `state`. */
+const STATES = ['probing', 'ready', 'draining', 'unavailable'] as const;
+
+/** What is read of one worker. */
+export interface WorkerReadings {
+  /** Its name: URL and rank. */
+  readonly worker: string;
+  readonly state: (typeof STATES)[number];
+  /** Signals against it by cause, and its canaries by outcome, since it was taken in. */
+  readonly failures: Readonly<Record<string, number>>;
+  readonly canaries: Readonly<Record<string, number>>;
+}
+
+type Values = ScrapedMetric['values'];
+type Shape = Pick<ScrapedMetric, 'name' | 'help' | 'type'> & {
+  readonly values: (read: WorkerReadings) => Values;
+};
+
+const counted = (worker: string, label: string, counts: Readonly<Record<string, number>>): Values =>
+  Object.entries(counts).map(([name, value]) => ({ labels: { worker, [label]: name }, value }));
+
+const SHAPES: readonly Shape[] = [
+  {
+    name: 'millrace_worker_state',
+    help: 'State of a worker: 1 for the one that it is in',
+    type: 'gauge',
+    values: ({ worker, state }) =>
+      STATES.map(name => ({ labels: { worker, state: name }, value: name === state ? 1 : 0 })),
+  },
+  {
+    name: 'millrace_canaries_total',
+    help: 'Canary requests to a worker, by outcome',
+    type: 'counter',
+    values: ({ worker, canaries }) => counted(worker, 'outcome', canaries),
+  },
+  {
+    name: 'millrace_worker_failures_total',
+    help: 'Signals against a worker, by cause',
+    type: 'counter',
+    values: ({ worker, failures }) => counted(worker, 'cause', failures),
+  },
+];
+
+/** Adds the metrics to a registry. */
+export function registerWorkerMetrics(registry: Registry, read: () => readonly WorkerReadings[]): void {
+  for (const { name, help, type, values } of SHAPES) {
+    const get = (): ScrapedMetric => ({
+      name,
+      help,
+      type,
+      aggregator: 'sum',
+      values: read().flatMap(values),
+    });
+    // The registry needs no more than a name and get(), which its types do not say.
+    registry.registerMetric({ name, get } as unknown as Metric);
+  }
+}

@@ -1,0 +1,74 @@
+/** What is told of the workers to operators: for metrics, and for GET /admin/workers. Core; reads only. */
+import type { RegisteredWorker } from '../discovery/registry.js';
+import type { HealthCounts } from '../engines/health-contract.js';
+import type { WorkerReadings } from '../frontend/worker-metrics.js';
+import type { EventEndpoints } from '../router/events/contract.js';
+import type { LoadTable } from '../router/load-table.js';
+import type { Fleet, LINK_EVENTS } from './fleet.js';
+import { workerName } from './routing-hints.js';
+
+const NO_COUNTS: HealthCounts = { failures: {}, canaries: {} } as unknown as HealthCounts;
+
+/** A worker as an operator sees it. */
+export interface WorkerReport {
+  readonly url: string;
+  readonly rank: number | null;
+  readonly state: RegisteredWorker['state'];
+  /** As its probe says; as configured until then. */
+  readonly engine: string;
+  readonly models: readonly string[];
+  readonly blockSize: number | null;
+  readonly totalBlocks: number | null;
+  /** What requests of this plane have reserved there. */
+  readonly load: {
+    readonly requests: number;
+    readonly prefillTokens: number;
+    readonly decodeBlocks: number;
+  };
+  /** What it says of itself; null: unknown. */
+  readonly reported: {
+    readonly running: number | null;
+    readonly waiting: number | null;
+    readonly kvUsage: number | null;
+  };
+  /** Where its KV events are taken from, LINK_EVENTS for its worker link; null: nowhere. */
+  readonly events: EventEndpoints | typeof LINK_EVENTS | null;
+  readonly failures: HealthCounts['failures'];
+  readonly canaries: HealthCounts['canaries'];
+}
+
+/** For the metrics. */
+export function workerReadings(fleet: Fleet): WorkerReadings[] {
+  return fleet.registry.list().map(worker => ({
+    worker: workerName(worker.url, worker.rank),
+    state: worker.state,
+    ...(fleet.countsOf(worker) ?? NO_COUNTS),
+  }));
+}
+
+/** For operators. */
+export function workerReports(fleet: Fleet, loadTable: LoadTable): WorkerReport[] {
+  return fleet.registry.list().map(worker => {
+    const { slot, generation, url, rank, state, engine, facts } = worker;
+    const scraped = loadTable.snapshot(slot)?.scraped;
+    const { failures, canaries } = fleet.countsOf(worker) ?? NO_COUNTS;
+    return {
+      url,
+      rank,
+      state,
+      engine: facts?.engine ?? engine,
+      models: facts?.models.map(({ id }) => id) ?? [],
+      blockSize: facts?.blockSize ?? null,
+      totalBlocks: facts?.totalBlocks ?? null,
+      load: {
+        requests: loadTable.readRequests(slot, generation),
+        prefillTokens: loadTable.readActivePrefillTokens(slot, generation),
+        decodeBlocks: loadTable.readDecodeBlocks(slot, generation),
+      },
+      reported: scraped ?? { running: null, waiting: null, kvUsage: null },
+      events: fleet.eventsOf(worker),
+      failures,
+      canaries,
+    };
+  });
+}
