@@ -38,17 +38,10 @@ function launch(t: Test, args: readonly string[]): ChildProcess {
   return child;
 }
 
-async function startEngine(t: Test): Promise<Engine> {
+async function startEngine(t: Test, kind = 'vllm'): Promise<Engine> {
   const child = launch(t, [
-    'mock',
-    '--events',
-    '--eos-rate',
-    '0',
-    '--speed',
-    '2',
-    '--block-size',
-    `${BLOCK_SIZE}`,
-    '--json',
+    ...['mock', '--engine', kind, '--events', '--eos-rate', '0', '--speed', '2'],
+    ...['--block-size', `${BLOCK_SIZE}`, '--json'],
   ]);
   const [line] = (await once(createInterface({ input: child.stdout! }), 'line')) as [string];
   return { child, ...(JSON.parse(line) as Omit<Engine, 'child'>) };
@@ -140,9 +133,7 @@ t.test('two engines: one is configured, one joins by its link', async t => {
     await until(isReady(2), 'its worker is still there');
     t.same(await textsOf(t, await begin(fixture)), expected);
     t.ok(counts.overHttp > overHttp, 'its engine is asked by HTTP');
-    const { url, kvEvents: publish, kvEventsReplay: replay } = kept;
-    const report = plane.workerReports.find(worker => worker.url === url)!;
-    t.match(report.events, { publish, replay }, 'its events are taken from where its probe says');
+    t.equal(plane.status.kvEvents.publishing, 1, 'its events have ended with its link');
   });
 
   link(t, kept, address);
@@ -162,6 +153,34 @@ t.test('two engines: one is configured, one joins by its link', async t => {
     await until(isReady(1), 'the worker that joined has left');
     t.same(await textsOf(t, await begin(fixture)), expected);
   });
+  await fixture.expectIdle(t);
+});
+
+t.test('an engine with frames of its own tells where it publishes', async t => {
+  const engine = await startEngine(t, 'sglang');
+  const { url, kvEvents: publish, kvEventsReplay: replay } = engine;
+  const fixture = await startPlane(t, {
+    workers: [url],
+    linkListen: '127.0.0.1:0',
+    tokenizer: TOKENIZER,
+    policy: 'ttft',
+    clock: 'real',
+  });
+  const { plane } = fixture;
+  const { client } = plane.socket;
+  assert(client instanceof LinkedClient, 'the plane takes links');
+  const eventsOf = (): unknown => plane.workerReports[0]!.events;
+  await until(() => plane.workers[0]!.state === 'ready', 'the worker is ready');
+  const expected = await textsOf(t, await begin(fixture));
+  t.match(eventsOf(), { publish, replay }, 'its events are taken from there');
+  const process = link(t, engine, plane.status.linkAddress!);
+  await until(() => eventsOf() === 'link', 'its link is preferred');
+  t.same(await textsOf(t, await begin(fixture)), expected);
+  t.same(client.counts, { overLink: STREAMS, overHttp: STREAMS }, 'its frames are relayed');
+  await kill(process, 'SIGKILL');
+  await until(() => eventsOf() !== 'link', 'the link is gone');
+  t.match(eventsOf(), { publish, replay }, 'they are taken from there again');
+  await blocksReach(fixture, STREAMS * BLOCKS);
   await fixture.expectIdle(t);
 });
 
