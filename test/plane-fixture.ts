@@ -155,6 +155,8 @@ export interface FixtureOptions {
   readonly modelPath?: string;
   readonly limits?: Partial<Record<LimitName, number>>;
   readonly poolThreads?: number;
+  /** Where workers link in; without it nowhere. */
+  readonly linkListen?: string;
   readonly adminToken?: string;
   /** Mocks are asked where they publish events, as workers are that say nothing of it. */
   readonly asked?: boolean;
@@ -225,6 +227,7 @@ export class PlaneFixture {
           tokenizer,
           modelPath: options.modelPath,
           poolThreads,
+          linkListen: options.linkListen,
           httpServer: server,
           policy,
           models: options.models,

@@ -81,6 +81,14 @@ export class RemoteIngest implements IngestSide {
     this.#calls.tell('addWorker', slot, facts, endpoints);
   }
 
+  addPushed(slot: number, facts: HolderFacts): void {
+    this.#calls.tell('addPushed', slot, facts);
+  }
+
+  push(slot: number, payload: Uint8Array | null): Promise<void> {
+    return this.#calls.call('push', ANSWER_DEADLINE_MS, slot, payload);
+  }
+
   removeWorker(slot: number): void {
     this.#calls.tell('removeWorker', slot);
   }
