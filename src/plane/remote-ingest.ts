@@ -74,7 +74,7 @@ export class RemoteIngest implements IngestSide {
   }
 
   addWorker(slot: number, facts: HolderFacts, endpoints: EventEndpoints | null): void {
-    if (endpoints !== null && !this.#isOver && !withSockets.has(this)) {
+    if (endpoints !== null && !this.#isOver) {
       if (withSockets.size === 0) process.on('exit', leaveAll);
       withSockets.add(this);
     }
