@@ -48,6 +48,12 @@ export interface Config {
   readonly tokenizer: string | null;
   /** Folder of the workers' model, absolute, or null; never together with `tokenizer`. */
   readonly modelPath: string | null;
+  /** Where worker links are taken, `HOST:PORT` or `unix:/path`; null: nowhere. */
+  readonly linkListen: string | null;
+  /** File with the secret of worker links, absolute; it wins over `linkSecret`. */
+  readonly linkSecretFile: string | null;
+  /** The secret itself, which only the environment can give: MILLRACE_LINK_SECRET. */
+  readonly linkSecret: string | null;
   readonly httpServer: 'auto' | 'uws' | 'node';
   /** Header whose value names a session; '': sessions are switched off. */
   readonly sessionHeader: string;
@@ -80,8 +86,11 @@ export interface ConfigSources {
   readonly options?: Readonly<Record<string, unknown>>;
 }
 
-/** Variables that belong to the build and the tests, not to the configuration. */
+/** Text that must not be seen in a list of processes: no flag and no key. */
+const SECRET_VARIABLE = 'MILLRACE_LINK_SECRET';
+/** Variables that are no settings: of the build and the tests, and the secret. */
 const OTHER_VARIABLES = [
+  SECRET_VARIABLE,
   'MILLRACE_REQUIRE_ADDON',
   'MILLRACE_NO_ADDON',
   'MILLRACE_WERROR',
@@ -297,6 +306,7 @@ export function loadConfig(names: ConfigNames, sources: ConfigSources): Config {
   return Object.freeze({
     ...merged,
     workers,
+    linkSecret: sources.env?.[SECRET_VARIABLE] ?? null,
     poolThreads: merged.poolThreads ?? Math.min(8, Math.max(1, availableParallelism() - 1)),
     limits,
     models,

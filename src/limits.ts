@@ -48,6 +48,13 @@ export const LIMITS = {
   ),
   ringQueueBytesMax: limit('bytes', MIB, GIB, 64 * MIB, 'messages waiting for room in one ring (529 above)'),
   ledgerEntries: limit('count', 64, 1_048_576, 16_384, 'reservations at one time'),
+  linkGoneDeadlineMs: limit(
+    'ms',
+    0,
+    HOUR_MS,
+    60_000,
+    'a worker that linked itself in and whose link is gone',
+  ),
   workersMax: limit('count', 1, 4096, 1024, 'worker slots'),
   streamBufferBytesMax: limit('bytes', 4 * KIB, 64 * MIB, 256 * KIB, 'unsent bytes of one client stream'),
   sseFirstFrameBytesMax: limit('bytes', KIB, 64 * MIB, 4 * MIB, 'first frame of an engine stream'),

@@ -130,6 +130,7 @@ export function settings(policies: readonly string[], tokenizers: readonly strin
   return [
     ...serviceSettings(policies, tokenizers),
     ...eventSettings(),
+    ...linkSettings(),
     ...threadSettings(),
     ...accessSettings(),
     ...processSettings(),
@@ -207,6 +208,27 @@ function eventSettings(): readonly Setting[] {
       help: 'prefix of the topic of KV events; without it all are taken',
       default: '',
       parse: eventTopic,
+    },
+  ];
+}
+
+function linkSettings(): readonly Setting[] {
+  return [
+    {
+      key: 'linkListen',
+      flag: 'link-listen',
+      value: 'ADDRESS',
+      help: 'where `millrace worker` links in: HOST:PORT (0: chosen by the system) or unix:/path',
+      default: null,
+      parse: text,
+    },
+    {
+      key: 'linkSecretFile',
+      flag: 'link-secret-file',
+      value: 'FILE',
+      help: 'the secret of both sides of a link, 16 to 4096 bytes; or the variable MILLRACE_LINK_SECRET',
+      default: null,
+      parse: path,
     },
   ];
 }

@@ -91,6 +91,8 @@ export interface FakeEngineOptions {
   readonly version?: string;
   /** Called for each generation request; may be changed at any time. */
   readonly script?: (call: FakeCall) => void;
+  /** Bodies of further routes, by path. */
+  readonly pages?: Readonly<Record<string, string>>;
   /** 0, the default, lets the system choose. */
   readonly port?: number;
 }
@@ -103,6 +105,7 @@ export class FakeEngine {
   readonly #sockets = new Set<net.Socket>();
   readonly #models: string;
   readonly #version: string;
+  readonly #pages: Readonly<Record<string, string>>;
 
   constructor(options: FakeEngineOptions) {
     this.script = options.script ?? (call => call.socket.destroy());
@@ -112,6 +115,7 @@ export class FakeEngine {
       object: 'list',
       data: [{ id: model, object: 'model', owned_by: 'vllm', ...length }],
     });
+    this.#pages = options.pages ?? {};
     this.#version = JSON.stringify({ version: options.version ?? '0.11.0' });
     this.#server = net.createServer(socket => this.#serve(socket));
   }
@@ -163,6 +167,7 @@ export class FakeEngine {
     else if (path === '/v1/models') call.respond(200, 'application/json', this.#models);
     else if (path === '/version') call.respond(200, 'application/json', this.#version);
     else if (path === '/metrics') call.respond(200, 'text/plain', '');
+    else if (path in this.#pages) call.respond(200, 'application/json', this.#pages[path]!);
     else if (path === '/tokenize' || call.head.startsWith('GET '))
       call.respond(404, 'application/json', '{"detail":"Not Found"}');
     else {

@@ -160,7 +160,11 @@ export interface FixtureOptions {
   readonly modelPath?: string;
   readonly limits?: Partial<Record<LimitName, number>>;
   readonly poolThreads?: number;
+  /** Where workers link in; without it nowhere. */
+  readonly linkListen?: string;
   readonly adminToken?: string;
+  /** Mocks are asked where they publish events, as workers are that say nothing of it. */
+  readonly asked?: boolean;
   /** Default: round-robin. */
   readonly policy?: string;
   /** Roles of the mocks and then of the fakes; those left out are both. */
@@ -213,8 +217,7 @@ export class PlaneFixture {
     const workers = [
       ...mocks.map(({ url, events, connector }, at) => ({
         url,
-        kvEvents: events?.publish,
-        kvEventsReplay: events?.replay,
+        ...(options.asked === true ? {} : { kvEvents: events?.publish, kvEventsReplay: events?.replay }),
         role: roles[at],
         ...(connector === null ? {} : sideChannelOf(connector.options.carrier.port)),
       })),
@@ -229,6 +232,7 @@ export class PlaneFixture {
           tokenizer,
           modelPath: options.modelPath,
           poolThreads,
+          linkListen: options.linkListen,
           httpServer: server,
           policy,
           models: options.models,

@@ -21,6 +21,8 @@ for (const signal of /** @type {const} */ (['SIGINT', 'SIGTERM', 'SIGHUP'])) {
   process.on(signal, () => process.exit(1)); // runs the handler above, which a signal alone would not
 }
 
+/** @typedef {{ code: number | null, signal: NodeJS.Signals | null }} Exit  How a child ended, as its parent was told. */
+
 /** @template {import('node:child_process').ChildProcess} T @param {T} child @returns {T} */
 function own(child) {
   alive.add(child);
@@ -33,8 +35,8 @@ function own(child) {
  * @param {string} name  For error messages.
  * @param {readonly string[]} args
  * @param {{ channel?: boolean }} [options]  `channel`: the child can be asked by message.
- * @returns {Promise<{ pid: number, listening: any, ask: Ask, stop(): Promise<void>, failed(): string | undefined }>} `failed`
- *   says how the child ended if it has ended by itself.
+ * @returns {Promise<{ pid: number, listening: any, ask: Ask, stop(): Promise<void>, failed(): string | undefined, exited: Promise<Exit> }>}
+ *   `failed` says how the child ended if it has ended by itself.
  */
 export function startServer(name, args, { channel = false } = {}) {
   const child = own(
@@ -45,10 +47,11 @@ export function startServer(name, args, { channel = false } = {}) {
   child.stderr.on('data', chunk => {
     stderr = (stderr + chunk).slice(-STDERR_CHARS_MAX);
   });
+  /** @type {Promise<Exit>} */
   const exited = new Promise(resolve => {
     child.on('exit', (code, signal) => {
       ended = `${name} ended with ${signal ?? `code ${code}`}\n${stderr}`;
-      resolve(undefined);
+      resolve({ code, signal });
     });
   });
   const stop = async () => {
@@ -71,7 +74,7 @@ export function startServer(name, args, { channel = false } = {}) {
       if (listening.event !== 'listening') return;
       clearTimeout(timer);
       const ask = askerOf(name, child);
-      resolve({ pid: Number(child.pid), listening, ask, stop, failed: () => ended || undefined });
+      resolve({ pid: Number(child.pid), listening, ask, stop, failed: () => ended || undefined, exited });
     });
   });
 }

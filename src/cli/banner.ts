@@ -50,6 +50,7 @@ export function banner(facts: BannerFacts): string {
   lines.push(row('workers', `${workers.length} ${kind}`));
   for (const { url, rank, state } of workers)
     lines.push(row('', `${url}${rank === null ? '' : ` rank ${rank}`}  ${state}`));
+  if (status.linkAddress !== null) lines.push(row('links', `millrace worker --plane ${status.linkAddress}`));
   lines.push(...indexLines(status));
   if (models.length === 0) {
     lines.push(row('models', 'none yet: no worker has answered; requests get 503 until one does'));

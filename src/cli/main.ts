@@ -7,6 +7,7 @@ import type { Command } from './command.js';
 /** Loaded when asked for: a command starts without what the others need. */
 const COMMANDS: Readonly<Record<string, () => Promise<{ command: Command }>>> = {
   serve: () => import('./serve.js'),
+  worker: () => import('./worker.js'),
   mock: () => import('./mock.js'),
   replay: () => import('./replay.js'),
   doctor: () => import('./doctor.js'),

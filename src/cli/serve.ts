@@ -102,7 +102,8 @@ async function withWorkers(
   const named =
     config.workers.length +
     Object.values(config.models).reduce((sum, model) => sum + model.workers.length, 0);
-  if (named > 0) return { config, mocks: null };
+  // Workers may link themselves in.
+  if (named > 0 || config.linkListen !== null) return { config, mocks: null };
   const roles = mockRoles(config.mockWorkers);
   process.stderr.write(`millrace: no --worker given, starting ${roles.length} mock engines …\n`);
   const mocks = await startMockChildren(roles, config.mockSpeed, clock);

@@ -140,6 +140,11 @@ export interface EngineAdapter {
    * them without the request itself (media, and what its route does not take). Runs on a pool thread. Pure.
    */
   sampleOf(request: TokenRequest): TokenizeSample | null;
+  /**
+   * A streamed answer in token mode has OpenAI's frames, each of which can be read without those before it. False: it has
+   * frames of its own, which only `openStream` at the plane can read.
+   */
+  readonly hasOpenAiFrames: boolean;
   /** Path of the health route. */
   readonly healthPath: string;
   /** Path of the metrics route and its parser. */

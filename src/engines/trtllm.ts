@@ -38,6 +38,7 @@ export function createTrtllmAdapter(options: TrtllmAdapterOptions = {}): EngineA
   const { scanner } = options;
   return {
     engine: TRTLLM,
+    hasOpenAiFrames: true,
     healthPath: '/health',
     metricsPath: METRICS_PATH,
     probe: probeTrtllm,

@@ -38,6 +38,7 @@ export function createVllmAdapter(options: VllmAdapterOptions = {}): EngineAdapt
   const { scanner } = options;
   return {
     engine: VLLM,
+    hasOpenAiFrames: true,
     healthPath: '/health',
     metricsPath: '/metrics',
     probe: probeVllm,

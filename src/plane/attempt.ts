@@ -3,8 +3,9 @@
  * Turns what the connection does into one of five events; after `abort` or a final event nothing more is told. Owned
  * by its request on the socket thread.
  */
-import type { AnswerSink, EngineCall, EngineClient, EngineFault } from '../engines/client.js';
+import type { EngineCall, EngineFault } from '../engines/client.js';
 import type { EngineStream, FrameBatch, StreamFault } from '../engines/contract.js';
+import type { AnswerClient, RowSink } from '../engines/link/contract.js';
 import type { ErrorCode } from '../errors.js';
 import type { PlanStep } from '../messages/records.js';
 import type { FaultGuard } from '../runtime/fault-guard.js';
@@ -30,9 +31,11 @@ export interface AttemptEvents {
 
 /** What an attempt is made of. */
 export interface AttemptOptions {
-  readonly client: EngineClient;
+  readonly client: AnswerClient;
   readonly origin: string;
   readonly step: PlanStep;
+  /** A worker link may bring the ids without their frames. */
+  readonly wantsRows: boolean;
   readonly openStream: () => EngineStream;
   readonly answerBytesMax: number;
   /** What the connection calls runs under it. */
@@ -59,16 +62,20 @@ export class EngineAttempt {
 
   /** Sends the request of the step. */
   start(): void {
-    const { origin, step, guard } = this.#options;
+    const { client, origin, step, wantsRows, guard } = this.#options;
     const { method, path, head, body } = step;
-    const sink: AnswerSink = {
+    const sink: RowSink = {
       onHead: (status, contentType, headers) =>
         guard.run(() => this.#onHead(status, contentType, headers['retry-after'])),
       onData: bytes => guard.run(() => this.#onData(bytes)),
+      onRows: batch =>
+        guard.run(() => {
+          if (!this.#over) this.#events.onBatch(batch);
+        }),
       onEnd: () => guard.run(() => this.#onEnd()),
       onError: fault => guard.run(() => this.#onError(fault)),
     };
-    this.#call = this.#options.client.send({ origin, method, path, head, body }, sink);
+    this.#call = client.send({ origin, method, path, head, body, wantsRows }, sink);
     // A call that fails at once has ended this attempt before it could be kept.
     if (this.#over) this.#call.abort();
   }

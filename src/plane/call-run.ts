@@ -103,6 +103,7 @@ export class CallRun {
         client,
         origin,
         step: { ...this.step, body },
+        wantsRows: mode === 'token',
         openStream: this.#context.streamOpener(this.step, mode),
         guard,
         answerBytesMax: limits.unaryAnswerBytesMax,

@@ -4,7 +4,12 @@
  * ingest thread. Owned by the core, on its thread.
  */
 import type { Config } from '../config.js';
-import { type RegisteredWorker, type RegistryChange, WorkerRegistry } from '../discovery/registry.js';
+import {
+  type RegisteredWorker,
+  type RegistryChange,
+  type WorkerFacts,
+  WorkerRegistry,
+} from '../discovery/registry.js';
 import { createAdapters } from '../engines/adapters.js';
 import { EngineClient } from '../engines/client.js';
 import type { RankEvents } from '../engines/contract.js';
@@ -27,6 +32,9 @@ import { listedModels, servedModels } from './served-models.js';
 import type { TextModels } from './text-models.js';
 import type { WorkerActivity } from './worker-activity.js';
 
+/** In the place of endpoints: the events come by the worker's link. */
+export const LINK_EVENTS = 'link';
+
 /** Every worker that the configuration names, once. Throws ConfigError where two lists disagree. */
 export function configuredWorkers(config: Config): WorkerConfig[] {
   return distinctWorkers([config.workers, ...Object.values(config.models).map(model => model.workers)]);
@@ -43,7 +51,7 @@ export interface FleetOptions {
   readonly board: ProcessBoard;
   readonly activity: WorkerActivity;
   /** Told of the workers and of where they publish; null: the plane has no prefix index. */
-  readonly ingest: Pick<IngestSide, 'addWorker' | 'removeWorker'> | null;
+  readonly ingest: Pick<IngestSide, 'addWorker' | 'addPushed' | 'removeWorker'> | null;
   readonly publish: (world: World, listed: readonly ListedModel[]) => void;
 }
 
@@ -59,6 +67,8 @@ export class Fleet {
   readonly #probedEvents = new Map<number, readonly RankEvents[] | null>();
   /** Generations that the ingest thread was told of, by slot. */
   readonly #indexed = new Map<number, number>();
+  /** Those whose events come by a worker link. */
+  readonly #pushed = new Map<number, number>();
   #worldVersion = 0;
   /** About the models, as last told. */
   #notices: ReadonlySet<string> = new Set();
@@ -96,7 +106,7 @@ export class Fleet {
     const workers = this.registry.list();
     return {
       workers: workers.length,
-      publishing: workers.filter(worker => this.endpointsOf(worker) !== null).length,
+      publishing: workers.filter(worker => this.eventsOf(worker) !== null).length,
     };
   }
 
@@ -132,6 +142,31 @@ export class Fleet {
     this.registry.learnBlockSize(slot, generation, blockSize);
   }
 
+  /**
+   * The KV events of a worker come by its link from now on, all from their begin, and no more from where its probe says: the
+   * index knows it at once, empty. False: nobody wants them, because there is no index, or the configuration names where the
+   * worker publishes or says that no events are taken.
+   */
+  takeEvents(worker: RegisteredWorker, said: Pick<WorkerFacts, 'blockSize' | 'totalBlocks'>): boolean {
+    const { ingest } = this.#options;
+    const { slot, generation, url } = worker;
+    if (ingest === null || this.members.configOf(url).kvEvents !== AUTO_EVENTS) return false;
+    this.#indexed.set(slot, generation);
+    this.#pushed.set(slot, generation);
+    const { blockSize, totalBlocks } = worker.facts ?? said;
+    ingest.addPushed(slot, { generation, blockSize, totalBlocks, hasEvents: true, name: url });
+    return true;
+  }
+
+  /** They do not come any more: it counts as empty, and is known from then on as a worker without a link is. */
+  endEvents(slot: number, generation: number): void {
+    if (this.#pushed.get(slot) !== generation) return;
+    this.#pushed.delete(slot);
+    const worker = this.registry.get(slot, generation);
+    if (worker?.facts !== null && worker !== null) this.#tellIngest(worker);
+    else if (this.#indexed.delete(slot)) this.#options.ingest?.removeWorker(slot);
+  }
+
   /** Ends all probes. */
   stop(): void {
     this.members.stop();
@@ -151,13 +186,14 @@ export class Fleet {
     if (kind === 'added') this.#monitor.watch(worker);
     if (kind === 'removed') {
       this.#monitor.unwatch(slot, generation);
+      this.#pushed.delete(slot);
       this.#probedEvents.delete(slot);
       if (this.#indexed.delete(slot)) ingest?.removeWorker(slot);
     }
     // The index knows a worker from its first probe on: its facts say what its events must look like.
     if (kind === 'facts' && this.#indexed.get(slot) !== generation) this.#tellIngest(worker);
     // Nothing would tell that it comes back with an empty cache. Where there are events, their numbers do.
-    if (kind === 'state' && worker.state === 'unavailable' && this.endpointsOf(worker) === null)
+    if (kind === 'state' && worker.state === 'unavailable' && this.eventsOf(worker) === null)
       this.#tellIngest(worker);
     if (kind === 'facts' || (kind === 'removed' && facts !== null)) this.#publishWorld();
     this.#onChange?.();
@@ -166,7 +202,7 @@ export class Fleet {
   #tellIngest(worker: RegisteredWorker): void {
     const { slot, generation, url, facts } = worker;
     if (facts === null) return;
-    const endpoints = this.endpointsOf(worker);
+    const endpoints = this.#endpointsOf(worker);
     const { blockSize, totalBlocks } = facts;
     const hasEvents = endpoints !== null;
     this.#indexed.set(slot, generation);
@@ -177,8 +213,16 @@ export class Fleet {
     );
   }
 
-  /** Where a worker publishes its KV events; null: it does not, or they are not wanted. */
-  endpointsOf({ slot, url, rank }: RegisteredWorker): EventEndpoints | null {
+  #isPushed({ slot, generation }: RegisteredWorker): boolean {
+    return this.#pushed.get(slot) === generation;
+  }
+
+  /** Where the KV events of a worker are taken from: its link or where it publishes; null: it has none, or they are not wanted. */
+  eventsOf(worker: RegisteredWorker): EventEndpoints | typeof LINK_EVENTS | null {
+    return this.#isPushed(worker) ? LINK_EVENTS : this.#endpointsOf(worker);
+  }
+
+  #endpointsOf({ slot, url, rank }: RegisteredWorker): EventEndpoints | null {
     const { kvEvents, kvEventsReplay, kvEventsTopic } = this.members.configOf(url);
     if (kvEvents === AUTO_EVENTS) return probedEndpoints(this.#probedEvents.get(slot) ?? null, rank);
     const publish = endpointOf(kvEvents, url, rank ?? 0);
@@ -217,13 +261,14 @@ export class Fleet {
   #setFacts(slot: number, generation: number, facts: ProbedFacts): boolean {
     const known = this.registry.get(slot, generation);
     if (known === null) return false;
-    const before = this.endpointsOf(known);
+    const before = this.#endpointsOf(known);
     this.#probedEvents.set(slot, facts.events);
     this.#sayRanks(known, facts);
     const wasIndexed = this.#indexed.get(slot) === generation;
     if (!this.registry.setFacts(slot, generation, facts)) return false;
     const now = this.registry.get(slot, generation)!;
-    if (wasIndexed && JSON.stringify(before) !== JSON.stringify(this.endpointsOf(now))) this.#tellIngest(now);
+    const isElsewhere = JSON.stringify(before) !== JSON.stringify(this.#endpointsOf(now));
+    if (wasIndexed && isElsewhere && !this.#isPushed(now)) this.#tellIngest(now);
     return true;
   }
 
@@ -251,7 +296,10 @@ export class Fleet {
 }
 
 /** The endpoints of a rank among those that a probe has found; one server has to have exactly one. */
-function probedEndpoints(events: readonly RankEvents[] | null, rank: number | null): EventEndpoints | null {
+export function probedEndpoints(
+  events: readonly RankEvents[] | null,
+  rank: number | null,
+): EventEndpoints | null {
   if (events === null || (rank === null && events.length !== 1)) return null;
   return events[rank ?? 0] ?? null;
 }

@@ -149,8 +149,8 @@ export class Handover {
     if (call === null || origin === null) return;
     const { method, path, head: callHead, body } = call;
     const nothing = (): void => {};
-    const sink = { onHead: nothing, onData: nothing, onEnd: nothing, onError: nothing };
-    this.#context.client.send({ origin, method, path, head: callHead, body }, sink);
+    const sink = { onHead: nothing, onData: nothing, onRows: nothing, onEnd: nothing, onError: nothing };
+    this.#context.client.send({ origin, method, path, head: callHead, body, wantsRows: false }, sink);
   }
 
   #blame(failure: AttemptFailure | null): void {

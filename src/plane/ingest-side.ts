@@ -68,6 +68,10 @@ export interface IndexCounts {
 export interface IngestSide {
   /** A worker slot has a tenant, with an empty cache; of one that is known everything is forgotten. */
   addWorker(slot: number, facts: HolderFacts, endpoints: EventEndpoints | null): void;
+  /** As `addWorker`, for a worker whose batches come by `push`: those of its link. */
+  addPushed(slot: number, facts: HolderFacts): void;
+  /** The next batch of such a worker; null: what came before is void. Resolves once it is applied. */
+  push(slot: number, payload: Uint8Array | null): Promise<void>;
   removeWorker(slot: number): void;
   /** Pool thread `index` has a new incarnation, whose predictions come by this ring. */
   attachRing(index: number, epoch: number, ringMemory: SharedArrayBuffer): void;

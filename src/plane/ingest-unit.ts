@@ -90,6 +90,15 @@ export class IngestUnit implements IngestSide {
     this.#ingest.addWorker(slot, facts, endpoints);
   }
 
+  addPushed(slot: number, facts: HolderFacts): void {
+    this.#generations.set(slot, facts.generation);
+    this.#ingest.addPushed(slot, facts);
+  }
+
+  async push(slot: number, payload: Uint8Array | null): Promise<void> {
+    this.#ingest.push(slot, payload);
+  }
+
   removeWorker(slot: number): void {
     this.#generations.delete(slot);
     this.#ingest.removeWorker(slot);

@@ -109,12 +109,15 @@ export class Membership {
     return true;
   }
 
-  /** Adds those of `workers` that are no members and retires members that are not among them. Throws before it changes anything. */
-  replace(workers: readonly WorkerConfig[]): Replaced {
+  /**
+   * Adds those of `workers` that are no members and retires members that are not among them, unless `isKept` says that they
+   * came by themselves. Throws before it changes anything.
+   */
+  replace(workers: readonly WorkerConfig[], isKept: (url: string) => boolean): Replaced {
     const wanted = new Map(distinctWorkers([workers]).map(worker => [worker.url, worker]));
     const slots = [...wanted.values()].reduce((sum, { dpRanks }) => sum + dpRanks, 0);
     const staying = [...this.#members.values()].filter(({ url }) => !this.#leaving.has(url));
-    const leaving = staying.map(({ url }) => url).filter(url => !wanted.has(url));
+    const leaving = staying.map(({ url }) => url).filter(url => !wanted.has(url) && !isKept(url));
     const added = [...wanted.values()].filter(({ url }) => !staying.some(member => member.url === url));
     const { workersMax } = this.#options.limits;
     // Those that leave keep their slots for a while.

@@ -36,6 +36,7 @@ import { SocketUnit } from './socket-unit.js';
 import type { Supervisor } from './supervisor.js';
 import { TextModels } from './text-models.js';
 import { WorkerActivity } from './worker-activity.js';
+import { WorkerLinks } from './worker-links.js';
 import { type WorkerReport, workerReadings, workerReports } from './worker-report.js';
 
 /** Time that the pool threads get to take their CLOSE. */
@@ -67,6 +68,8 @@ export interface PlaneStatus {
   readonly kvEvents: { readonly publishing: number; readonly workers: number };
   /** Bytes that the prefix index may take; null: no policy and no worker has use for one. */
   readonly indexBytes: number | null;
+  /** Where workers link in, as it was opened; null: nowhere. */
+  readonly linkAddress: string | null;
 }
 
 /** A running data plane; made by `Plane.start`, ended by `close`. */
@@ -74,6 +77,7 @@ export class Plane {
   readonly #options: PlaneOptions;
   readonly #guard: FaultGuard;
   readonly #fleet: Fleet;
+  readonly #links: WorkerLinks | null;
   readonly #board: ProcessBoard;
   /** The core's metrics; those of the unit where that runs in place. */
   readonly #metrics: Metrics;
@@ -103,6 +107,12 @@ export class Plane {
     const guarded = { ...options, clock: guard.clock(options.clock), logger: guard.logger(options.logger) };
     const textModels = await TextModels.open(options.config, guarded.clock, guarded.logger);
     plane = new Plane(guarded, guard, textModels);
+    try {
+      await plane.#links?.listen();
+    } catch (error) {
+      await plane.close(0);
+      throw error;
+    }
     return plane;
   }
 
@@ -139,6 +149,7 @@ export class Plane {
         for (const side of this.#sides) side.setWorld(world, listed);
       },
     });
+    this.#links = this.#createLinks();
     const sources = {
       readWorkerLoads: workerLoads(this.#fleet.registry, this.loadTable),
       readWorkers: () => workerReadings(this.#fleet),
@@ -146,7 +157,10 @@ export class Plane {
     };
     const tasks = socketTasks(config, textModels, memory);
     const core = this.#coreSide();
-    this.#local = tasks.length > 1 ? null : new SocketUnit(tasks[0]!, { clock, guard, core, ...sources });
+    this.#local =
+      tasks.length > 1
+        ? null
+        : new SocketUnit(tasks[0]!, { clock, guard, core, links: this.#links, ...sources });
     this.#sides = this.#local === null ? tasks.map(task => new RemoteUnit(task, core, clock)) : [this.#local];
     const none = { readRetainedBytes: () => 0, readRingDepths: () => [] };
     this.#metrics = this.#local?.metrics ?? createMetrics([], { ...none, ...sources }, 'main');
@@ -234,6 +248,7 @@ export class Plane {
       poolThreads: this.#poolThreads,
       kvEvents: this.#fleet.publishers,
       indexBytes: this.ingest === null ? null : this.#options.config.limits.indexBytes,
+      linkAddress: this.#links?.address ?? null,
     };
   }
 
@@ -278,7 +293,7 @@ export class Plane {
 
   /** Has the plane serve with these workers: new ones are added, others retire. Throws ConfigError, and then changes nothing. */
   setWorkers(workers: readonly WorkerConfig[]): Replaced {
-    return this.#fleet.members.replace(workers);
+    return this.#fleet.members.replace(workers, url => this.#links?.hasJoined(url) ?? false);
   }
 
   health(): Health {
@@ -319,6 +334,19 @@ export class Plane {
   #inPlace(): SocketUnit {
     assert(this.#local !== null, 'the socket threads of this plane are not on its own thread');
     return this.#local;
+  }
+
+  #createLinks(): WorkerLinks | null {
+    const { config, clock, logger } = this.#options;
+    if (config.linkListen === null) return null;
+    return new WorkerLinks({
+      config,
+      clock,
+      logger,
+      guard: this.#guard,
+      fleet: this.#fleet,
+      push: async (slot, batch) => this.ingest?.push(slot, batch),
+    });
   }
 
   #coreSide(): CoreSide {

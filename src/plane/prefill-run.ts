@@ -3,6 +3,7 @@
  * dropped, under a deadline and a limit of its own. Its reservation stands for the prompt's computing and is given back
  * once, with the answer or without. Owned by the hand-over that it is part of, on the socket thread.
  */
+import { strict as assert } from 'node:assert';
 import type { EngineCall, EngineFault, EngineHeaders } from '../engines/client.js';
 import { prefillVerdict } from '../engines/disagg/contract.js';
 import { engineError } from '../engines/engine-error.js';
@@ -70,10 +71,11 @@ export class PrefillRun {
       this.#fail('stalled', 'MILLRACE_WORKER_STALLED', `did not answer for ${prefillDeadlineMs} ms`),
     );
     this.#call = client.send(
-      { origin, method, path, head, body },
+      { origin, method, path, head, body, wantsRows: false },
       {
         onHead: (status, _contentType, headers) => guard.run(() => this.#onHead(status, headers)),
         onData: chunk => guard.run(() => this.#onData(chunk)),
+        onRows: () => assert.fail('rows were not asked for'),
         onEnd: () => guard.run(() => this.#onAnswer()),
         onError: fault => guard.run(() => this.#onError(fault)),
       },

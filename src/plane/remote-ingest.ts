@@ -71,13 +71,22 @@ export class RemoteIngest implements IngestSide {
         resolve();
       });
     });
-    if (!task.hasEvents) return;
-    if (withSockets.size === 0) process.on('exit', leaveAll);
-    withSockets.add(this);
   }
 
   addWorker(slot: number, facts: HolderFacts, endpoints: EventEndpoints | null): void {
+    if (endpoints !== null && !this.#isOver && !withSockets.has(this)) {
+      if (withSockets.size === 0) process.on('exit', leaveAll);
+      withSockets.add(this);
+    }
     this.#calls.tell('addWorker', slot, facts, endpoints);
+  }
+
+  addPushed(slot: number, facts: HolderFacts): void {
+    this.#calls.tell('addPushed', slot, facts);
+  }
+
+  push(slot: number, payload: Uint8Array | null): Promise<void> {
+    return this.#calls.call('push', ANSWER_DEADLINE_MS, slot, payload);
   }
 
   removeWorker(slot: number): void {

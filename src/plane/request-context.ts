@@ -2,8 +2,8 @@
  * What a request needs of its socket thread: the shared services, and the few calls by which it touches state that all
  * requests share. Kept apart so that a request can be read, and tested, without the thread around it.
  */
-import type { EngineClient } from '../engines/client.js';
 import type { EngineStream } from '../engines/contract.js';
+import type { AnswerClient } from '../engines/link/contract.js';
 import { ERROR_CODES, type ErrorCode } from '../errors.js';
 import type { MigrationCause, MigrationOutcome } from '../frontend/metrics.js';
 import type { Limits } from '../limits.js';
@@ -49,7 +49,7 @@ export interface RequestContext {
   /** What the outside calls runs under it. */
   readonly guard: FaultGuard;
   readonly limits: Limits;
-  readonly client: EngineClient;
+  readonly client: AnswerClient;
   readonly ledger: Ledger;
   readonly observer: RequestObserver;
   readonly decisions: DecisionLog;

@@ -4,8 +4,8 @@
  * RequestContext of its requests. Runs on the thread that owns the HTTP server.
  */
 import { strict as assert } from 'node:assert';
-import type { EngineClient } from '../engines/client.js';
 import type { EngineAdapter, EngineStream } from '../engines/contract.js';
+import type { AnswerClient } from '../engines/link/contract.js';
 import { type ErrorCode, type ErrorDetail, MillraceError } from '../errors.js';
 import type { Limits } from '../limits.js';
 import type { AnswerMode, Plan, PlanStep, Reject } from '../messages/records.js';
@@ -45,7 +45,7 @@ export interface SocketThreadOptions {
   /** Owner epoch of adopted reservations; differs from every pool thread's. */
   readonly epoch: number;
   readonly ledger: Ledger;
-  readonly client: EngineClient;
+  readonly client: AnswerClient;
   /** Its doorbell, which pool threads ring. */
   readonly bellMemory: SharedArrayBuffer;
   /** The state of the whole process. */
@@ -87,7 +87,7 @@ export class SocketThread implements RequestContext, PickContext {
   readonly guard: FaultGuard;
   readonly limits: Limits;
   readonly ledger: Ledger;
-  readonly client: EngineClient;
+  readonly client: AnswerClient;
   readonly observer: SocketThreadOptions['observer'];
   readonly decisions: DecisionLog;
   readonly sessionHeader: string;

@@ -8,6 +8,7 @@ import { createAdapters } from '../engines/adapters.js';
 import { EngineClient } from '../engines/client.js';
 import type { EngineAdapter } from '../engines/contract.js';
 import { createFrameScanner, type FrameScanner } from '../engines/frame-scanner.js';
+import { LinkedClient } from '../engines/link/linked-client.js';
 import { ConfigError } from '../errors.js';
 import type { HttpExchange, HttpServer } from '../frontend/http/http-exchange.js';
 import { createHttpServer } from '../frontend/http/server.js';
@@ -35,6 +36,7 @@ import { createRoutes, isApiPath, refuseUnknown } from './routes.js';
 import type { CoreSide, Listening, SocketSide, SocketTask } from './socket-side.js';
 import { SocketThread } from './socket-thread.js';
 import { WorkerActivity } from './worker-activity.js';
+import type { WorkerLinks } from './worker-links.js';
 
 /** Owner epoch of the first socket thread; pool threads count up from 1. */
 const SOCKET_EPOCH = 0x8000_0000;
@@ -50,6 +52,8 @@ export interface UnitServices {
   readonly readWorkers: MetricSources['readWorkers'];
   /** Of the prefix index, for the same reason. */
   readonly readIngest: MetricSources['readIngest'];
+  /** Where workers link in; null: nowhere. Only for a unit on the core's own thread. */
+  readonly links: WorkerLinks | null;
 }
 
 /** One socket thread and its HTTP server. */
@@ -70,7 +74,7 @@ export class SocketUnit implements SocketSide {
   constructor(task: SocketTask, services: UnitServices) {
     this.#task = task;
     this.#services = services;
-    const { clock, guard, core } = services;
+    const { clock, guard, core, links } = services;
     const { index, threads, config, tables } = task;
     const { limits } = config;
     const addon = loadAddon();
@@ -97,7 +101,7 @@ export class SocketUnit implements SocketSide {
       bellMemory: task.bellMemory,
       board: this.#board,
       ledger: new Ledger({ memory: task.ledgerMemory, loadTable, partition: null, addon }),
-      client: this.#client,
+      client: links === null ? this.#client : new LinkedClient(links.server, this.#client),
       observer: createObserver(this.metrics),
       activity: new WorkerActivity(task.activityMemory),
       decisions: new DecisionLog(),
@@ -188,9 +192,10 @@ export class SocketUnit implements SocketSide {
   }
 
   async stop(): Promise<void> {
-    const { guard } = this.#services;
+    const { guard, links } = this.#services;
     const steps: (() => unknown)[] = [
       () => this.socket.stop(),
+      () => links?.close(),
       () => this.#client.close(),
       () => this.#server?.close(),
       () => this.metrics.close(),

@@ -43,6 +43,7 @@ const unit: SocketSide = new ThreadUnit(task, {
   readWorkerLoads: () => [],
   readWorkers: null,
   readIngest: null,
+  links: null,
 });
 const core: ThreadCalls<CoreSide> = new ThreadCalls(port, unit, clock);
 process.on('uncaughtException', error => guard.report(error));

@@ -1,13 +1,13 @@
 /** What is told of the workers to operators: for metrics, and for GET /admin/workers. Core; reads only. */
 import type { RegisteredWorker } from '../discovery/registry.js';
-import type { HealthCounts } from '../engines/health-contract.js';
 import type { WorkerReadings } from '../frontend/worker-metrics.js';
 import type { EventEndpoints } from '../router/events/contract.js';
 import type { LoadTable } from '../router/load-table.js';
-import type { Fleet } from './fleet.js';
+import type { Fleet, LINK_EVENTS } from './fleet.js';
 import { workerName } from './routing-hints.js';
 
-const NO_COUNTS: HealthCounts = { failures: {}, canaries: {} } as unknown as HealthCounts;
+/** Nobody watches the workers of a plane that has failed or is closing. */
+const NO_COUNTS: Pick<WorkerReadings, 'failures' | 'canaries'> = { failures: {}, canaries: {} };
 
 /** A worker as an operator sees it. */
 export interface WorkerReport {
@@ -31,10 +31,11 @@ export interface WorkerReport {
     readonly waiting: number | null;
     readonly kvUsage: number | null;
   };
-  /** Where its KV events are taken from; null: nowhere. */
-  readonly events: EventEndpoints | null;
-  readonly failures: HealthCounts['failures'];
-  readonly canaries: HealthCounts['canaries'];
+  /** Where its KV events are taken from, LINK_EVENTS for its worker link; null: nowhere. */
+  readonly events: EventEndpoints | typeof LINK_EVENTS | null;
+  /** As in WorkerReadings. */
+  readonly failures: WorkerReadings['failures'];
+  readonly canaries: WorkerReadings['canaries'];
 }
 
 /** For the metrics. */
@@ -66,7 +67,7 @@ export function workerReports(fleet: Fleet, loadTable: LoadTable): WorkerReport[
         decodeBlocks: loadTable.readDecodeBlocks(slot, generation),
       },
       reported: scraped ?? { running: null, waiting: null, kvUsage: null },
-      events: fleet.endpointsOf(worker),
+      events: fleet.eventsOf(worker),
       failures,
       canaries,
     };

@@ -49,8 +49,8 @@ export class Predictions {
   readonly #buckets = new Uint32Array(BUCKETS * PLACES);
   /** Of the last record; 0 names none. */
   #serial = 0;
-  /** No record lives from here on. */
-  #allExpiredMs = 0;
+  /** The last ones, among which are all that live. */
+  #living = 0;
   #blocks: PromptBlocks | null = null;
   #nowMs = 0;
   /** The block that was looked for last, and the records that have it. */
@@ -63,9 +63,9 @@ export class Predictions {
   add(blocks: PromptBlocks, from: number, slot: number, generation: number, expiresMs: number): void {
     const end = Math.min(blocks.count, from + RECORD_BLOCKS_MAX);
     if (end <= from) return;
-    this.#allExpiredMs = Math.max(this.#allExpiredMs, expiresMs);
     const start = this.#keep(blocks.hashes, from, end);
     this.#serial = (this.#serial + 1) >>> 0 || 1;
+    this.#living = Math.min(this.#living + 1, RECORDS);
     const record = this.#serial % RECORDS;
     this.#tags[record] = tagOf(slot, generation);
     this.#firsts[record] = from;
@@ -79,8 +79,9 @@ export class Predictions {
 
   /** Begins a prompt, which must not change until the last call of `extend` for it. */
   open(blocks: PromptBlocks, nowMs: number): void {
-    this.#blocks = nowMs < this.#allExpiredMs ? blocks : null;
     this.#nowMs = nowMs;
+    while (this.#living > 0 && !this.#isLiving(this.#serial - this.#living + 1)) this.#living -= 1;
+    this.#blocks = this.#living > 0 ? blocks : null;
     this.#foundAt = -1;
   }
 
@@ -131,7 +132,8 @@ export class Predictions {
       const first = (blocks.hashes[2 * at]! % BUCKETS) * PLACES;
       for (let place = first; place < first + PLACES; place += 1) {
         const serial = this.#buckets[place]!;
-        if (serial === 0) break;
+        // What is behind it is older still.
+        if (serial === 0 || (this.#serial - serial) >>> 0 >= this.#living) break;
         if (this.#isLiving(serial) && this.#has(blocks, serial % RECORDS, block))
           found.serials[found.count++] = serial;
       }
@@ -139,8 +141,7 @@ export class Predictions {
   }
 
   #isLiving(serial: number): boolean {
-    if ((this.#serial - serial) >>> 0 >= RECORDS) return false;
-    const record = serial % RECORDS;
+    const record = (serial >>> 0) % RECORDS;
     return this.#expiriesMs[record]! > this.#nowMs && this.#written - this.#starts[record]! <= HASHES;
   }
 

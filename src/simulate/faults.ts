@@ -10,7 +10,8 @@ import type { Random } from '../runtime/random.js';
  * refuse: close the connection before anything is read · error500: answer a JSON error · halfFrame: some tokens, then
  * half a frame, then close · stall: some tokens, then never anything again · dieBefore: close before the first token ·
  * dieAfter: close after some tokens · reset: send the headers, then close · handoverFailure: blocks are not handed over,
- * by the side that met the fault · handoverStall: half of them are, or none, and then never anything again.
+ * by the side that met the fault · handoverStall: half of them are, or none, and then never anything again · badFrame: some
+ * tokens, then a frame that is no JSON, then never anything again.
  */
 export const FAULT_KINDS = [
   'refuse',
@@ -22,6 +23,7 @@ export const FAULT_KINDS = [
   'reset',
   'handoverFailure',
   'handoverStall',
+  'badFrame',
 ] as const;
 
 /** One kind of fault; see FAULT_KINDS. */
@@ -79,6 +81,7 @@ export class FaultPlan {
     reset: 0,
     handoverFailure: 0,
     handoverStall: 0,
+    badFrame: 0,
   };
   readonly #rates: FaultRates;
   readonly #random: Random;

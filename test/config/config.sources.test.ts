@@ -88,3 +88,30 @@ for (const [what, sources, message] of wrong) {
     t.ok(error instanceof ConfigError);
   });
 }
+
+t.test('a secret comes from the environment or the file, and is in no message', t => {
+  const secret = 'short-secret';
+  const long = 'long-enough-secret';
+  t.equal(load({ env: { MILLRACE_ADMIN_TOKEN: long } }).adminToken, long);
+  t.equal(load({ file: { name: 'm.yaml', text: `adminToken: ${long}` } }).adminToken, long);
+  t.equal(load({}).adminToken, null);
+  for (const wrong of [secret, `${long} `, `${long}ü`, 'x'.repeat(5000)]) {
+    t.throws(() => load({ env: { MILLRACE_ADMIN_TOKEN: wrong } }), {
+      message: /^MILLRACE_ADMIN_TOKEN is not shown; allowed: 16 to 4096/,
+    });
+  }
+  t.end();
+});
+
+t.test('a worker names its engine; events are asked for unless they are off', t => {
+  const workers = ['http://a:1', { url: 'http://b:1', engine: 'sglang', kvEvents: 'off' }];
+  t.match(load({ options: { workers } }).workers, [
+    { engine: 'auto', kvEvents: 'auto' },
+    { engine: 'sglang', kvEvents: null },
+  ]);
+  t.match(load({ options: { workers, kvEvents: 'off' } }).workers[0], { kvEvents: null });
+  t.throws(() => load({ options: { workers: [{ url: 'http://a:1', engine: 'tgi' }] } }), {
+    message: /of http:\/\/a:1, engine is "tgi"; allowed: auto, vllm, sglang, trtllm/,
+  });
+  t.end();
+});

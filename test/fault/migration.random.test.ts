@@ -49,8 +49,9 @@ function randomBody(random: Random, isToken: boolean): { path: string; body: Jso
 for (const tokenizer of [TOKENIZER, null]) {
   t.test(`${tokenizer === null ? 'relayIds' : 'token'}: many answers, many faults`, async t => {
     const random = seededRandom(SEED);
-    const faults = { dieAfter: 0.25, halfFrame: 0.1, reset: 0.02, dieBefore: 0.02, error500: 0.02 };
-    const mocks = [0, 1, 2, 3, 4].map(at => ({ faults, faultSeed: SEED + at, eosRate: EOS_RATE }));
+    const faults = { dieAfter: 0.15, halfFrame: 0.05, reset: 0.01, dieBefore: 0.01, error500: 0.01 };
+    // So many that an answer does not fail on all of them in a row, which would be its end.
+    const mocks = Array.from({ length: 8 }, (_, at) => ({ faults, faultSeed: SEED + at, eosRate: EOS_RATE }));
     const fixture = await startPlane(t as Test, {
       mocks,
       tokenizer,
@@ -69,18 +70,19 @@ for (const tokenizer of [TOKENIZER, null]) {
         const [mine, its] = [substancesOf(got, choices), substancesOf(wanted, choices)];
         const same = JSON.stringify([mine, countsOf(got)]) === JSON.stringify([its, countsOf(wanted)]);
         if (same && (body.stream !== true || got.done)) continue;
-        if (wrong++ === 0)
-          t.same(
-            { mine, counts: countsOf(got) },
-            { mine: its, counts: countsOf(wanted) },
-            JSON.stringify(body),
-          );
+        if (wrong++ > 0) continue;
+        const error = got.frames.findLast(frame => 'error' in frame) ?? got.status;
+        t.same(
+          { mine, counts: countsOf(got), error },
+          { mine: its, counts: countsOf(wanted) },
+          JSON.stringify(body),
+        );
       }
     };
     await Promise.all(Array.from({ length: AT_ONCE }, client));
     t.equal(wrong, 0, `${REQUESTS} answers`);
-    t.ok(firedOf(fixture) > REQUESTS / 4, `${firedOf(fixture)} faults took place`);
-    t.ok((await fixture.metric('millrace_asks_total{reason="migrated"}')) > REQUESTS / 8);
+    t.ok(firedOf(fixture) > REQUESTS / 6, `${firedOf(fixture)} faults took place`);
+    t.ok((await fixture.metric('millrace_asks_total{reason="migrated"}')) > REQUESTS / 10);
     t.equal(await fixture.metric('millrace_requests_ended_total{cause="completed"}'), REQUESTS);
     await fixture.expectIdle(t as Test);
   });
@@ -114,7 +116,7 @@ t.test('a worker process that is killed, and one that is told to end', async t =
     t.ok(held(worker) > 0 && open.some(reply => !reply.ended), 'it has answers to give');
     process.kill(children.pids[worker]!, signal);
     await until(() => isGone(children.addresses[worker]!.url, fixture.plane.workers), `${signal} ended it`);
-    t.throws(() => process.kill(children.pids[worker]!, 0), { code: 'ESRCH' }, 'the process is no more');
+    await until(() => isDead(children.pids[worker]!), 'the process is no more');
   }
   for (const [at, reply] of open.entries()) {
     const got = await reply.rest();
@@ -130,4 +132,13 @@ t.test('a worker process that is killed, and one that is told to end', async t =
 /** Nothing listens there any more, as the plane has found by itself. */
 function isGone(url: string, workers: readonly { readonly url: string; readonly state: string }[]): boolean {
   return workers.some(worker => worker.url === url && worker.state === 'unavailable');
+}
+
+function isDead(pid: number): boolean {
+  try {
+    process.kill(pid, 0);
+    return false;
+  } catch {
+    return true;
+  }
 }

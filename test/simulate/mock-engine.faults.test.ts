@@ -55,6 +55,21 @@ for (const serverKind of ['uws', 'node'] as const)
     leave.abort();
     while (counters.aborted === 0) await new Promise(resolve => setImmediate(resolve));
 
+    faults.next('badFrame', 2);
+    const leaveBad = new AbortController();
+    const bad = await post(url, COMPLETIONS, { ...ask, stream: true }, leaveBad.signal);
+    const badReader = bad.body!.getReader();
+    let frames = '';
+    while (frames.split('\n\n').length < 4)
+      frames += new TextDecoder().decode((await badReader.read()).value);
+    t.throws(
+      () => JSON.parse(frames.split('\n\n')[2]!.slice('data: '.length)),
+      'a whole frame that is no JSON',
+    );
+    t.equal(counters.running, 1, 'the connection stays open');
+    leaveBad.abort();
+    while (counters.aborted === 1) await new Promise(resolve => setImmediate(resolve));
+
     t.same(faults.fired, {
       refuse: 1,
       error500: 1,
@@ -65,8 +80,9 @@ for (const serverKind of ['uws', 'node'] as const)
       stall: 1,
       handoverFailure: 0,
       handoverStall: 0,
+      badFrame: 1,
     });
-    t.match(counters, { requests: 9, finished: 1, faulted: 7, aborted: 1, running: 0 });
+    t.match(counters, { requests: 10, finished: 1, faulted: 7, aborted: 2, running: 0 });
     t.same([core.running, core.waiting, core.pool.active], [0, 0, 0]);
     t.ok((await postSse(url, COMPLETIONS, ask)).done, 'still serves');
   });

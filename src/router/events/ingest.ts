@@ -93,6 +93,20 @@ export class Ingest {
     rank.stream.start();
   }
 
+  /** Makes a worker rank known whose batches come by `push`, in order and without gaps; one that is known is replaced. */
+  addPushed(holder: number, facts: HolderFacts): void {
+    if (this.#isClosed) return;
+    this.#closeRank(holder);
+    this.#options.sink.addHolder(holder, { ...facts, hasEvents: true });
+  }
+
+  /** The next batch of a rank of `addPushed`; null: what came before is void. */
+  push(holder: number, payload: Uint8Array | null): void {
+    if (this.#isClosed) return;
+    if (payload === null) this.#options.sink.clear(holder);
+    else this.#options.sink.apply(holder, payload);
+  }
+
   /** Forgets a worker rank and closes its sources; no batch of it is applied after this call. */
   removeWorker(holder: number): void {
     if (this.#isClosed) return;

@@ -5,7 +5,7 @@
  */
 import type { Random } from '../../runtime/random.js';
 import type { Candidates, RequestView, Selector } from '../contract.js';
-import { lowest } from './lowest.js';
+import { lowest, tiesText } from './lowest.js';
 
 /** Dynamo's knobs, by its names. */
 export interface KvOptions {
@@ -52,7 +52,7 @@ export function createKv(options: Partial<KvOptions> = {}): Selector {
       const next = Number.isFinite(best.nextScore) ? `, next ${best.nextScore.toFixed(1)}` : '';
       return {
         row,
-        reason: `kv: cost ${costs[row]!.toFixed(1)} blocks, overlap ${overlap}${next}, ${best.ties} equal`,
+        reason: `kv: cost ${costs[row]!.toFixed(1)} blocks, overlap ${overlap}${next}${tiesText(best.ties)}`,
       };
     },
     explain: fill,

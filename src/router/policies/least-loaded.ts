@@ -3,7 +3,7 @@
  * come; ties at random. Keeps nothing.
  */
 import type { Selector } from '../contract.js';
-import { lowest } from './lowest.js';
+import { lowest, tiesText } from './lowest.js';
 
 /** Makes the selector. */
 export function createLeastLoaded(): Selector {
@@ -13,7 +13,7 @@ export function createLeastLoaded(): Selector {
     usesTiming: false,
     pick(_request, { activePrefillTokens, count }, random) {
       const { row, score, ties } = lowest(activePrefillTokens, count, random);
-      return { row, reason: `least-loaded: ${score} prompt tokens outstanding, ${ties} equal` };
+      return { row, reason: `least-loaded: ${score} prompt tokens outstanding${tiesText(ties)}` };
     },
     explain: (_request, { activePrefillTokens }) => activePrefillTokens,
   };

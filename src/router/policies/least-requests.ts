@@ -1,6 +1,6 @@
 /** `least-requests` (R4): the worker with the fewest requests reserved on it; ties at random. Keeps nothing. */
 import type { Selector } from '../contract.js';
-import { lowest } from './lowest.js';
+import { lowest, tiesText } from './lowest.js';
 
 /** Makes the selector. */
 export function createLeastRequests(): Selector {
@@ -10,7 +10,7 @@ export function createLeastRequests(): Selector {
     usesTiming: false,
     pick(_request, { requests, count }, random) {
       const { row, score, ties } = lowest(requests, count, random);
-      return { row, reason: `least-requests: ${score} reserved, ${ties} equal` };
+      return { row, reason: `least-requests: ${score} reserved${tiesText(ties)}` };
     },
     explain: (_request, { requests }) => requests,
   };

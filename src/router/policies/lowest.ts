@@ -14,6 +14,9 @@ export interface Lowest {
   readonly nextScore: number;
 }
 
+/** For the end of a reason: how many rows were as good; nothing of the one that was alone. */
+export const tiesText = (ties: number): string => (ties > 1 ? `, ${ties} equal` : '');
+
 /** Finds the lowest of the first `count` scores; one random number, drawn only for a tie. */
 export function lowest(scores: ArrayLike<number>, count: number, random: Random): Lowest {
   let score = Number.POSITIVE_INFINITY;

@@ -5,7 +5,7 @@
  */
 import type { Candidates, RequestView, Selector } from '../contract.js';
 import { expectedPrefillMs, FULL_PASS_TOKEN_MS } from '../prefill-model.js';
-import { lowest } from './lowest.js';
+import { lowest, tiesText } from './lowest.js';
 
 /** Weights of the parts that fall on others; a millisecond of the request itself weighs 1. */
 export interface TtftOptions {
@@ -40,12 +40,12 @@ export function createTtft(options: Partial<TtftOptions> = {}): Selector {
       const { count, cachedTokens, queuedTokens } = candidates;
       const costs = fill(request, candidates);
       const { row, score, ties, nextScore } = lowest(costs, count, random);
-      const next = Number.isFinite(nextScore) ? `, next ${nextScore.toFixed(0)} ms` : '';
+      const next = Number.isFinite(nextScore) ? `, next ${Math.round(nextScore)} ms` : '';
       return {
         row,
         reason:
-          `ttft: cost ${score.toFixed(0)} ms, ${queuedTokens[row]!.toFixed(0)} tokens ahead, ` +
-          `${cachedTokens[row]} of ${request.promptTokens} cached${next}, ${ties} equal`,
+          `ttft: cost ${Math.round(score)} ms, ${Math.round(queuedTokens[row]!)} tokens ahead, ` +
+          `${cachedTokens[row]} of ${request.promptTokens} cached${next}${tiesText(ties)}`,
       };
     },
     explain: fill,

@@ -355,14 +355,16 @@ export class GenerationAnswer implements SequenceOwner {
     const { faults } = this.#context;
     faults.record(fault.kind);
     const exchange = this.#exchange;
-    if (fault.kind === 'halfFrame' || fault.kind === 'reset') {
+    const isBad = fault.kind === 'badFrame';
+    if (isBad || fault.kind === 'halfFrame' || fault.kind === 'reset') {
       const data = this.#frames === '' ? this.#format.whole([], this.#usage()) : this.#frames;
       const last = Math.max(0, data.lastIndexOf('data: '));
       if (!this.#started) this.#start();
-      exchange.write(data.slice(0, last + Math.ceil((data.length - last) / 2)));
+      const half = data.slice(0, last + Math.ceil((data.length - last) / 2));
+      exchange.write(isBad ? `${half}\n\n` : half);
     }
     this.#frames = '';
-    if (fault.kind === 'stall') {
+    if (isBad || fault.kind === 'stall') {
       this.#stalled = true;
       return;
     }

@@ -1,0 +1,129 @@
+/**
+ * LinkWriter (R5): builds the frames of a worker link, all that is said in one turn of the event loop in one run of
+ * bytes. Token ids of any number of streams are gathered in one STEP frame, which ends by itself before the next frame
+ * of another kind, so that the order of calls is the order on the wire. Owned by one LinkConnection, on its thread.
+ */
+import {
+  frameSpanBytes,
+  LINK_ALIGN_BYTES,
+  LINK_HEADER,
+  LINK_HEADER_BYTES,
+  LINK_KIND,
+  STEP_BYTES_MAX,
+  STEP_ENTRY,
+  STEP_ENTRY_BYTES,
+} from './link-protocol.js';
+
+const BUFFER_BYTES_START = 16 * 1024;
+const NONE = -1;
+
+/** See the head of the file. */
+export class LinkWriter {
+  #bytes = new Uint8Array(BUFFER_BYTES_START);
+  #view = new DataView(this.#bytes.buffer);
+  #words = new Uint32Array(this.#bytes.buffer);
+  #at = 0;
+  #sequence = 0;
+  /** Where the STEP frame that is being filled begins, or NONE. */
+  #stepAt = NONE;
+
+  /** Bytes that `take` would give. */
+  get size(): number {
+    return this.#at;
+  }
+
+  /** Appends a frame whose payload is `parts`, one after the other; copied. */
+  frame(kind: number, flags: number, stream: number, parts: readonly Uint8Array[]): void {
+    this.#endStep();
+    let length = 0;
+    for (const part of parts) length += part.length;
+    this.#reserve(frameSpanBytes(length));
+    let at = this.#begin(kind, flags, stream, length);
+    for (const part of parts) {
+      this.#bytes.set(part, at);
+      at += part.length;
+    }
+    this.#at = align(at);
+  }
+
+  /** Appends a frame with one 32-bit word as payload. */
+  word(kind: number, stream: number, value: number): void {
+    this.#endStep();
+    this.#reserve(frameSpanBytes(4));
+    const at = this.#begin(kind, 0, stream, 4);
+    this.#view.setUint32(at, value, true);
+    this.#at = at + 4;
+  }
+
+  /** Appends ids [first, first + count) of `ids` for a stream to the STEP frame of this turn. */
+  entry(
+    stream: number,
+    choice: number,
+    finish: number,
+    ids: Uint32Array,
+    first: number,
+    count: number,
+  ): void {
+    const entryBytes = STEP_ENTRY_BYTES + count * 4;
+    if (this.#stepAt !== NONE && this.#at - this.#stepAt + entryBytes > STEP_BYTES_MAX) this.#endStep();
+    this.#reserve(LINK_HEADER_BYTES + entryBytes);
+    if (this.#stepAt === NONE) {
+      this.#stepAt = this.#at;
+      this.#at = this.#begin(LINK_KIND.step, 0, 0, 0);
+    }
+    const at = this.#at;
+    const view = this.#view;
+    view.setUint32(at + STEP_ENTRY.stream, stream, true);
+    this.#bytes[at + STEP_ENTRY.choice] = choice;
+    this.#bytes[at + STEP_ENTRY.finish] = finish;
+    view.setUint16(at + STEP_ENTRY.count, count, true);
+    let word = (at + STEP_ENTRY_BYTES) >> 2;
+    // Mostly one id: a loop beats `subarray` and `set`.
+    for (let from = first; from < first + count; from++) this.#words[word++] = ids[from]!;
+    this.#at = at + entryBytes;
+  }
+
+  /** Everything since the last call, or null; the bytes are the caller's. */
+  take(): Uint8Array | null {
+    this.#endStep();
+    if (this.#at === 0) return null;
+    const taken = this.#bytes.subarray(0, this.#at);
+    this.#grow(Math.max(BUFFER_BYTES_START, Math.min(this.#at, STEP_BYTES_MAX)), 0);
+    this.#at = 0;
+    return taken;
+  }
+
+  #begin(kind: number, flags: number, stream: number, length: number): number {
+    const view = this.#view;
+    const at = this.#at;
+    view.setUint32(at + LINK_HEADER.length, length, true);
+    view.setUint16(at + LINK_HEADER.kind, kind, true);
+    view.setUint16(at + LINK_HEADER.flags, flags, true);
+    view.setUint32(at + LINK_HEADER.stream, stream, true);
+    view.setUint32(at + LINK_HEADER.sequence, this.#sequence, true);
+    this.#sequence = (this.#sequence + 1) >>> 0;
+    return at + LINK_HEADER_BYTES;
+  }
+
+  #endStep(): void {
+    if (this.#stepAt === NONE) return;
+    const length = this.#at - this.#stepAt - LINK_HEADER_BYTES;
+    this.#view.setUint32(this.#stepAt + LINK_HEADER.length, length, true);
+    this.#stepAt = NONE;
+  }
+
+  #reserve(more: number): void {
+    const needed = this.#at + more;
+    if (needed > this.#bytes.length) this.#grow(Math.max(needed, this.#bytes.length * 2), this.#at);
+  }
+
+  #grow(size: number, keep: number): void {
+    const old = this.#bytes;
+    this.#bytes = new Uint8Array(align(size));
+    this.#bytes.set(old.subarray(0, keep));
+    this.#view = new DataView(this.#bytes.buffer);
+    this.#words = new Uint32Array(this.#bytes.buffer);
+  }
+}
+
+const align = (at: number): number => (at + (LINK_ALIGN_BYTES - 1)) & -LINK_ALIGN_BYTES;

@@ -1,0 +1,163 @@
+/**
+ * LinkServer (R5): where the workers of one socket thread link in. It listens on a unix socket or a TCP port, makes a
+ * LinkClient of each connection and knows which link leads to which engine: `linkTo` for an attempt. One worker side per
+ * engine URL counts, the newest: one that connects again has often lost the old connection before we notice.
+ */
+import { strict as assert } from 'node:assert';
+import { once } from 'node:events';
+import { chmodSync, unlinkSync } from 'node:fs';
+import { type AddressInfo, connect, createServer, type Server, type Socket } from 'node:net';
+import { ConfigError } from '../../errors.js';
+import type { Clock } from '../../runtime/clock.js';
+import type { Logger } from '../../runtime/logger.js';
+import type { EngineHealth } from './contract.js';
+import { LinkClient, type LinkEvents } from './link-client.js';
+import { LINK_LIMITS, type LinkFault, type LinkLimits } from './link-protocol.js';
+import { type LinkAddress, requireSecret, showLinkAddress } from './link-secret.js';
+
+/** What a server tells its plane; links are admitted ones only. */
+export interface LinkServerEvents {
+  /** A worker is linked; `link.worker` says which. Its events begin anew. */
+  onLinked(link: LinkClient): void;
+  /** See LinkEvents. */
+  onEvents(link: LinkClient, rank: number, batch: Uint8Array | null): void;
+  onHealth(link: LinkClient, health: EngineHealth): void;
+  /** Its streams get their fault after this call. */
+  onUnlinked(link: LinkClient, fault: LinkFault): void;
+}
+
+/** What a LinkServer needs. */
+export interface LinkServerOptions {
+  readonly address: LinkAddress;
+  /** Of `parseSecret`; null only where no other host can reach the address. */
+  readonly secret: Uint8Array | null;
+  /** NONCE_BYTES that nobody can foretell. */
+  readonly makeNonce: () => Uint8Array;
+  readonly clock: Clock;
+  readonly logger: Logger;
+  readonly events: LinkServerEvents;
+  readonly limits?: LinkLimits;
+  /** Connections at one time, those in their handshake included. */
+  readonly connectionsMax: number;
+}
+
+/** See the head of the file. */
+export class LinkServer {
+  readonly #options: LinkServerOptions;
+  readonly #server: Server;
+  /** Every connection, admitted or not. */
+  readonly #links = new Set<LinkClient>();
+  readonly #byUrl = new Map<string, LinkClient>();
+  #isClosed = false;
+
+  /** Throws ConfigError where the address leaves the host and there is no secret. */
+  constructor(options: LinkServerOptions) {
+    requireSecret(options.address, options.secret);
+    this.#options = options;
+    this.#server = createServer(socket => this.#onConnection(socket));
+  }
+
+  /** Listens. Resolves with the address in use, with the port that the system chose. Rejects with ConfigError. */
+  async listen(): Promise<LinkAddress> {
+    const { address } = this.#options;
+    const { path, host, port } = address;
+    try {
+      if (path !== null) await removeLeftSocket(path);
+      this.#server.listen(path !== null ? { path } : { host, port });
+      await once(this.#server, 'listening');
+      // Whoever may connect can say that it is a worker: where no secret tells them apart, the file system does.
+      if (path !== null) chmodSync(path, this.#options.secret === null ? 0o600 : 0o660);
+    } catch (cause) {
+      const code = (cause as NodeJS.ErrnoException).code ?? (cause as Error).message;
+      throw new ConfigError(`cannot listen for worker links at ${showLinkAddress(address)}: ${code}`, {
+        cause,
+      });
+    }
+    return path !== null ? address : { path, host, port: (this.#server.address() as AddressInfo).port };
+  }
+
+  /** The open link to the engine that planes know by `url`, or null: it has none, or none that takes a call now. */
+  linkTo(url: string): LinkClient | null {
+    const link = this.#byUrl.get(url);
+    return link?.isAccepting === true ? link : null;
+  }
+
+  /** Every admitted link. */
+  get links(): readonly LinkClient[] {
+    return [...this.#byUrl.values()];
+  }
+
+  /** Closes all links and the socket; resolves when nothing listens any more. */
+  async close(): Promise<void> {
+    assert(!this.#isClosed, 'a server is closed once');
+    this.#isClosed = true;
+    const closed = this.#server.listening ? once(this.#server, 'close') : null;
+    this.#server.close();
+    for (const link of this.#links) link.close();
+    await closed;
+  }
+
+  #onConnection(socket: Socket): void {
+    const { secret, makeNonce, clock, connectionsMax, limits = LINK_LIMITS } = this.#options;
+    if (this.#isClosed || this.#links.size >= connectionsMax) {
+      this.#options.logger.warn('a worker link is refused: too many connections', { connectionsMax });
+      socket.destroy();
+      return;
+    }
+    const events: LinkEvents = {
+      onOpen: link => this.#onOpen(link),
+      onEvents: (link, rank, batch) => {
+        if (this.#isCurrent(link)) this.#options.events.onEvents(link, rank, batch);
+      },
+      onHealth: (link, health) => {
+        if (this.#isCurrent(link)) this.#options.events.onHealth(link, health);
+      },
+      onClosed: (link, fault) => this.#onClosed(link, fault),
+    };
+    this.#links.add(new LinkClient({ socket, secret, nonce: makeNonce(), clock, limits, events }));
+  }
+
+  #isCurrent(link: LinkClient): boolean {
+    return this.#byUrl.get(link.worker!.url) === link;
+  }
+
+  #onOpen(link: LinkClient): void {
+    const { id, url } = link.worker!;
+    const { logger, events } = this.#options;
+    const before = this.#byUrl.get(url);
+    before?.close();
+    this.#byUrl.set(url, link);
+    logger.info('a worker is linked', { worker: url, id });
+    events.onLinked(link);
+  }
+
+  #onClosed(link: LinkClient, fault: LinkFault): void {
+    this.#links.delete(link);
+    const { logger, events } = this.#options;
+    const { kind, message } = fault;
+    const { worker } = link;
+    if (worker === null) {
+      logger.warn('a worker link was not admitted', { fault: kind, reason: message });
+      return;
+    }
+    logger[kind === 'closed' ? 'info' : 'warn']('a worker link ended', {
+      worker: worker.url,
+      fault: kind,
+      reason: message,
+    });
+    if (!this.#isCurrent(link)) return;
+    this.#byUrl.delete(worker.url);
+    events.onUnlinked(link, fault);
+  }
+}
+
+/** Removes the socket of a process that is gone; a path at which somebody answers is left alone, and `listen` fails. */
+async function removeLeftSocket(path: string): Promise<void> {
+  const probe = connect(path);
+  const isLeft = await new Promise<boolean>(resolve => {
+    probe.once('connect', () => resolve(false));
+    probe.once('error', error => resolve((error as NodeJS.ErrnoException).code === 'ECONNREFUSED'));
+  });
+  probe.destroy();
+  if (isLeft) unlinkSync(path);
+}
