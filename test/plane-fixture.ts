@@ -143,6 +143,11 @@ export function planeLeftovers(plane: Plane): string[] {
   return nonZero(found);
 }
 
+const sideChannelOf = (port: number) => ({
+  bootstrap: `127.0.0.1:${port}`,
+  kvInfoEndpoint: `http://127.0.0.1:${port}`,
+});
+
 export interface FixtureOptions {
   readonly server?: ServerKind;
   readonly mocks?: readonly MockEngineOptions[];
@@ -214,7 +219,7 @@ export class PlaneFixture {
         url,
         ...(options.asked === true ? {} : { kvEvents: events?.publish, kvEventsReplay: events?.replay }),
         role: roles[at],
-        ...(connector === null ? {} : { bootstrap: `127.0.0.1:${connector.options.carrier.port}` }),
+        ...(connector === null ? {} : sideChannelOf(connector.options.carrier.port)),
       })),
       ...fakes.map((fake, at) => ({ url: fake.url, role: roles[mocks.length + at] })),
       ...(options.workers ?? []),

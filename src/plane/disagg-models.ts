@@ -49,6 +49,11 @@ export function splitModel(
   const notices: string[] = [];
   if (fault !== null)
     notices.push(`model "${model}": prefill and decode stay together on its decode workers: ${fault}`);
+  const needsPrefill = name !== null && !protocolOf(name).decodeComputes;
+  if (fault === null && needsPrefill && config.policy !== 'always')
+    notices.push(
+      `model "${model}": ${name} gives every prompt to a prefill worker, as if policy were always`,
+    );
   return { view: { ...config, protocol: fault === null ? name : null }, notices };
 }
 

@@ -17,6 +17,8 @@ import { decidePair, isPair, type PairPlacement, type SplitWorkers } from '../ro
 /** Below it every room and the ones after it are numbers that JSON keeps in every language. */
 const ROOMS = 2 ** 53 - 1024;
 const RETRY_AFTER_MS = 1000;
+/** Rules where decode workers compute no prompts. */
+const NEVER_LOCAL = { policy: 'always', whenNoPrefill: 'refuse', whenPrefillFull: 'shed' } as const;
 
 /** Throws for a request that names memory or workers of the fleet by itself. */
 export function refusePeerFields({ raw }: TokenRequest): void {
@@ -59,9 +61,17 @@ export function decideCall(
   const split = splitOf(workers);
   // A client that names a prefill worker gets it.
   if (split.decode.length === 0 && workers.length === 1) return decider.decide(asked, policy, workers);
-  if (rules.protocol === null || protocolOf(rules.protocol).rulesOut(request) !== null)
-    return decider.decide(asked, policy, split.decode);
-  const answer = decidePair(decider, asked, policy, split, rules, discard);
+  if (rules.protocol === null) return decider.decide(asked, policy, split.decode);
+  const { rulesOut, decodeComputes } = protocolOf(rules.protocol);
+  const why = rulesOut(request);
+  if (why !== null && decodeComputes) return decider.decide(asked, policy, split.decode);
+  if (why !== null)
+    throw new InvalidRequestError(
+      'MILLRACE_INVALID_REQUEST',
+      `the workers of this model cannot do it: ${why}`,
+    );
+  const applied = decodeComputes ? rules : { ...rules, ...NEVER_LOCAL };
+  const answer = decidePair(decider, asked, policy, split, applied, discard);
   const detail = { retryAfterMs: RETRY_AFTER_MS };
   if (answer === 'noPrefill')
     throw new RejectedError('MILLRACE_NO_WORKER', 'no prefill worker is ready', detail);

@@ -19,7 +19,7 @@ function start(file: string) {
 }
 
 t.test('all of them are run here', async t => {
-  t.same(readdirSync(FOLDER).sort(), [...SERVERS, 'no-http.js'].sort());
+  t.same(readdirSync(FOLDER).sort(), [...SERVERS, 'no-http.js', 'disagg.yaml'].sort());
 });
 
 for (const file of SERVERS) {
@@ -52,4 +52,32 @@ t.test('no-http.js', async t => {
     said,
     /\w+\n\[length\]\n\[32 tokens\]\na request sent by hand should go to http:\/\/127\.0\.0\.1:\d+\n$/,
   );
+});
+
+t.test('disagg.yaml: the end of a prefill worker disturbs no answer', async t => {
+  const main = new URL('../../../dist/cli/main.js', import.meta.url).pathname;
+  const config = new URL('disagg.yaml', FOLDER).pathname;
+  const argv = [main, 'serve', '--config', config, '--port', '0', '--mock-speed', 'unlimited', '--json'];
+  const child = spawn(process.execPath, argv, { stdio: ['ignore', 'pipe', 'ignore'] });
+  t.teardown(() => child.kill('SIGKILL'));
+  const [line] = (await once(createInterface({ input: child.stdout! }), 'line')) as [string];
+  const { url, mockPids } = JSON.parse(line);
+  t.equal(mockPids.length, 4);
+  const client = new OpenAI({ baseURL: `${url}/v1`, apiKey: 'none', maxRetries: 0 });
+  const answer = async (): Promise<string> => {
+    const messages = [{ role: 'user' as const, content: 'Hello' }];
+    const body = { model: 'mock-model', messages, max_tokens: 16, stream: true as const };
+    let text = '';
+    for await (const chunk of await client.chat.completions.create(body))
+      text += chunk.choices[0]?.delta.content ?? '';
+    return text;
+  };
+  const first = await answer();
+  t.ok(first.length > 16);
+  const told = (await (await fetch(`${url}/debug/decisions`)).json()) as { decisions: { reason: string }[] };
+  t.match(told.decisions[0]!.reason, /prefill elsewhere \(always\)/);
+  process.kill(mockPids[0], 'SIGKILL');
+  for (let round = 0; round < 6; round += 1) t.equal(await answer(), first);
+  child.kill('SIGTERM');
+  t.same(await once(child, 'exit'), [0, null]);
 });

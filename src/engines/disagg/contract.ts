@@ -68,6 +68,8 @@ export interface DisaggProtocol {
   readonly engine: string;
   /** Blocks of the prefill worker may have fewer tokens than those of the decode worker; else they must be alike. */
   readonly takesSmallerBlocks: boolean;
+  /** Its decode workers can compute prompts, too; else every prompt needs a prefill worker. */
+  readonly decodeComputes: boolean;
   /** sequential: decode is asked with what prefill has answered. parallel: both at once; the prefill answer says nothing. */
   readonly order: 'sequential' | 'parallel';
   /**

@@ -17,6 +17,8 @@ export const sglangRooms: DisaggProtocol = {
   name: 'sglang-rooms',
   engine: 'sglang',
   takesSmallerBlocks: false,
+  // A server in decode mode refuses a request without a room.
+  decodeComputes: false,
   order: 'parallel',
   abort: 'atOnce',
   // Decode would wait for its time-out, five minutes by default.

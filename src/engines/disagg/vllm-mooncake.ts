@@ -16,6 +16,7 @@ export const vllmMooncake: DisaggProtocol = {
   name: 'mooncake',
   engine: 'vllm',
   takesSmallerBlocks: false,
+  decodeComputes: true,
   order: 'parallel',
   abort: 'deferred',
   releaseCall: () => null,
