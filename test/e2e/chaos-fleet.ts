@@ -23,6 +23,7 @@ const FAULTS: FaultRates = {
   dieBefore: 0.03,
   dieAfter: 0.02,
   reset: 0.02,
+  badFrame: 0.01,
 };
 /** Share of end-of-sequence tokens: some answers end before `max_tokens`. */
 const EOS_RATE = 0.02;
