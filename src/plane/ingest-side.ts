@@ -69,6 +69,8 @@ export interface IngestSide {
   /** A worker slot has a tenant, with an empty cache; of one that is known everything is forgotten. */
   addWorker(slot: number, facts: HolderFacts, endpoints: EventEndpoints | null): void;
   removeWorker(slot: number): void;
+  /** The worker does not answer; what it publishes later may be of another process. */
+  suspectWorker(slot: number): void;
   /** Pool thread `index` has a new incarnation, whose predictions come by this ring. */
   attachRing(index: number, epoch: number, ringMemory: SharedArrayBuffer): void;
   /** The same without the addon: all events go to `port`, what the index tells comes by `news`. */
