@@ -51,7 +51,7 @@ export interface FleetOptions {
   readonly board: ProcessBoard;
   readonly activity: WorkerActivity;
   /** Told of the workers and of where they publish; null: the plane has no prefix index. */
-  readonly ingest: Pick<IngestSide, 'addWorker' | 'addPushed' | 'removeWorker'> | null;
+  readonly ingest: Pick<IngestSide, 'addWorker' | 'addPushed' | 'removeWorker' | 'suspectWorker'> | null;
   readonly publish: (world: World, listed: readonly ListedModel[]) => void;
 }
 
@@ -192,9 +192,11 @@ export class Fleet {
     }
     // The index knows a worker from its first probe on: its facts say what its events must look like.
     if (kind === 'facts' && this.#indexed.get(slot) !== generation) this.#tellIngest(worker);
-    // Nothing would tell that it comes back with an empty cache. Where there are events, their numbers do.
-    if (kind === 'state' && worker.state === 'unavailable' && this.eventsOf(worker) === null)
-      this.#tellIngest(worker);
+    if (kind === 'state' && worker.state === 'unavailable') {
+      // It may come back with an empty cache. Where there are events, they tell; else nothing would.
+      if (this.eventsOf(worker) === null) this.#tellIngest(worker);
+      else ingest?.suspectWorker(slot);
+    }
     if (kind === 'facts' || (kind === 'removed' && facts !== null)) this.#publishWorld();
     this.#onChange?.();
   }

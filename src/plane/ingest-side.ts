@@ -73,6 +73,8 @@ export interface IngestSide {
   /** The next batch of such a worker; null: what came before is void. Resolves once it is applied. */
   push(slot: number, payload: Uint8Array | null): Promise<void>;
   removeWorker(slot: number): void;
+  /** The worker does not answer; what it publishes later may be of another process. */
+  suspectWorker(slot: number): void;
   /** Pool thread `index` has a new incarnation, whose predictions come by this ring. */
   attachRing(index: number, epoch: number, ringMemory: SharedArrayBuffer): void;
   /** The same without the addon: all events go to `port`, what the index tells comes by `news`. */

@@ -104,6 +104,10 @@ export class IngestUnit implements IngestSide {
     this.#ingest.removeWorker(slot);
   }
 
+  suspectWorker(slot: number): void {
+    this.#ingest.suspect(slot);
+  }
+
   attachRing(index: number, epoch: number, ringMemory: SharedArrayBuffer): void {
     // The producer has no queue and so never waits for room: its bell is not rung.
     const ring = new RingConsumer(new RingMemory(ringMemory), this.#ownBell, {

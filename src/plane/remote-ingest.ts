@@ -93,6 +93,10 @@ export class RemoteIngest implements IngestSide {
     this.#calls.tell('removeWorker', slot);
   }
 
+  suspectWorker(slot: number): void {
+    this.#calls.tell('suspectWorker', slot);
+  }
+
   attachRing(index: number, epoch: number, ringMemory: SharedArrayBuffer): void {
     this.#calls.tell('attachRing', index, epoch, ringMemory);
   }

@@ -114,6 +114,11 @@ export class Ingest {
     this.#options.sink.removeHolder(holder);
   }
 
+  /** A worker rank does not answer: what comes from it later may be of another process. */
+  suspect(holder: number): void {
+    this.#ranks.get(holder)?.stream.suspect();
+  }
+
   /** Passes on what a pool thread sent to a worker. */
   route(prompt: RoutedPrompt): void {
     if (!this.#isClosed) this.#options.sink.route(prompt);

@@ -56,6 +56,7 @@ export class RankStream {
   #newestS = Number.NEGATIVE_INFINITY;
   /** Something was delivered since the last clear. */
   #hasState = false;
+  #isSuspect = false;
 
   /** The replay that runs, or 0; its first number, whether that has come, and `#next` when it was asked for. */
   #replay = 0;
@@ -76,10 +77,23 @@ export class RankStream {
     if (this.#next === 0 && this.#replay === 0) this.#ask();
   }
 
+  /**
+   * The publisher was away and may be another process when it comes again. Its numbers tell, but for one case: a new process
+   * that we hear first at just the number that comes next. Then a replay shows whether the batch before it is ours.
+   */
+  suspect(): void {
+    this.#isSuspect = this.#next > 0;
+  }
+
   /** A batch from the event socket. */
   live(sequence: number, payload: Uint8Array): void {
     const timestampS = readTimestamp(payload);
     if (this.#isRestart(sequence, timestampS)) this.#restart();
+    if (this.#mustCheck(sequence)) {
+      this.#see(sequence, timestampS);
+      this.#hold({ sequence, timestampS, payload, isLive: true });
+      return;
+    }
     if (sequence === this.#next && this.#replay === 0 && !(timestampS < this.#lastS)) {
       this.#highest = sequence;
       // As it is, even when it is lower than another: an engine's clock may have been set back.
@@ -133,6 +147,13 @@ export class RankStream {
     this.#drain(false);
   }
 
+  /** Whether a suspect goes on as if nothing had been, and a replay that tells more is on its way now. */
+  #mustCheck(sequence: number): boolean {
+    if (!this.#isSuspect || this.#replay !== 0) return false;
+    this.#isSuspect = false;
+    return sequence === this.#next && this.#ask();
+  }
+
   #isRestart(sequence: number, timestampS: number): boolean {
     return sequence <= this.#highest && timestampS > this.#newestS;
   }
@@ -146,6 +167,7 @@ export class RankStream {
 
   #restart(): void {
     this.#counts.restarts += 1;
+    this.#isSuspect = false;
     this.#abandonReplay();
     this.#clear();
     this.#next = 0;

@@ -225,3 +225,33 @@ t.test('the time of a batch is read from every form, and nothing is read past th
   ])
     t.ok(Number.isNaN(readTimestamp(packr.pack(wrong))), JSON.stringify(wrong));
 });
+
+t.test('a publisher that was away and goes on at just the next number is checked by a replay', async t => {
+  const same = startStream();
+  same.live(0, 1);
+  same.stream.suspect();
+  same.live(2, 3);
+  same.replayed(1, 1, 2, 3);
+  same.stream.replayEnded(1);
+  same.live(4);
+  t.equal(same.told(), '0.5, 1.5, ask 1 #1, old 2.5, old 3.5, 4.5');
+  t.match(same.counts, { restarts: 0, gaps: 0, clearedRanks: 0 });
+
+  const other = startStream();
+  other.live(0, 1);
+  other.stream.suspect();
+  other.stream.live(2, batch(102));
+  other.stream.replayed(1, 1, batch(101));
+  other.stream.replayed(2, 0, batch(100));
+  other.stream.replayed(2, 1, batch(101));
+  other.stream.replayed(2, 2, batch(102));
+  other.stream.replayEnded(2);
+  t.equal(other.told(), '0.5, 1.5, ask 1 #1, drop, clear, ask 0 #2, old 100, old 101, old 102');
+  t.match(other.counts, { restarts: 1 });
+
+  const silent = startStream({ hasReplay: false });
+  silent.live(0, 1);
+  silent.stream.suspect();
+  silent.live(2);
+  t.equal(silent.told(), '0.5, 1.5, 2.5', 'without a replay socket only the numbers tell');
+});
