@@ -65,7 +65,14 @@ export function askOf(index, maxTokens) {
 /** @param {string | number} speed @param {boolean} handsOver */
 function startMock(speed, handsOver) {
   const flags = ['--json', '--exit-with-stdin', '--speed', String(speed)];
-  const args = ['--import', PROBE, MAIN, 'mock', ...flags, ...(handsOver ? ['--kv-connector', 'nixl'] : [])];
+  const args = [
+    '--import',
+    PROBE,
+    MAIN,
+    'mock',
+    ...flags,
+    ...(handsOver ? ['--disagg', '--kv-connector', 'nixl'] : []),
+  ];
   return startServer('a mock engine', args, { channel: true });
 }
 

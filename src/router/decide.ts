@@ -119,6 +119,8 @@ export function createDecider(options: DeciderOptions): Decider {
 class PolicyDecider implements Decider {
   readonly #options: DeciderOptions;
   readonly #selectors = new Map<string, Selector>();
+  /** Those of `look`, by its list: a policy with a cursor has one among prefill workers and one among decode workers. */
+  readonly #looking = new WeakMap<readonly WorkerView[], Map<string, Selector>>();
   readonly #serving = new WeakMap<readonly WorkerView[], Map<string, ServingWorkers>>();
   readonly #columns = new CandidateColumns();
   readonly #drain: PrefillDrain;
@@ -163,7 +165,7 @@ class PolicyDecider implements Decider {
   }
 
   look(request: DecideRequest, by: string | Selector, workers: readonly WorkerView[]): WorkerFigures | null {
-    const selector = typeof by === 'string' ? this.#selectorOf(by) : by;
+    const selector = typeof by === 'string' ? this.#selectorOf(by, this.#lookingAt(workers)) : by;
     const columns = this.#columns;
     const nowMs = this.#options.nowMs();
     columns.fill(this.#servingOf(workers, request.model), this.#options.loadTable.words, request);
@@ -198,13 +200,22 @@ class PolicyDecider implements Decider {
     };
   }
 
-  #selectorOf(policy: string): Selector {
-    let selector = this.#selectors.get(policy);
+  #selectorOf(policy: string, among = this.#selectors): Selector {
+    let selector = among.get(policy);
     if (selector === undefined) {
       selector = createSelector(policy);
-      this.#selectors.set(policy, selector);
+      among.set(policy, selector);
     }
     return selector;
+  }
+
+  #lookingAt(workers: readonly WorkerView[]): Map<string, Selector> {
+    let selectors = this.#looking.get(workers);
+    if (selectors === undefined) {
+      selectors = new Map();
+      this.#looking.set(workers, selectors);
+    }
+    return selectors;
   }
 
   #servingOf(workers: readonly WorkerView[], model: string): ServingWorkers {

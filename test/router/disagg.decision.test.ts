@@ -118,11 +118,12 @@ function makeRouter(entries = 64) {
     tokens: number,
     rules: Partial<DisaggRules> = {},
     more: Partial<DecideRequest> = {},
+    policy = 'least-loaded',
   ): PairAnswer =>
     decidePair(
       decider,
       { model: 'm', promptTokens: tokens, excludedSlots: [], outputTokens: 32, ...more },
-      'least-loaded',
+      policy,
       { prefill: PREFILL, decode: DECODE },
       { ...RULES, policy: 'always', ...rules },
       reservation => ledger.discard(reservation, EPOCH),
@@ -150,6 +151,17 @@ t.test('a pair: the prompt’s tokens on one, prompt and answer’s blocks on th
   const [a, b, c, d] = loads();
   t.strictSame([a![0], b![0]], [480, 480], 'prefill goes round by its load');
   t.strictSame([c![2], d![2]], [4, 2], 'decode by the share of its blocks');
+});
+
+t.test('a policy with a cursor goes round the prefill workers, whatever it looks at besides', async t => {
+  const { decide, loads } = makeRouter();
+  for (let request = 0; request < 6; request += 1) decide(160, {}, {}, 'round-robin');
+  t.strictSame(
+    loads()
+      .slice(0, 2)
+      .map(([, , requests]) => requests),
+    [3, 3],
+  );
 });
 
 t.test('no room, no prefill worker', async t => {
