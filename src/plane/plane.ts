@@ -24,7 +24,7 @@ import type { IngestCore } from './ingest-side.js';
 import type { Replaced } from './membership.js';
 import { workerLoads } from './observer.js';
 import { createPlaneMemory, type PlaneMemory } from './plane-memory.js';
-import { checkNeeds, mayHaveEvents, needsIndex } from './plane-needs.js';
+import { checkNeeds, needsIndex } from './plane-needs.js';
 import { startPool } from './pool-side.js';
 import { ProcessBoard } from './process-board.js';
 import { RemoteIngest } from './remote-ingest.js';
@@ -375,7 +375,7 @@ export class Plane {
     };
     this.#board.setIndex('serving');
     const { index: indexMemory, ingestBell: bellMemory } = memory;
-    const task = { limits: config.limits, seed, hasEvents: mayHaveEvents(config), indexMemory, bellMemory };
+    const task = { limits: config.limits, seed, indexMemory, bellMemory };
     return new RemoteIngest(task, core, clock);
   }
 }
