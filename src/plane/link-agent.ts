@@ -188,7 +188,8 @@ export class LinkAgent {
       addHolder: () => {},
       removeHolder: () => {},
       clear: rank => link.sendEvents(rank, null),
-      apply: (rank, payload) => link.sendEvents(rank, payload),
+      // Sent later than this call, for which the bytes are lent.
+      apply: (rank, payload) => link.sendEvents(rank, payload.slice()),
       route: () => {},
       tend: () => {},
     };

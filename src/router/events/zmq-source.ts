@@ -26,7 +26,7 @@ export interface ZmqSourceOptions {
   readonly clock: Clock;
   readonly random: Random;
   readonly logger: Logger;
-  /** Owns the payload, a part of a larger buffer that is not used again; must not throw. */
+  /** The payload is valid during the call, which must not throw. */
   readonly onBatch: (sequence: number, payload: Uint8Array) => void;
   /** The publisher is there again after its connection had ended: it may be another process. */
   readonly onReturn: () => void;

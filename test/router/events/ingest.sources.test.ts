@@ -184,7 +184,10 @@ t.test('a replay socket that never answers holds nothing up beyond its deadline'
 
 t.test('a replay socket of another protocol fails the replay, and the log says why', async t => {
   const publisher = await LoopbackPublisher.start(1);
-  const server = createServer(socket => socket.end('HTTP/1.1 400 Bad Request\r\n\r\n')).listen(0, '127.0.0.1');
+  const server = createServer(socket => socket.end('HTTP/1.1 400 Bad Request\r\n\r\n')).listen(
+    0,
+    '127.0.0.1',
+  );
   await once(server, 'listening');
   const { port } = server.address() as { port: number };
   const clock = new ManualClock();
@@ -248,21 +251,18 @@ t.test('a worker that is replaced or removed under load is heard no more', async
   t.equal(sink.log.at(-1), '7 remove', 'nothing comes after the close');
 });
 
-t.test(
-  'without endpoints and with wrong ones, workers are known as workers without events',
-  async t => {
-    const endpoints = { publish: 'tcp://127.0.0.1:1', replay: null, topic: '' };
-    const { sink, ingest, lines } = await startIngest();
-    ingest.addWorker(1, facts(), null);
-    ingest.addWorker(2, { ...facts(), hasEvents: false }, endpoints);
-    for (const wrong of ['http://127.0.0.1:1', 'tcp://*', 'bind:', 'tcp://127.0.0.1:99999', '']) {
-      ingest.addWorker(3, facts(), { ...endpoints, publish: wrong });
-      ingest.addWorker(4, facts(), { ...endpoints, replay: wrong });
-    }
-    t.same(sink.log.slice(0, 2), ['1 add 1 false', '2 add 1 false']);
-    t.equal(lines.length, 10);
-    t.notOk(sink.has('3 add 1 true') || sink.has('4 add 1 true'));
-    t.equal(ingest.lag(), null);
-    await ingest.close();
-  },
-);
+t.test('without endpoints and with wrong ones, workers are known as workers without events', async t => {
+  const endpoints = { publish: 'tcp://127.0.0.1:1', replay: null, topic: '' };
+  const { sink, ingest, lines } = await startIngest();
+  ingest.addWorker(1, facts(), null);
+  ingest.addWorker(2, { ...facts(), hasEvents: false }, endpoints);
+  for (const wrong of ['http://127.0.0.1:1', 'tcp://*', 'bind:', 'tcp://127.0.0.1:99999', '']) {
+    ingest.addWorker(3, facts(), { ...endpoints, publish: wrong });
+    ingest.addWorker(4, facts(), { ...endpoints, replay: wrong });
+  }
+  t.same(sink.log.slice(0, 2), ['1 add 1 false', '2 add 1 false']);
+  t.equal(lines.length, 10);
+  t.notOk(sink.has('3 add 1 true') || sink.has('4 add 1 true'));
+  t.equal(ingest.lag(), null);
+  await ingest.close();
+});

@@ -5,9 +5,10 @@
  * the thread that reads events.
  */
 import { once } from 'node:events';
-import type { Socket } from 'node:net';
+import { createConnection, Socket } from 'node:net';
 import type { Clock, Timer } from '../../../runtime/clock.js';
 import { ZmtpDecoder, type ZmtpMessage } from './decoder.js';
+import type { NetAddress } from './endpoint.js';
 import {
   encodeGreeting,
   encodePing,
@@ -29,7 +30,7 @@ export interface ZmtpConnectionOptions {
   readonly clock: Clock;
   /** The handshake is done; the peer speaks version 3.`minor`. */
   readonly onReady: (connection: ZmtpConnection, minor: number) => void;
-  /** A message; its bytes are the receiver's, the object is used again. Must not throw; may close the connection. */
+  /** A message; it and its bytes are valid during the call. Must not throw; may close the connection. */
   readonly onMessage: (message: ZmtpMessage) => void;
   /** It has ended, and why, in words for a log line; told once, and not after `close`. */
   readonly onEnd: (reason: string, connection: ZmtpConnection) => void;
@@ -40,7 +41,7 @@ const HANDSHAKE_MS = 10_000;
 /** A peer that says nothing for one to two of these is asked; one that says nothing for one more is gone. */
 const HEARTBEAT_MS = 10_000;
 const TCP_KEEPALIVE_IDLE_MS = 15_000;
-/** Bytes read in one turn of the event loop; the read that reaches it is the last but one of that turn. */
+/** Bytes read in one turn of the event loop; the read that reaches it is the last one of that turn. */
 const TURN_BYTES = 64 * 1024;
 /** Answers to PINGs that may wait for a peer that does not read them. */
 const UNREAD_BYTES_MAX = 64 * 1024;
@@ -64,9 +65,8 @@ export class ZmtpConnection {
   #isAsked = false;
   #turnBytes = 0;
 
-  /** Takes over a socket that is connecting or connected. */
-  constructor(socket: Socket, options: ZmtpConnectionOptions) {
-    this.#socket = socket;
+  /** Connects to an address, or takes over a socket that a listener has accepted. */
+  constructor(peer: NetAddress | Socket, options: ZmtpConnectionOptions) {
     this.#options = options;
     this.#decoder = new ZmtpDecoder({
       frameBytesMax: options.frameBytesMax,
@@ -80,9 +80,15 @@ export class ZmtpConnection {
     this.#timer = options.clock.after(HANDSHAKE_MS, () =>
       this.#end(`no ZMTP handshake within ${HANDSHAKE_MS} ms`),
     );
+    const socket = peer instanceof Socket ? peer : this.#connect(peer);
+    this.#socket = socket;
     socket.setNoDelay(true).setKeepAlive(true, TCP_KEEPALIVE_IDLE_MS);
+    // Accepted sockets cannot be told where to read to.
+    if (peer instanceof Socket)
+      socket.on('data', (chunk: Buffer) => {
+        if (!this.#took(chunk.length, this.#decoder.push(chunk))) socket.pause();
+      });
     socket
-      .on('data', (chunk: Buffer) => this.#read(chunk))
       .on('error', (error: NodeJS.ErrnoException) => this.#end(error.code ?? error.message))
       .on('close', () => this.#end('the peer closed the connection'));
     socket.write(encodeGreeting());
@@ -112,13 +118,22 @@ export class ZmtpConnection {
     this.#socket.destroy();
   }
 
-  #read(chunk: Buffer): void {
+  /** The socket reads into the memory of the decoder. */
+  #connect(address: NetAddress): Socket {
+    const onread = {
+      buffer: () => this.#decoder.room(),
+      callback: (bytes: number) => this.#took(bytes, this.#decoder.advance(bytes)),
+    };
+    return createConnection({ ...address, onread });
+  }
+
+  /** Bytes were decoded; returns whether more may be read in this turn. */
+  #took(bytes: number, fault: string | null): boolean {
     this.#hasHeard = true;
-    if (this.#turnBytes === 0) setImmediate(this.#endTurn);
-    this.#turnBytes += chunk.length;
-    if (this.#turnBytes >= TURN_BYTES) this.#socket.pause();
-    const fault = this.#decoder.push(chunk);
     if (fault !== null) this.#end(`the peer ${fault}`);
+    if (this.#turnBytes === 0) setImmediate(this.#endTurn);
+    this.#turnBytes += bytes;
+    return this.#turnBytes < TURN_BYTES;
   }
 
   readonly #endTurn = (): void => {

@@ -3,7 +3,6 @@
  * failure to the next and is drawn at random, so that the readers of an engine that comes again do not all come at once.
  * Owned by an event source or a replay, on the thread that reads events.
  */
-import { createConnection } from 'node:net';
 import type { Timer } from '../../../runtime/clock.js';
 import type { Random } from '../../../runtime/random.js';
 import { ZmtpConnection, type ZmtpConnectionOptions } from './connection.js';
@@ -43,7 +42,7 @@ export class ZmtpConnector {
   #open(): ZmtpConnection {
     const { address, onEnd, ...options } = this.#options;
     this.#openedMs = options.clock.nowMs();
-    return new ZmtpConnection(createConnection(address), {
+    return new ZmtpConnection(address, {
       ...options,
       onEnd: (reason, connection) => {
         this.#wait();

@@ -1,7 +1,8 @@
 /**
  * ZmtpDecoder (R4): the bytes of one ZMTP connection, as they come, into greeting, commands and messages. It is pure: no
- * socket, no clock. A message that lies whole in what is pushed is handed on where it lies, without a copy; one that is
- * cut is put together once. Owned by one connection, on the thread that reads it.
+ * socket, no clock. It owns the memory that the socket reads into, and hands on messages where they lie there: nothing is
+ * copied but the begin of a message that was cut, and nothing is allocated, so that a busy source makes no garbage. Owned
+ * by one connection, on the thread that reads it.
  */
 import { FRAME_FLAG, GREETING_AT, GREETING_BYTES, text } from './wire.js';
 
@@ -11,12 +12,11 @@ export const FRAMES_MAX = 8;
 const COMMAND_BYTES_MAX = 4096;
 /** What a message may have besides its largest frame: heads, topic, sequence, commands between its frames. */
 const REST_BYTES_MAX = 8192;
-/** Room for a cut message is made at once up to this many bytes; a longer one gets more as its bytes come. */
-const ROOM_BYTES = 64 * 1024;
+/** Memory at first, and the most that is kept after a longer message. */
+const MEMORY_BYTES = 64 * 1024;
+const KEPT_BYTES_MAX = 1024 * 1024;
 
-const EMPTY: Uint8Array = new Uint8Array(0);
-
-/** What a decoder needs and whom it tells. No callback may push; each may `stop`. */
+/** What a decoder needs and whom it tells. No callback may advance; each may `stop`. */
 export interface ZmtpDecoderOptions {
   /** Largest frame. */
   readonly frameBytesMax: number;
@@ -24,7 +24,7 @@ export interface ZmtpDecoderOptions {
   readonly onGreeting: (minor: number, mechanism: string) => void;
   /** A command whose name and data are `bytes[start, end)`, valid during the call. */
   readonly onCommand: (bytes: Uint8Array, start: number, end: number) => void;
-  /** A message; the object is used again, the bytes are not: they are the receiver's. */
+  /** A message; the object and its bytes are valid during the call. */
   readonly onMessage: (message: ZmtpMessage) => void;
 }
 
@@ -40,19 +40,18 @@ export interface ZmtpMessage {
 export class ZmtpDecoder {
   readonly #options: ZmtpDecoderOptions;
   readonly #message = {
-    bytes: EMPTY,
+    bytes: Buffer.allocUnsafeSlow(MEMORY_BYTES) as Uint8Array,
     frames: 0,
     starts: new Int32Array(FRAMES_MAX),
     ends: new Int32Array(FRAMES_MAX),
   };
-  readonly #greeting = new Uint8Array(GREETING_BYTES);
-  #greetingBytes = 0;
-  /** A message that was cut, from its first byte; the capacity may be larger than what has come. */
-  #held = EMPTY;
-  #heldBytes = 0;
-  /** Of the message in hand: bytes of whole frames that were read, and bytes that the next step needs. */
-  #readBytes = 0;
-  #needBytes = 0;
+  /** In the memory: where the message in hand begins, where its next frame does, and where what was read ends. */
+  #begin = 0;
+  #next = 0;
+  #end = 0;
+  /** Bytes from `#begin` on that the next step needs. */
+  #needBytes = GREETING_BYTES;
+  #isGreeted = false;
   #fault: string | null = null;
   #isStopped = false;
 
@@ -60,96 +59,120 @@ export class ZmtpDecoder {
     this.#options = options;
   }
 
+  /** Where the next bytes are to be put: some, never none. Valid until `advance`. */
+  room(): Uint8Array {
+    const message = this.#message;
+    const held = this.#end - this.#begin;
+    let { bytes } = message;
+    // A size alone is not believed: who names many bytes must send them, and memory doubles as they come.
+    if (this.#needBytes > bytes.length && held === bytes.length)
+      bytes = Buffer.allocUnsafeSlow(Math.min(this.#needBytes, 2 * held));
+    else if (held === 0 && bytes.length > KEPT_BYTES_MAX) bytes = Buffer.allocUnsafeSlow(MEMORY_BYTES);
+    if (bytes !== message.bytes) bytes.set(message.bytes.subarray(this.#begin, this.#end));
+    else if (this.#begin > 0) bytes.copyWithin(0, this.#begin, this.#end);
+    for (let i = 0; i < message.frames; i += 1) {
+      message.starts[i]! -= this.#begin;
+      message.ends[i]! -= this.#begin;
+    }
+    message.bytes = bytes;
+    this.#next -= this.#begin;
+    this.#begin = 0;
+    this.#end = held;
+    return bytes.subarray(held);
+  }
+
   /**
-   * Reads on. `chunk` is the decoder's from here on. Returns what the peer did wrong, in words for a log line, or null;
+   * Reads on: `count` bytes were put where `room` said. Returns what the peer did wrong, in words for a log line, or null;
    * after a fault, and after `stop`, nothing is read any more.
    */
+  advance(count: number): string | null {
+    if (this.#isStopped) return this.#fault;
+    this.#end += count;
+    if (!this.#isGreeted) this.#greet();
+    if (this.#isGreeted && !this.#isStopped && this.#end - this.#begin >= this.#needBytes) this.#scan();
+    return this.#fault;
+  }
+
+  /** The same with bytes that lie elsewhere: they are copied. */
   push(chunk: Uint8Array): string | null {
-    if (this.#fault !== null || this.#isStopped) return this.#fault;
-    let at = this.#greetingBytes < GREETING_BYTES ? this.#greet(chunk) : 0;
-    while (this.#heldBytes > 0 && !this.#isStopped) {
-      at += this.#hold(chunk, at, this.#needBytes - this.#heldBytes);
-      if (this.#heldBytes < this.#needBytes) return null;
-      // What a step needs ends with a frame, so that nothing of a next message is held.
-      if (this.#scan(this.#held, 0, this.#heldBytes) > 0) this.#release();
-    }
-    if (at < chunk.length && !this.#isStopped) {
-      const begun = this.#scan(chunk, at, chunk.length);
-      if (begun < chunk.length && !this.#isStopped) this.#keep(chunk, begun);
+    for (let at = 0; at < chunk.length && !this.#isStopped; ) {
+      const room = this.room();
+      const part = chunk.subarray(at, at + room.length);
+      room.set(part);
+      at += part.length;
+      this.advance(part.length);
     }
     return this.#fault;
   }
 
-  /** Nothing is told any more, not even of what was pushed already. */
+  /** Nothing is told any more, not even of what was read already. */
   stop(): void {
     this.#isStopped = true;
-    this.#release();
   }
 
-  /** Reads of the greeting what the chunk has; returns where the rest begins. A wrong byte is told as soon as it comes. */
-  #greet(chunk: Uint8Array): number {
-    const greeting = this.#greeting;
-    const taken = chunk.subarray(0, GREETING_BYTES - this.#greetingBytes);
-    greeting.set(taken, this.#greetingBytes);
-    this.#greetingBytes += taken.length;
-    const has = (at: number): boolean => this.#greetingBytes > at;
+  /** A wrong byte is told as soon as it is there. */
+  #greet(): void {
+    const { bytes } = this.#message;
+    const has = (at: number): boolean => this.#end > at;
     // The last byte of the signature has its lowest bit where the peer has a version at all.
-    if ((has(0) && greeting[0] !== 0xff) || (has(9) && (greeting[GREETING_AT.signatureEnd]! & 1) === 0))
-      this.#fail('does not speak ZMTP 3: its greeting has another signature');
-    else if (has(GREETING_AT.major) && greeting[GREETING_AT.major]! < 3)
-      this.#fail(`speaks ZMTP ${greeting[GREETING_AT.major]}; 3.0 or later is needed`);
-    else if (this.#greetingBytes === GREETING_BYTES) {
-      const minor = greeting[GREETING_AT.major]! > 3 ? 1 : greeting[GREETING_AT.minor]!;
-      const mechanism = text(greeting.subarray(GREETING_AT.mechanism, GREETING_AT.asServer));
+    const isOther = bytes[0] !== 0xff || (has(9) && (bytes[GREETING_AT.signatureEnd]! & 1) === 0);
+    if (isOther) this.#fail('does not speak ZMTP 3: its greeting has another signature');
+    else if (has(GREETING_AT.major) && bytes[GREETING_AT.major]! < 3)
+      this.#fail('speaks a version of ZMTP before 3.0');
+    else if (this.#end >= GREETING_BYTES) {
+      this.#isGreeted = true;
+      this.#begin = GREETING_BYTES;
+      this.#next = GREETING_BYTES;
+      this.#needBytes = 2;
+      const minor = bytes[GREETING_AT.major]! > 3 ? 1 : bytes[GREETING_AT.minor]!;
+      const mechanism = text(bytes.subarray(GREETING_AT.mechanism, GREETING_AT.asServer));
       this.#options.onGreeting(minor, mechanism.replace(/\0+$/, ''));
     }
-    return taken.length;
   }
 
-  /** Reads the frames in `bytes[begin, end)`, at a message's begin; returns where the first unfinished message begins. */
-  #scan(bytes: Uint8Array, begin: number, end: number): number {
+  /** Reads all frames that are there. */
+  #scan(): void {
     const message = this.#message;
     const { frameBytesMax, onCommand, onMessage } = this.#options;
-    const { starts, ends } = message;
-    let first = begin;
-    let at = begin + this.#readBytes;
-    for (;;) {
+    const { bytes, starts, ends } = message;
+    const end = this.#end;
+    let begin = this.#begin;
+    let at = this.#next;
+    while (!this.#isStopped) {
       const left = end - at;
       const flags = left > 0 ? bytes[at]! : 0;
       const headBytes = (flags & FRAME_FLAG.long) === 0 ? 2 : 9;
       if (left < headBytes) {
-        this.#needBytes = at - first + headBytes;
+        this.#needBytes = at - begin + headBytes;
         break;
       }
       const body = at + headBytes;
       const size = headBytes === 2 ? bytes[at + 1]! : readSize(bytes, at + 1);
-      const fault = this.#checkFrame(flags, size, body + size - first, frameBytesMax);
+      const fault = this.#checkFrame(flags, size, body + size - begin, frameBytesMax);
       if (fault !== null) {
         this.#fail(fault);
-        return first;
+        return;
       }
       if (body + size > end) {
-        this.#needBytes = body + size - first;
+        this.#needBytes = body + size - begin;
         break;
       }
       at = body + size;
       if ((flags & FRAME_FLAG.command) !== 0) {
         onCommand(bytes, body, at);
-        if (message.frames === 0) first = at;
-      } else {
-        starts[message.frames] = body;
-        ends[message.frames] = at;
-        message.frames += 1;
-        if ((flags & FRAME_FLAG.more) !== 0) continue;
-        message.bytes = bytes;
-        onMessage(message);
-        message.frames = 0;
-        first = at;
+        if (message.frames === 0) begin = at;
+        continue;
       }
-      if (this.#isStopped) return first;
+      starts[message.frames] = body;
+      ends[message.frames] = at;
+      message.frames += 1;
+      if ((flags & FRAME_FLAG.more) !== 0) continue;
+      onMessage(message);
+      message.frames = 0;
+      begin = at;
     }
-    this.#readBytes = at - first;
-    return first;
+    this.#begin = begin;
+    this.#next = at;
   }
 
   #checkFrame(flags: number, size: number, messageBytes: number, frameBytesMax: number): string | null {
@@ -162,38 +185,6 @@ export class ZmtpDecoder {
     return messageBytes > frameBytesMax + REST_BYTES_MAX
       ? `sent a message of ${messageBytes} bytes; at most ${frameBytesMax + REST_BYTES_MAX}`
       : null;
-  }
-
-  /** Keeps the message that begins at `first` and has no end in the chunk. */
-  #keep(chunk: Uint8Array, first: number): void {
-    const { starts, ends, frames } = this.#message;
-    for (let i = 0; i < frames; i += 1) {
-      starts[i]! -= first;
-      ends[i]! -= first;
-    }
-    this.#hold(chunk, first, chunk.length - first);
-  }
-
-  /** Appends at most `bytes` of the chunk to what is held; returns how many there were. */
-  #hold(chunk: Uint8Array, at: number, bytes: number): number {
-    const part = chunk.subarray(at, at + bytes);
-    const total = this.#heldBytes + part.length;
-    if (total > this.#held.length) {
-      // A size alone is not believed: who names many bytes must send them.
-      const room = Math.min(this.#needBytes, Math.max(total, 2 * this.#held.length, ROOM_BYTES));
-      const held = Buffer.allocUnsafeSlow(room);
-      held.set(this.#held.subarray(0, this.#heldBytes));
-      this.#held = held;
-    }
-    this.#held.set(part, this.#heldBytes);
-    this.#heldBytes = total;
-    return part.length;
-  }
-
-  /** What was held is the receiver's now. */
-  #release(): void {
-    this.#held = EMPTY;
-    this.#heldBytes = 0;
   }
 
   #fail(fault: string): void {
