@@ -1,9 +1,10 @@
-// Promise: a ZmqSource takes exactly topic, 8-byte sequence and payload, binds where an engine connects to us, tries again
-// while its port is taken, and closes at once in every state.
-import { mkdtempSync, rmSync } from 'node:fs';
+// Promise: from real sockets of libzmq a ZmqSource takes exactly topic, 8-byte sequence and payload, over TCP and IPC,
+// says when an engine is there again, binds where an engine connects to us and closes at once in every state.
+import { spawnSync } from 'node:child_process';
+import { existsSync, mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import t from 'tap';
+import t, { type Test } from 'tap';
 import { Publisher, Subscriber } from 'zeromq';
 import { SOURCE_COUNTERS, type SourceCounts } from '#millrace/router/events/contract.js';
 import { readSequence, ZmqSource } from '#millrace/router/events/zmq-source.js';
@@ -60,7 +61,6 @@ t.test('endpoints are checked before a socket is made', async t => {
     ['tcp://[fe80::1%eth0]:65535', { host: 'fe80::1%eth0', port: 65_535 }],
     ['tcp://pod-0.svc_a:1', { host: 'pod-0.svc_a', port: 1 }],
     ['ipc:///run/kv', { path: '/run/kv' }],
-    ['ipc://@kv', { path: '\0kv' }],
   ] as const)
     t.same(readEndpoint('publish', endpoint), address, endpoint);
   t.same(readEndpoint('publish', 'tcp://*:5557', true), { host: undefined, port: 5557 });
@@ -74,6 +74,7 @@ t.test('endpoints are checked before a socket is made', async t => {
     'tcp://::1:5557',
     'tcp://*:5557',
     'ipc://',
+    'ipc://@kv',
     'inproc://kv',
     'udp://h:1',
   ])
@@ -82,9 +83,80 @@ t.test('endpoints are checked before a socket is made', async t => {
     await t.rejects(startSource(wrong), { code: 'MILLRACE_CONFIG' }, wrong);
 });
 
-t.test('an engine may connect to us, once the port is free', async t => {
+/** A path for a socket, in a folder that goes with the test. */
+function socketPath(t: Test): string {
   const folder = mkdtempSync(join(tmpdir(), 'millrace-'));
   t.teardown(() => rmSync(folder, { recursive: true }));
+  return join(folder, 'kv');
+}
+
+/** A subscriber that has just connected misses messages: sends numbers from `from` on until one is heard. */
+async function hearFrom(engine: Publisher, heard: readonly [number, number][], from: number): Promise<void> {
+  const before = heard.length;
+  for (let n = from; heard.length === before; n += 1) {
+    await engine.send(['kv', sequenceBytes(n), Buffer.alloc(300)]);
+    await new Promise(setImmediate);
+  }
+}
+
+t.test('an engine that restarts is heard again, over TCP and over IPC', async t => {
+  for (const endpoint of [
+    await freeEndpoint(),
+    (await freeEndpoint()).replace('127.0.0.1', 'localhost'),
+    `ipc://${socketPath(t)}`,
+  ]) {
+    const start = async (): Promise<Publisher> => {
+      const engine = new Publisher({ linger: 0 });
+      while ((await engine.bind(endpoint).catch(() => 'taken')) === 'taken') await new Promise(setImmediate);
+      return engine;
+    };
+    const first = await start();
+    const { source, batches, returns, logged, lines, clock } = await startSource(endpoint);
+    await hearFrom(first, batches, 500);
+    t.ok(batches.every(([sequence, bytes]) => sequence >= 500 && bytes === 300));
+    first.close();
+    await logged;
+    t.match(
+      lines[0],
+      /has no connection; is retried worker=http:\/\/worker endpoint=.*closed the connection/,
+    );
+    t.same(returns, []);
+    const second = await start();
+    const before = batches.length;
+    while (returns.length === 0) {
+      clock.advance(100);
+      await new Promise(setImmediate);
+    }
+    await hearFrom(second, batches, 0);
+    t.same(returns, [before], 'told before its first batch');
+    t.ok(batches[before]![0] < 500);
+    second.close();
+    await source.close();
+    t.equal(clock.nextInMs(), null, 'no timer is left');
+  }
+});
+
+t.test('the file of a listener that was killed does not keep the next one away', async t => {
+  const path = socketPath(t);
+  const killed = `require('net').createServer().listen(${JSON.stringify(path)}, () => process.kill(process.pid, 'SIGKILL'))`;
+  spawnSync(process.execPath, ['-e', killed]);
+  t.ok(existsSync(path));
+  const { source, batches, clock, lines, logged } = await startSource(`bind:ipc://${path}`);
+  await logged;
+  const engine = new Publisher({ linger: 0, reconnectInterval: 1 });
+  engine.connect(`ipc://${path}`);
+  for (let n = 0; batches.length === 0; n += 1) {
+    clock.advance(200);
+    await engine.send(['', sequenceBytes(n), Buffer.alloc(3)]);
+    await new Promise(setImmediate);
+  }
+  t.match(lines[0], /EADDRINUSE/);
+  engine.close();
+  await source.close();
+  t.notOk(existsSync(path), 'it leaves no file itself');
+});
+
+t.test('an engine may connect to us, once the port is free', async t => {
   const endpoint = await freeEndpoint();
   const squatter = new Subscriber({ linger: 0 });
   await squatter.bind(endpoint);

@@ -1,7 +1,8 @@
 /**
  * Addresses of ZeroMQ sockets as engines name them (R4), into what node:net takes: `tcp://host:port` with a name, an IPv4
- * address or an IPv6 address in brackets, and `ipc://path`, where `ipc://@name` is a socket of Linux's abstract names.
- * `inproc://` reaches no other process and is refused. Pure, any thread.
+ * address or an IPv6 address in brackets, and `ipc://path`. Refused are `inproc://`, which reaches no other process, and
+ * `ipc://@name`: Node 20 gives Linux's abstract names another length than libzmq, so that the two never meet. Pure, any
+ * thread.
  */
 import { ConfigError } from '../../../errors.js';
 
@@ -11,7 +12,7 @@ export type NetAddress =
   | { readonly path: string };
 
 const TCP = /^tcp:\/\/(?:\[([\da-fA-F:.]+(?:%[\w.-]+)?)\]|([\w.-]+)|\*):(\d{1,5})$/;
-const IPC = /^ipc:\/\/(@?)(\S+)$/;
+const IPC = /^ipc:\/\/([^\s@]\S*)$/;
 const PORT_MAX = 65_535;
 
 /**
@@ -23,7 +24,7 @@ export function readEndpoint(field: string, endpoint: string, isListening = fals
   const port = Number(tcp?.[3] ?? 0);
   if (port >= 1 && port <= PORT_MAX && (isListening || host !== undefined)) return { host, port };
   const ipc = IPC.exec(endpoint);
-  if (ipc !== null) return { path: `${ipc[1] === '@' ? '\0' : ''}${ipc[2]}` };
+  if (ipc !== null) return { path: ipc[1]! };
   throw new ConfigError(
     `${field}: '${endpoint}' is no event endpoint (tcp://host:port with a port from 1 to ${PORT_MAX}, or ipc://path${
       isListening ? '' : '; * as host is for bind: only'

@@ -71,7 +71,6 @@ export class ZmtpListener {
 
 /** A process that was killed leaves the file of its socket behind: it goes when nobody answers there. */
 function removeDead(path: string): void {
-  if (path.startsWith('\0')) return;
   const probe = createConnection(path, () => probe.destroy());
   probe.on('error', (error: NodeJS.ErrnoException) => {
     if (error.code === 'ECONNREFUSED') rmSync(path, { force: true });
