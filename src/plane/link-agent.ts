@@ -189,7 +189,7 @@ export class LinkAgent {
       removeHolder: () => {},
       clear: rank => link.sendEvents(rank, null),
       // Sent later than this call, for which the bytes are lent.
-      apply: (rank, payload) => link.sendEvents(rank, payload.slice()),
+      apply: (rank, payload) => link.sendEvents(rank, new Uint8Array(payload)),
       route: () => {},
       tend: () => {},
     };

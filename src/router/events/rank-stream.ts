@@ -202,8 +202,8 @@ export class RankStream {
   #hold(batch: Waiting): void {
     const bytes = this.#waitingBytes + batch.payload.length;
     if (this.#waiting.length < this.#options.waitingBatchesMax && bytes <= this.#options.waitingBytesMax) {
-      // The bytes are lent for this call only.
-      this.#waiting.push({ ...batch, payload: batch.payload.slice() });
+      // The bytes are lent for this call only. `slice` would not copy those of a Buffer.
+      this.#waiting.push({ ...batch, payload: new Uint8Array(batch.payload) });
       this.#waitingBytes = bytes;
       return;
     }
