@@ -1,6 +1,6 @@
 /**
  * The rows of bench/route.js about KV events: recorded batches of mock engines through decoder, translation, hashing and
- * index on one thread; and the same through a real ZMQ socket, with the time from sending to being visible.
+ * index on one thread; and the same through a socket, with the time from sending to being visible.
  */
 import { fork } from 'node:child_process';
 import { on } from 'node:events';
