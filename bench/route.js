@@ -115,6 +115,7 @@ async function side(addon, name, settings, { stream, frames, socketFrames, small
     decisionUs: { p50: decision.decisionP50Us, p99: decision.decisionP99Us },
     ...throughput,
     ...apply,
+    firstBatchMs: socket.firstBatchMs,
     applyLagMs: { p50: socket.applyLagP50Ms, p99: socket.applyLagP99Ms },
     appliedBlocksPerSecond: socket.achievedBlocksPerSecond,
     socketBlocksPerSecond: socket.socketBlocksPerSecond,

@@ -74,7 +74,7 @@ export class ZmtpConnection {
       onCommand: (bytes, start, end) => this.#take(bytes, start, end),
       onMessage: message => {
         if (this.#isReady) options.onMessage(message);
-        else this.#end('sent a message before its READY');
+        else this.#end('the peer sent a message before its READY');
       },
     });
     this.#timer = options.clock.after(HANDSHAKE_MS, () =>

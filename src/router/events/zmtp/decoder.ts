@@ -12,7 +12,8 @@ export const FRAMES_MAX = 8;
 const COMMAND_BYTES_MAX = 4096;
 /** What a message may have besides its largest frame: heads, topic, sequence, commands between its frames. */
 const REST_BYTES_MAX = 8192;
-/** Memory at first, and the most that is kept after a longer message. */
+/** Memory until the peer has greeted (peers that are away are tried all the time), after that, and kept at most. */
+const GREETING_MEMORY_BYTES = 256;
 const MEMORY_BYTES = 64 * 1024;
 const KEPT_BYTES_MAX = 1024 * 1024;
 
@@ -40,7 +41,7 @@ export interface ZmtpMessage {
 export class ZmtpDecoder {
   readonly #options: ZmtpDecoderOptions;
   readonly #message = {
-    bytes: Buffer.allocUnsafeSlow(MEMORY_BYTES) as Uint8Array,
+    bytes: Buffer.allocUnsafeSlow(GREETING_MEMORY_BYTES) as Uint8Array,
     frames: 0,
     starts: new Int32Array(FRAMES_MAX),
     ends: new Int32Array(FRAMES_MAX),
@@ -65,7 +66,8 @@ export class ZmtpDecoder {
     const held = this.#end - this.#begin;
     let { bytes } = message;
     // A size alone is not believed: who names many bytes must send them, and memory doubles as they come.
-    if (this.#needBytes > bytes.length && held === bytes.length)
+    if (this.#isGreeted && bytes.length < MEMORY_BYTES) bytes = Buffer.allocUnsafeSlow(MEMORY_BYTES);
+    else if (this.#needBytes > bytes.length && held === bytes.length)
       bytes = Buffer.allocUnsafeSlow(Math.min(this.#needBytes, 2 * held));
     else if (held === 0 && bytes.length > KEPT_BYTES_MAX) bytes = Buffer.allocUnsafeSlow(MEMORY_BYTES);
     if (bytes !== message.bytes) bytes.set(message.bytes.subarray(this.#begin, this.#end));
