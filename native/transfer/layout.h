@@ -20,8 +20,8 @@ namespace millrace::kv {
 enum class LayoutKind : uint8_t { kPagedKv = 0, kTensorList = 1, kOpaque = 2 };
 enum class BlockOrder : uint8_t { kLayerMajor = 0, kBlockMajor = 1 };
 enum class InnerOrder : uint8_t { kNhd = 0, kHnd = 1 };
-// kSeparate: K of all blocks, then V of all blocks ([2, B, …]); kAdjacent: K and V of a block side by side ([B, 2, …]);
-// kJoined: one vector that is both (MLA), the same on every TP rank.
+// kSeparate: K of all blocks, then V of all blocks ([2, B, …]; block-major: K of all layers, then V); kAdjacent: K and V of
+// a layer side by side in each block ([B, 2, …]); kJoined: one vector that is both (MLA), the same on every TP rank.
 enum class KvSplit : uint8_t { kSeparate = 0, kAdjacent = 1, kJoined = 2 };
 
 // Limits of what is accepted from a caller or a peer.
@@ -76,20 +76,29 @@ class Layout {
   uint64_t block_bytes() const { return plane_bytes_ * planes_.size(); }
   uint32_t blocks() const { return blocks_; }
   const std::string& model() const { return model_; }
-  // XXH3-64 over every field that says what a block holds and how: equal hashes mean that planes can be copied as they
-  // are. The number of blocks, where planes begin and the TP rank are not part of it.
+  uint64_t pool_bytes() const { return pool_bytes_; }
+  // The first head of this rank by its number in the whole model. Ranks share heads where there are more ranks than heads.
+  uint32_t first_head() const;
+  // 2 for K and V, 1 where they are joined or the bytes have no meaning.
+  uint32_t parts() const { return kind_ == LayoutKind::kOpaque || shape_.kv_split == KvSplit::kJoined ? 1 : 2; }
+  // XXH3-64 over every field that says what a plane holds and in which order: planes of the same rank, layer and part can
+  // be copied as they are when the hashes are equal. The number of blocks, where planes begin and the rank are not in it.
   uint64_t hash() const { return hash_; }
 
-  // As a blob (little endian, versioned; wire.h has the parser's limits) and back.
+  // As a blob of little-endian words, and back: decode makes every check that the makers make, takes exactly `size` bytes
+  // and trusts none of them.
   void encode(std::vector<uint8_t>* out) const;
   static Status decode(const uint8_t* bytes, size_t size, Layout* out, std::string* error);
 
  private:
+  static Status make(LayoutKind kind, const PagedKvShape& shape, std::vector<Plane> planes, uint64_t plane_bytes,
+                     uint32_t blocks, uint64_t pool_bytes, const std::string& model, Layout* out, std::string* error);
   LayoutKind kind_ = LayoutKind::kOpaque;
   PagedKvShape shape_;
   std::vector<Plane> planes_;
   uint64_t plane_bytes_ = 0;
   uint32_t blocks_ = 0;
+  uint64_t pool_bytes_ = 0;
   std::string model_;
   uint64_t hash_ = 0;
 };

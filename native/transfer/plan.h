@@ -41,20 +41,35 @@ class Transform {
   static Status make(const Layout& source, const Layout& target, const Part& part,
                      std::shared_ptr<const Transform>* out, std::string* error);
 
-  // Whole planes are copied as they are.
-  bool is_identity() const;
-  // Bytes that one block takes.
-  uint64_t bytes_per_block() const;
+  // Bytes of one block that are copied, and in how many runs when no neighbours merge.
+  uint64_t bytes_per_block() const { return bytes_per_block_; }
+  uint32_t runs_per_block() const { return static_cast<uint32_t>(pieces_.size()); }
 
-  // Appends the runs of `count` blocks: source_blocks[i] to target_blocks[i]. kInvalid for a block outside its pool or
-  // one that is twice among the targets. Neighbours on both sides become one run. The order of the runs is the order of
-  // the bytes on a two-sided wire.
+  // Appends the runs of `count` blocks: source_blocks[i] to target_blocks[i], plane by plane. kInvalid,
+  // and nothing appended, for a block outside its pool or one that is twice among the targets. Neighbours on both sides
+  // become one run. The order of the runs is the order of the bytes on a two-sided wire.
   Status lower(const uint32_t* source_blocks, const uint32_t* target_blocks, uint32_t count, std::vector<Run>* out,
                std::string* error) const;
 
  private:
-  struct Piece;
+  // What of one or more neighbouring planes goes where, in every block alike.
+  struct Piece {
+    uint64_t source;
+    uint64_t target;
+    uint64_t source_block_stride;
+    uint64_t target_block_stride;
+    uint64_t length;
+    uint64_t source_stride;
+    uint64_t target_stride;
+    uint32_t count;
+  };
+
+  void add(const Piece& piece);
+
   std::vector<Piece> pieces_;
+  uint64_t bytes_per_block_ = 0;
+  uint32_t source_blocks_ = 0;
+  uint32_t target_blocks_ = 0;
 };
 
 }  // namespace millrace::kv
