@@ -20,6 +20,9 @@ inline uint32_t pick(std::mt19937& random, uint32_t least, uint32_t most) {
   return least + static_cast<uint32_t>(random() % (most - least + 1));
 }
 
+// Steps of a block table against a model, and threads that work on blocks while they are reused.
+void table_random(std::mt19937& random, uint32_t steps);
+
 // Random layouts, and every run of a plan against a copy element by element.
 void plan_random(std::mt19937& random, uint32_t cases);
 
