@@ -8,6 +8,7 @@ import { AggregatorRegistry, Gauge, type Metric, Registry } from 'prom-client';
 import { ERROR_CODES, type ErrorCode } from '../errors.js';
 import { ASK_REASONS, type AskReason, END_CAUSES, type EndCause } from '../messages/records.js';
 import { type ReadIndex, registerIndexMetrics } from './index-metrics.js';
+import { type LinkReadings, registerLinkMetrics } from './link-metrics.js';
 import { ModelCounter, ModelHistogram } from './model-histogram.js';
 import { SeriesCounter } from './series-counter.js';
 import { registerWorkerMetrics, type WorkerReadings } from './worker-metrics.js';
@@ -44,6 +45,8 @@ export interface MetricSources {
   readonly readWorkers: (() => readonly WorkerReadings[]) | null;
   /** The prefix index; null: there is none, or another thread tells it. */
   readonly readIngest: ReadIndex | null;
+  /** The worker links of this thread; null: none are taken. */
+  readonly readLinks: (() => LinkReadings) | null;
 }
 
 /** The metrics of one thread as plain values that can be sent to another. */
@@ -271,6 +274,7 @@ export function createMetrics(models: readonly string[], sources: MetricSources,
   const counts = createRequestMetrics(registry);
   const stop = createScrapedGauges(registry, sources, thread);
   if (sources.readIngest !== null) registerIndexMetrics(registry, sources.readIngest);
+  if (sources.readLinks !== null) registerLinkMetrics(registry, sources.readLinks);
   // A series that exists from the start shows its first increase; one that appears with it does not.
   counts.accepted.add(0, thread);
   for (const reason of ASK_REASONS) counts.asks.add(0, reason);

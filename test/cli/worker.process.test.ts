@@ -94,7 +94,7 @@ t.test('SIGTERM waits for what runs; kill -9 resets it', async t => {
     } else response.end('');
   });
   for (const end of ['SIGKILL', 'SIGTERM'] as const) {
-    const address = { path: `${folder}/${end}`, host: null, port: 0 } as const;
+    const address = { path: `${folder}/${end}`, host: null, port: 0, isTls: false } as const;
     const plane = await startPlane(t, { address });
     const child = launch(t, [
       ...[

@@ -23,13 +23,18 @@ export class LinkWriter {
   #view = new DataView(this.#bytes.buffer);
   #words = new Uint32Array(this.#bytes.buffer);
   #at = 0;
-  #sequence = 0;
+  #frames = 0;
   /** Where the STEP frame that is being filled begins, or NONE. */
   #stepAt = NONE;
 
   /** Bytes that `take` would give. */
   get size(): number {
     return this.#at;
+  }
+
+  /** Frames so far; the lower 32 bits are the sequence of the next one. */
+  get frames(): number {
+    return this.#frames;
   }
 
   /** Appends a frame whose payload is `parts`, one after the other; copied. */
@@ -100,8 +105,8 @@ export class LinkWriter {
     view.setUint16(at + LINK_HEADER.kind, kind, true);
     view.setUint16(at + LINK_HEADER.flags, flags, true);
     view.setUint32(at + LINK_HEADER.stream, stream, true);
-    view.setUint32(at + LINK_HEADER.sequence, this.#sequence, true);
-    this.#sequence = (this.#sequence + 1) >>> 0;
+    view.setUint32(at + LINK_HEADER.sequence, this.#frames, true);
+    this.#frames += 1;
     return at + LINK_HEADER_BYTES;
   }
 

@@ -12,7 +12,7 @@ import {
   makeProof,
   parseLinkAddress,
   parseSecret,
-  requireSecret,
+  requireTrust,
   showLinkAddress,
 } from '#millrace/engines/link/link-secret.js';
 import { LinkServer } from '#millrace/engines/link/link-server.js';
@@ -160,7 +160,7 @@ t.test('a socket that a dead process left is replaced, one that is in use is not
   await once(dead, 'listening');
   renameSync(`${folder}/dead.sock`, path);
   dead.close();
-  const address = { path, host: null, port: 0 } as const;
+  const address = { path, host: null, port: 0, isTls: false } as const;
   await startPlane(t, { address });
   await t.rejects(startPlane(t, { address }), {
     code: 'MILLRACE_CONFIG',
@@ -169,9 +169,14 @@ t.test('a socket that a dead process left is replaced, one that is in use is not
 });
 
 t.test('addresses and secrets', async t => {
-  t.same(parseLinkAddress('unix:/run/a.sock', 'x'), { path: '/run/a.sock', host: null, port: 0 });
-  t.same(parseLinkAddress('[::1]:80', 'x'), { path: null, host: '::1', port: 80 });
-  for (const text of ['h:1', 'unix:/a', '[::2]:65535'])
+  t.same(parseLinkAddress('unix:/run/a.sock', 'x'), {
+    path: '/run/a.sock',
+    host: null,
+    port: 0,
+    isTls: false,
+  });
+  t.same(parseLinkAddress('[::1]:80', 'x'), { path: null, host: '::1', port: 80, isTls: false });
+  for (const text of ['h:1', 'unix:/a', '[::2]:65535', 'tls://h:1', 'tls://[::2]:0'])
     t.equal(showLinkAddress(parseLinkAddress(text, 'x')), text);
   for (const text of [
     '',
@@ -183,6 +188,8 @@ t.test('addresses and secrets', async t => {
     ':80',
     'a b:1',
     'http://h:1',
+    'tls:h:1',
+    'tls://unix:/a',
   ])
     t.throws(
       () => parseLinkAddress(text, '--plane'),
@@ -193,17 +200,28 @@ t.test('addresses and secrets', async t => {
     t.ok(isLocalAddress(parseLinkAddress(text, 'x')), text);
   for (const text of ['10.0.0.1:1', '0.0.0.0:1', 'engine:1', '127.0.0.1.evil:1', '[::]:1']) {
     t.notOk(isLocalAddress(parseLinkAddress(text, 'x')), text);
-    t.throws(() => requireSecret(parseLinkAddress(text, 'x'), null), {
+    const plain = parseLinkAddress(text, 'x');
+    const secured = parseLinkAddress(`tls://${text}`, 'x');
+    for (const side of ['worker', 'plane'] as const) {
+      const message = /leaves this host/;
+      t.throws(() => requireTrust(side, plain, null, null), { code: 'MILLRACE_CONFIG', message });
+      requireTrust(side, plain, SECRET, null);
+      requireTrust(side, secured, SECRET, null);
+    }
+    requireTrust('worker', secured, null, null);
+    requireTrust('plane', secured, null, { cert: 'c', key: 'k', ca: 'ca' });
+    t.throws(() => requireTrust('plane', secured, null, { cert: 'c', key: 'k', ca: null }), {
       code: 'MILLRACE_CONFIG',
-      message: /leaves this host/,
+      message: /does not know who connects: name the CA/,
     });
-    requireSecret(parseLinkAddress(text, 'x'), SECRET);
   }
   t.throws(
     () =>
       new LinkServer({
         address: { ...LOOPBACK, host: '0.0.0.0' } as typeof LOOPBACK,
         secret: null,
+        tls: null,
+        lanes: [],
         makeNonce,
         clock: systemClock,
         logger: QUIET,
