@@ -6,7 +6,7 @@ import { connect as connectSocket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { connect as connectTls } from 'node:tls';
 import t, { type Test } from 'tap';
-import { type LinkTls, readLinkTls } from '#millrace/engines/link/link-tls.js';
+import { contextOf, type LinkTls, readLinkTls } from '#millrace/engines/link/link-tls.js';
 import { createLogger } from '#millrace/runtime/logger.js';
 import {
   ask,
@@ -95,7 +95,7 @@ t.test('a worker that is not one: never admitted', async t => {
 t.test('a renewed certificate counts for the next connection', async t => {
   const plane = await startPlane(t, { address: SECURED, secret: null, tls: planeTls });
   const shown = async (): Promise<string | undefined> => {
-    const socket = connectTls({ port: plane.address.port, host: HOST, ...workerTls, ca: ca.cert });
+    const socket = connectTls({ port: plane.address.port, host: HOST, ...contextOf(workerTls) });
     await once(socket, 'secureConnect');
     const { serialNumber } = socket.getPeerCertificate();
     socket.destroy();
