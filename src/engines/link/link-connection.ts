@@ -124,7 +124,7 @@ export class LinkConnection {
     this.#flushLater();
   }
 
-  /** Adds ids of a stream to the STEP of this turn. */
+  /** Adds ids of a stream to the STEP of this turn. Returns the bytes that they take there; 0 once the connection has ended. */
   sendEntry(
     stream: number,
     choice: number,
@@ -132,10 +132,10 @@ export class LinkConnection {
     ids: Uint32Array,
     first: number,
     count: number,
-  ): void {
-    if (this.#fault !== null) return;
-    this.#writer.entry(stream, choice, finish, ids, first, count);
+  ): number {
+    if (this.#fault !== null) return 0;
     this.#flushLater();
+    return this.#writer.entry(stream, choice, finish, ids, first, count);
   }
 
   /** Tells the peer why and ends the connection. */

@@ -21,7 +21,8 @@
  * `sequence` counts the frames of one direction from 0 and wraps at 2^32: a frame that is lost, doubled or repeated from
  * elsewhere is a protocol error. `stream` is 0 for what belongs to no stream. A kind that is not known is an error where
  * its flag `critical` is set, and skipped where it is not. A STEP holds all ids that the streams of one connection got in
- * one turn of the worker's event loop; its payload is a row of entries, several of one stream in order:
+ * one turn of the worker's event loop; its payload is a row of entries, several of one stream in order, and what came
+ * together for one choice in one entry:
  *
  *     byte  0        4        5        6       8
  *           stream   choice   finish   count   ids: count × u32

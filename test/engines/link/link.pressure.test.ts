@@ -90,8 +90,10 @@ t.test('without credit nothing is sent; with it, exactly as much as it allows, r
   const rows = Math.floor(STEP_BYTES_MAX / perFrame);
   const origin = await startEngine(t, (request, response) => {
     response.writeHead(200, request.url === '/bytes' ? {} : SSE);
-    const frame = idsFrame(Array.from({ length: 50 }, (_, at) => at));
-    response.end(request.url === '/bytes' ? bytes : frame.repeat(rows + 3) + DONE);
+    const ids = Array.from({ length: 50 }, (_, at) => at);
+    // Of one choice they would share an entry.
+    const frames = Array.from({ length: rows + 3 }, (_, at) => idsFrame(ids, at % 2));
+    response.end(request.url === '/bytes' ? bytes : frames.join('') + DONE);
   });
   startWorker(t, address, origin);
   const peer = await linked.done;
