@@ -7,7 +7,7 @@ import { existsSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { cpuSeconds, startLoad, startServer, startWorker } from './children.js';
-import { median, percentile } from './report.js';
+import { median, medians, percentile } from './report.js';
 
 const ENGINE = fileURLToPath(new URL('./engine.js', import.meta.url));
 const PLANE = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url));
@@ -179,13 +179,6 @@ function windowOf(from, to) {
     planeMainThreadCpuCores: (to.plane.mainThread - from.plane.mainThread) / seconds,
     ...rates,
   };
-}
-
-/** Field by field the median of all windows. @param {Array<Record<string, number>>} windows */
-function medians(windows) {
-  return Object.fromEntries(
-    Object.keys(windows[0]).map(key => [key, median(windows.map(window => window[key]))]),
-  );
 }
 
 /** @param {any} totals @param {number} units  What the windows saw at least; zero means a standstill that no request reported. */
