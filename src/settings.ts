@@ -218,7 +218,7 @@ function linkSettings(): readonly Setting[] {
       key: 'linkListen',
       flag: 'link-listen',
       value: 'ADDRESS',
-      help: 'where `millrace worker` links in: HOST:PORT (0: chosen by the system), tls://HOST:PORT or unix:/path; N socket threads take the next N ports or path.1 … path.N too',
+      help: 'where `millrace worker` links in: HOST:PORT, tls://HOST:PORT (0: chosen by the system) or unix:/path; N socket threads above 1 take the next N ports, or path.1 to path.N, too',
       default: null,
       parse: text,
     },

@@ -214,6 +214,7 @@ function createRequestMetrics(registry: Registry) {
 function createScrapedGauges(registry: Registry, sources: MetricSources, thread: string): () => void {
   const registers = [registry];
   if (sources.readWorkers !== null) registerWorkerMetrics(registry, sources.readWorkers);
+  if (sources.readLinks !== null) registerLinkMetrics(registry, sources.readLinks);
   new Gauge({
     name: 'millrace_ring_depth',
     help: 'Records or bytes waiting in a ring',
@@ -274,7 +275,6 @@ export function createMetrics(models: readonly string[], sources: MetricSources,
   const counts = createRequestMetrics(registry);
   const stop = createScrapedGauges(registry, sources, thread);
   if (sources.readIngest !== null) registerIndexMetrics(registry, sources.readIngest);
-  if (sources.readLinks !== null) registerLinkMetrics(registry, sources.readLinks);
   // A series that exists from the start shows its first increase; one that appears with it does not.
   counts.accepted.add(0, thread);
   for (const reason of ASK_REASONS) counts.asks.add(0, reason);

@@ -147,6 +147,14 @@ t.test('--help and wrong flags', async t => {
       /--secret-file \/ cannot be read: EISDIR/,
     ],
     [
+      ['--engine', 'http://h:1', '--plane', 'tls://h:1', '--tls-cert', '/c'],
+      /--tls-cert \/c cannot be read: ENOENT/,
+    ],
+    [
+      ['--engine', 'http://h:1', '--plane', 'tls://h:1', '--tls-key', '/'],
+      /--tls-key \/ cannot be read: EISDIR/,
+    ],
+    [
       ['--engine', 'http://h:1', '--plane', '[::1]:1', '--log-level', 'x'],
       /--log-level is 'x'; allowed: debug/,
     ],

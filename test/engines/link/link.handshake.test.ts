@@ -5,10 +5,16 @@ import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import t from 'tap';
 import { encodeHello } from '#millrace/engines/link/link-messages.js';
-import { LINK_KIND, LINK_LIMITS } from '#millrace/engines/link/link-protocol.js';
+import {
+  LANES_MAX,
+  LINK_CAPABILITIES,
+  LINK_KIND,
+  LINK_LIMITS,
+} from '#millrace/engines/link/link-protocol.js';
 import {
   checkProof,
   isLocalAddress,
+  laneAddress,
   makeProof,
   parseLinkAddress,
   parseSecret,
@@ -18,7 +24,16 @@ import {
 import { LinkServer } from '#millrace/engines/link/link-server.js';
 import { ManualClock, systemClock } from '#millrace/runtime/clock.js';
 import { createLogger } from '#millrace/runtime/logger.js';
-import { LOOPBACK, makeNonce, QUIET, SECRET, signal, startPlane, startWorker } from './link-fixture.js';
+import {
+  LOOPBACK,
+  makeNonce,
+  QUIET,
+  SECRET,
+  signal,
+  startPlane,
+  startWorker,
+  WORKER,
+} from './link-fixture.js';
 import { connectRaw, linkRaw, listenRaw, type RawPeer } from './raw-peer.js';
 
 const ENGINE = 'http://127.0.0.1:1';
@@ -143,13 +158,43 @@ t.test('the newest link to an engine counts', async t => {
   t.notOk(second.socket.closed);
 });
 
-t.test('a window that is too small for one STEP is refused by the worker side', async t => {
-  const linked = signal<RawPeer>();
-  const address = await listenRaw(t, peer => linked.set(peer), 100);
-  startWorker(t, address, ENGINE);
-  const peer = await linked.done;
-  await peer.closed;
-  t.match(peer.refusal, { kind: 'protocol', message: /window of 100 bytes/ });
+t.test('a WELCOME with a window too small for one STEP, or lanes that are none, is refused', async t => {
+  const window = LINK_LIMITS.answerWindowBytes;
+  const wrong: [welcome: number[], message: RegExp][] = [
+    [[100], /window of 100 bytes/],
+    [[], /WELCOME with 0 bytes/],
+    [[window, 65_536], /lanes at 65536/],
+    [[window, ...new Array<number>(LANES_MAX + 1).fill(1)], /WELCOME with 264 bytes/],
+  ];
+  for (const [welcome, message] of wrong) {
+    const linked = signal<RawPeer>();
+    const address = await listenRaw(t, peer => linked.set(peer), welcome);
+    startWorker(t, address, ENGINE);
+    const peer = await linked.done;
+    await peer.closed;
+    t.match(peer.refusal, { kind: 'protocol', message });
+  }
+});
+
+t.test('lanes are told to a worker side that knows of them', async t => {
+  const { address } = await startPlane(t, { lanes: [7001, 7002] });
+  const up = signal<readonly number[]>();
+  startWorker(t, address, ENGINE, { onUp: lanes => up.set(lanes) });
+  t.same(await up.done, [7001, 7002]);
+  const bytesOf = (peer: RawPeer): number =>
+    peer.got.find(({ kind }) => kind === LINK_KIND.welcome)!.payload.length;
+  t.equal(bytesOf(await linkRaw(t, address, { ...WORKER, url: 'http://other:1' }, LINK_CAPABILITIES)), 12);
+  t.equal(bytesOf(await linkRaw(t, address)), 4, 'an older one is told the window alone');
+  const { isTls } = address;
+  t.same(laneAddress(address, 1, 7002), { ...address, port: 7002, isTls });
+  const local = parseLinkAddress('unix:/run/a.sock', 'x');
+  t.equal(showLinkAddress(laneAddress(local, 0, 0)), 'unix:/run/a.sock.1');
+  t.throws(() => laneAddress(address, 0, 65_536), {
+    code: 'MILLRACE_CONFIG',
+    message: /there is no port 65536/,
+  });
+  const longest = parseLinkAddress(`unix:/${'a'.repeat(106)}`, 'x');
+  t.throws(() => laneAddress(longest, 0, 0), { code: 'MILLRACE_CONFIG', message: /longer than 107 bytes/ });
 });
 
 t.test('a socket that a dead process left is replaced, one that is in use is not', async t => {

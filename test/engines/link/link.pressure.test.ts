@@ -84,7 +84,7 @@ t.test(
 
 t.test('without credit nothing is sent; with it, exactly as much as it allows, rows whole', async t => {
   const linked = signal<RawPeer>();
-  const address = await listenRaw(t, peer => linked.set(peer), STEP_BYTES_MAX);
+  const address = await listenRaw(t, peer => linked.set(peer), [STEP_BYTES_MAX]);
   const bytes = 'b'.repeat(3 * STEP_BYTES_MAX);
   const perFrame = 8 + 50 * 4;
   const rows = Math.floor(STEP_BYTES_MAX / perFrame);
@@ -142,7 +142,7 @@ t.test(
     const linked = signal<RawPeer>();
     const up = signal<void>();
     const lost: number[] = [];
-    const address = await listenRaw(t, peer => linked.set(peer), 1 << 30);
+    const address = await listenRaw(t, peer => linked.set(peer), [1 << 30]);
     const total = 64 << 20;
     const written = { bytes: 0 };
     const origin = await startEngine(t, (_request, response) => {

@@ -6,7 +6,11 @@ import { connect as connectSocket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { connect as connectTls } from 'node:tls';
 import t, { type Test } from 'tap';
+import { loadConfig } from '#millrace/config.js';
 import { contextOf, type LinkTls, readLinkTls } from '#millrace/engines/link/link-tls.js';
+import { linkAccess } from '#millrace/plane/link-access.js';
+import { TOKENIZER_NAMES } from '#millrace/preprocess/tokenizers/load.js';
+import { POLICY_NAMES } from '#millrace/router/policies/policies.js';
 import { createLogger } from '#millrace/runtime/logger.js';
 import {
   ask,
@@ -139,4 +143,31 @@ t.test('files', async t => {
       code: 'MILLRACE_CONFIG',
       message,
     });
+});
+
+t.test('settings that do not go together', t => {
+  const folder = mkdtempSync(`${tmpdir()}/tls-`);
+  t.teardown(() => rmSync(folder, { recursive: true }));
+  const linkTlsCert = `${folder}/cert`;
+  const linkTlsKey = `${folder}/key`;
+  const linkTlsCa = `${folder}/ca`;
+  writeFileSync(linkTlsCert, planeTls.cert!);
+  writeFileSync(linkTlsKey, planeTls.key!);
+  writeFileSync(linkTlsCa, ca.cert);
+  const accessOf = (options: Readonly<Record<string, unknown>>) =>
+    linkAccess(loadConfig({ policies: POLICY_NAMES, tokenizers: TOKENIZER_NAMES }, { options }));
+  const pair = { linkTlsCert, linkTlsKey };
+  const anywhere = 'tls://0.0.0.0:7400';
+  t.equal(accessOf(pair), null, 'no links are taken');
+  t.match(accessOf({ linkListen: anywhere, ...pair, linkTlsCa }), { secret: null, tls: planeTls });
+  const wrong: [options: Readonly<Record<string, unknown>>, message: RegExp][] = [
+    [{ linkListen: anywhere }, /needs linkTlsCert and linkTlsKey/],
+    [{ linkListen: anywhere, linkTlsCa }, /needs linkTlsCert and linkTlsKey/],
+    [{ linkListen: anywhere, ...pair }, /does not know who connects: name the CA/],
+    [{ linkListen: '127.0.0.1:0', ...pair }, /need linkListen with tls:/],
+    [{ linkListen: 'tls://127.0.0.1:65535', ...pair, socketThreads: 2 }, /there is no port 65537/],
+  ];
+  for (const [options, message] of wrong)
+    t.throws(() => accessOf(options), { code: 'MILLRACE_CONFIG', message }, JSON.stringify(options));
+  t.end();
 });
