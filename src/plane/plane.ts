@@ -5,6 +5,8 @@
  */
 import { strict as assert } from 'node:assert';
 import type { Config } from '../config.js';
+import { checkEngines, createAdapters } from '../engines/adapters.js';
+import type { EngineExtension } from '../engines/extensions.js';
 import { ConfigError } from '../errors.js';
 import { claimPort } from '../frontend/http/claim-port.js';
 import type { HttpExchange } from '../frontend/http/http-exchange.js';
@@ -18,7 +20,8 @@ import type { Logger } from '../runtime/logger.js';
 import { namedWorkers, resolveWorker, type WorkerConfig, type WorkerOptions } from '../worker-config.js';
 import { carryOutAdmin } from './admin-calls.js';
 import { type Decision, mergedDecisions } from './decision-log.js';
-import { Fleet } from './fleet.js';
+import { openExtensions } from './extension-trial.js';
+import { configuredWorkers, Fleet } from './fleet.js';
 import { readIngest } from './ingest-metrics.js';
 import type { IngestCore } from './ingest-side.js';
 import type { Replaced } from './membership.js';
@@ -105,8 +108,10 @@ export class Plane {
       (options.onFault ?? throwLater)(error, plane);
     });
     const guarded = { ...options, clock: guard.clock(options.clock), logger: guard.logger(options.logger) };
+    const extensions = await openExtensions(options.config.extensions, guarded.clock);
+    checkEngines(createAdapters(extensions), configuredWorkers(options.config));
     const textModels = await TextModels.open(options.config, guarded.clock, guarded.logger);
-    plane = new Plane(guarded, guard, textModels);
+    plane = new Plane(guarded, guard, textModels, extensions);
     try {
       await plane.#links?.listen();
     } catch (error) {
@@ -116,7 +121,12 @@ export class Plane {
     return plane;
   }
 
-  private constructor(options: PlaneOptions, guard: FaultGuard, textModels: TextModels) {
+  private constructor(
+    options: PlaneOptions,
+    guard: FaultGuard,
+    textModels: TextModels,
+    extensions: readonly EngineExtension[],
+  ) {
     const { config, clock, logger, seed } = options;
     const { limits } = config;
     this.#options = options;
@@ -141,6 +151,7 @@ export class Plane {
       logger,
       guard,
       textModels,
+      extensions,
       loadTable: this.loadTable,
       board: this.#board,
       activity: new WorkerActivity(memory.activity),
@@ -160,7 +171,7 @@ export class Plane {
     this.#local =
       tasks.length > 1
         ? null
-        : new SocketUnit(tasks[0]!, { clock, guard, core, links: this.#links, ...sources });
+        : new SocketUnit(tasks[0]!, { clock, guard, core, extensions, links: this.#links, ...sources });
     this.#sides = this.#local === null ? tasks.map(task => new RemoteUnit(task, core, clock)) : [this.#local];
     const none = { readRetainedBytes: () => 0, readRingDepths: () => [] };
     this.#metrics = this.#local?.metrics ?? createMetrics([], { ...none, ...sources }, 'main');
@@ -172,6 +183,7 @@ export class Plane {
       guard,
       seed,
       folders: textModels.folders,
+      extensions: config.extensions,
       memory,
       board: this.#board,
       ledger: this.ledger,

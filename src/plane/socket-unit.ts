@@ -7,6 +7,7 @@
 import { createAdapters } from '../engines/adapters.js';
 import { EngineClient } from '../engines/client.js';
 import type { EngineAdapter } from '../engines/contract.js';
+import type { EngineExtension } from '../engines/extensions.js';
 import { createFrameScanner, type FrameScanner } from '../engines/frame-scanner.js';
 import { LinkedClient } from '../engines/link/linked-client.js';
 import { ConfigError } from '../errors.js';
@@ -46,6 +47,8 @@ export interface UnitServices {
   readonly clock: Clock;
   readonly guard: FaultGuard;
   readonly core: Omit<CoreSide, 'fault'>;
+  /** As this thread has loaded them. */
+  readonly extensions: readonly EngineExtension[];
   /** Loads of the workers, which belong to one thread's metrics only; none elsewhere. */
   readonly readWorkerLoads: MetricSources['readWorkerLoads'];
   /** Of their health, for the same reason. */
@@ -80,7 +83,7 @@ export class SocketUnit implements SocketSide {
     const addon = loadAddon();
     this.#client = new EngineClient({ clock, connectDeadlineMs: limits.connectDeadlineMs });
     this.#scanner = createFrameScanner(addon);
-    this.#adapters = createAdapters(this.#scanner);
+    this.#adapters = createAdapters(services.extensions, this.#scanner);
     this.#board = new ProcessBoard(task.boardMemory);
     const { readIngest, readWorkers } = services;
     const sources = {
