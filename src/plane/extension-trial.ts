@@ -4,18 +4,26 @@
  * alone. Runs before anything else of the plane is started.
  */
 import { Worker } from 'node:worker_threads';
+import type { Config } from '../config.js';
+import { checkEngines, createAdapters } from '../engines/adapters.js';
 import { type EngineExtension, EXTENSION_LOAD_MS, loadExtensions } from '../engines/extensions.js';
 import { ConfigError } from '../errors.js';
 import type { Clock } from '../runtime/clock.js';
+import { configuredWorkers } from './fleet.js';
 
 /** Over the deadline of each module, which its thread sees to: for one that keeps its thread busy. */
 const GRACE_MS = 5000;
 
-/** Rejects with ConfigError that names the module, and the field where one is wrong. */
-export async function openExtensions(modules: readonly string[], clock: Clock): Promise<EngineExtension[]> {
-  if (modules.length === 0) return [];
-  await tryInThread(modules, clock);
-  return loadExtensions(modules, clock);
+/**
+ * Rejects with ConfigError that names the module, and the field where one is wrong; or the worker whose engine is none that
+ * there is now.
+ */
+export async function openExtensions(config: Config, clock: Clock): Promise<readonly EngineExtension[]> {
+  const modules = config.extensions;
+  if (modules.length > 0) await tryInThread(modules, clock);
+  const extensions = await loadExtensions(modules, clock);
+  checkEngines(createAdapters(extensions), configuredWorkers(config));
+  return extensions;
 }
 
 function tryInThread(modules: readonly string[], clock: Clock): Promise<void> {

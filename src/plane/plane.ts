@@ -5,7 +5,6 @@
  */
 import { strict as assert } from 'node:assert';
 import type { Config } from '../config.js';
-import { checkEngines, createAdapters } from '../engines/adapters.js';
 import type { EngineExtension } from '../engines/extensions.js';
 import { ConfigError } from '../errors.js';
 import { claimPort } from '../frontend/http/claim-port.js';
@@ -21,7 +20,7 @@ import { namedWorkers, resolveWorker, type WorkerConfig, type WorkerOptions } fr
 import { carryOutAdmin } from './admin-calls.js';
 import { type Decision, mergedDecisions } from './decision-log.js';
 import { openExtensions } from './extension-trial.js';
-import { configuredWorkers, Fleet } from './fleet.js';
+import { Fleet } from './fleet.js';
 import { readIngest } from './ingest-metrics.js';
 import type { IngestCore } from './ingest-side.js';
 import type { Replaced } from './membership.js';
@@ -33,7 +32,7 @@ import { ProcessBoard } from './process-board.js';
 import { RemoteIngest } from './remote-ingest.js';
 import { RemoteUnit } from './remote-unit.js';
 import type { Health } from './routes.js';
-import type { CoreSide, Listening, SocketSide, SocketTask } from './socket-side.js';
+import { type CoreSide, type Listening, type SocketSide, socketTasks } from './socket-side.js';
 import type { SocketThread } from './socket-thread.js';
 import { SocketUnit } from './socket-unit.js';
 import type { Supervisor } from './supervisor.js';
@@ -57,6 +56,13 @@ export interface PlaneOptions {
    * this option it is thrown anew, outside all callers.
    */
   readonly onFault?: (error: unknown, plane: Plane) => void;
+}
+
+/** What has to be opened before a plane can be made. */
+interface PlaneParts {
+  readonly guard: FaultGuard;
+  readonly textModels: TextModels;
+  readonly extensions: readonly EngineExtension[];
 }
 
 /** What runs, for the banner and `/health`. */
@@ -108,10 +114,9 @@ export class Plane {
       (options.onFault ?? throwLater)(error, plane);
     });
     const guarded = { ...options, clock: guard.clock(options.clock), logger: guard.logger(options.logger) };
-    const extensions = await openExtensions(options.config.extensions, guarded.clock);
-    checkEngines(createAdapters(extensions), configuredWorkers(options.config));
+    const extensions = await openExtensions(options.config, guarded.clock);
     const textModels = await TextModels.open(options.config, guarded.clock, guarded.logger);
-    plane = new Plane(guarded, guard, textModels, extensions);
+    plane = new Plane(guarded, { guard, textModels, extensions });
     try {
       await plane.#links?.listen();
     } catch (error) {
@@ -121,12 +126,7 @@ export class Plane {
     return plane;
   }
 
-  private constructor(
-    options: PlaneOptions,
-    guard: FaultGuard,
-    textModels: TextModels,
-    extensions: readonly EngineExtension[],
-  ) {
+  private constructor(options: PlaneOptions, { guard, textModels, extensions }: PlaneParts) {
     const { config, clock, logger, seed } = options;
     const { limits } = config;
     this.#options = options;
@@ -390,20 +390,4 @@ export class Plane {
     const task = { limits: config.limits, seed, hasEvents: mayHaveEvents(config), indexMemory, bellMemory };
     return new RemoteIngest(task, core, clock);
   }
-}
-
-/** What the socket threads are made from. */
-function socketTasks(config: Config, { tables }: TextModels, memory: PlaneMemory): SocketTask[] {
-  const threads = memory.socketBells.length;
-  return memory.socketBells.map((bellMemory, index) => ({
-    index,
-    threads,
-    config,
-    tables,
-    loadMemory: memory.load,
-    ledgerMemory: memory.ledger,
-    boardMemory: memory.board,
-    activityMemory: memory.activity,
-    bellMemory,
-  }));
 }

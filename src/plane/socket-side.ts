@@ -10,7 +10,9 @@ import type { DetokenizerTable } from '../preprocess/detokenizer.js';
 import type { AdminAnswer, AdminCall } from './admin.js';
 import type { AttemptFailure } from './attempt.js';
 import type { Decision } from './decision-log.js';
+import type { PlaneMemory } from './plane-memory.js';
 import type { LinkMemory } from './pool-link.js';
+import type { TextModels } from './text-models.js';
 
 /** What a socket thread is made from; structured-cloned, shared buffers shared. */
 export interface SocketTask {
@@ -27,6 +29,26 @@ export interface SocketTask {
   readonly activityMemory: SharedArrayBuffer;
   /** Its doorbell. */
   readonly bellMemory: SharedArrayBuffer;
+}
+
+/** The tasks of all socket threads of a plane. */
+export function socketTasks(
+  config: Config,
+  { tables }: Pick<TextModels, 'tables'>,
+  memory: PlaneMemory,
+): SocketTask[] {
+  const threads = memory.socketBells.length;
+  return memory.socketBells.map((bellMemory, index) => ({
+    index,
+    threads,
+    config,
+    tables,
+    loadMemory: memory.load,
+    ledgerMemory: memory.ledger,
+    boardMemory: memory.board,
+    activityMemory: memory.activity,
+    bellMemory,
+  }));
 }
 
 /** A server that listens. */

@@ -10,6 +10,7 @@ import t from 'tap';
 import { LinkedClient } from '#millrace/engines/link/linked-client.js';
 import { createDataPlane, type DataPlaneOptions } from '#millrace/index.js';
 import { loadAddon } from '#millrace/runtime/addon.js';
+import { plainWorker } from '#millrace/worker-config.js';
 import { MAIN, runMillrace, Serve } from '../cli/serve-process.js';
 import { ANSWER, MODEL, startLmdeployDouble } from '../engines/lmdeploy-double.js';
 import { CHAT, COMPLETIONS, startPlane, streamedText, TOKENIZER, until } from '../plane-fixture.js';
@@ -97,6 +98,13 @@ t.test('millrace worker: the module is given by a flag, and the answers go over 
   t.same(client.counts, { overLink: 1, overHttp: 0 });
   child.kill('SIGTERM');
   t.same(await once(child, 'exit'), [0, null]);
+  const unknown = {
+    code: 'MILLRACE_CONFIG',
+    message: /engine of worker http:\/\/a:1 is "tgi"; allowed: .+, lmdeploy; an/,
+  };
+  const worker = plainWorker({ url: 'http://a:1', engine: 'tgi' });
+  t.throws(() => fixture.plane.addWorker(worker), unknown);
+  t.throws(() => fixture.plane.setWorkers([worker]), unknown);
   const wrong = await runMillrace(t, args);
   t.equal(wrong.code, 2);
   t.match(
