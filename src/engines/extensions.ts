@@ -60,6 +60,7 @@ const METHODS = [
 ] as const;
 /** Those that planning calls: whose exceptions end one request, without a word to the operator. */
 const PLANNED = ['sampleOf', 'tokenModeGap', 'encode'] as const;
+type Method = (...values: never[]) => unknown;
 const SHOWN_CHARS_MAX = 100;
 const OPEN_BRACE = 0x7b;
 
@@ -157,9 +158,9 @@ function checkFields(module: string, made: Record<string, unknown>): void {
 /** The adapter with its mistakes told of: who calls it has an answer for an exception, but none that names the module. */
 function watched(adapter: EngineAdapter, module: string): EngineAdapter {
   const told = new Set<string>();
-  const watch = (method: (typeof PLANNED)[number]): unknown => {
-    const call = (adapter[method] as (...values: unknown[]) => unknown).bind(adapter);
-    return (...values: unknown[]): unknown => {
+  const watch = (method: (typeof PLANNED)[number]): Method => {
+    const call = (adapter[method] as Method).bind(adapter);
+    return (...values) => {
       try {
         return call(...values);
       } catch (error) {
@@ -169,17 +170,17 @@ function watched(adapter: EngineAdapter, module: string): EngineAdapter {
       }
     };
   };
-  const methods = METHODS.map(name => [name, adapter[name].bind(adapter)]);
-  const { engine, modelOwner, hasOpenAiFrames, healthPath, metricsPath } = adapter;
-  return {
-    engine,
-    hasOpenAiFrames,
-    healthPath,
-    metricsPath,
-    ...(modelOwner === undefined ? {} : { modelOwner }),
-    ...Object.fromEntries([...methods, ...PLANNED.map(method => [method, watch(method)])]),
-    probe: async (get, origin) => checkFacts(module, engine, await adapter.probe(get, origin)),
-  };
+  const methods = new Map<unknown, Method>(
+    METHODS.map(name => [name, (adapter[name] as Method).bind(adapter)]),
+  );
+  for (const method of PLANNED) methods.set(method, watch(method));
+  const probe: EngineAdapter['probe'] = async (get, origin) =>
+    checkFacts(module, adapter.engine, await adapter.probe(get, origin));
+  methods.set('probe', probe as Method);
+  // Not a copy, nor on the adapter itself: it may be an instance of a class with fields of its own, and it may be frozen.
+  return new Proxy({} as EngineAdapter, {
+    get: (_, name) => methods.get(name) ?? Reflect.get(adapter, name, adapter),
+  });
 }
 
 /** What a probe gave, which goes to other threads and into memory that all share. Throws WorkerError. */

@@ -5,7 +5,7 @@ import { checkEngines, createAdapters } from '#millrace/engines/adapters.js';
 import { EXTENSION_LOAD_MS, loadExtensions } from '#millrace/engines/extensions.js';
 import { createFrameScanner } from '#millrace/engines/frame-scanner.js';
 import { ManualClock } from '#millrace/runtime/clock.js';
-import { decode, makeInput } from '../contract/engine-adapter.js';
+import { decode, makeInput, makeRequest } from '../contract/engine-adapter.js';
 
 const FIELDS = {
   engine: "'tgi'",
@@ -107,6 +107,18 @@ t.test('adapters that are none', async t => {
   await t.rejects(make(t, moduleOf({}), moduleOf({})), {
     message: /1\.mjs is for the engine "tgi", which there is/,
   });
+});
+
+t.test('an instance of a class, frozen', async t => {
+  const members = Object.entries(FIELDS).map(([name, value]) => `${name} = ${value};`);
+  const text = `class Adapter { #gap = 'n'; ${members.join(' ')} tokenModeGap() { return this.#gap; } }
+export const createEngineAdapter = tools => Object.freeze(new Adapter());`.replace(
+    'tokenModeGap = () => null;',
+    '',
+  );
+  const adapter = (await make(t, text)).get('tgi')!;
+  t.same([adapter.engine, adapter.healthPath, adapter.hasOpenAiFrames], ['tgi', '/health', true]);
+  t.equal(adapter.tokenModeGap(makeRequest()), 'n');
 });
 
 t.test('a worker of an engine that nobody knows', async t => {
