@@ -128,6 +128,30 @@ t.test('the probe, the load and the canary', async t => {
   t.same(replay.unknown, []);
 });
 
+t.test('an adapter that came while it served is listed as one', async t => {
+  const control = readScenarios(ENGINE, 'control');
+  const listed = control.find(({ name }) => name === 'it is listed')!;
+  const replay = await ReplayServer.start(t, [listed, ...routes]);
+  const get = async (path: string) => {
+    const answer = await fetch(replay.url + path);
+    return { status: answer.status, body: await answer.text() };
+  };
+  const { models } = await adapter.probe(get, replay.url);
+  t.match(models, [
+    { id: 'tiny' },
+    { id: 'la', adapter: true },
+    { id: 'lb', adapter: true, contextLength: null },
+  ]);
+  const refused = control
+    .flatMap(({ exchanges }) => exchanges)
+    .filter(({ response }) => response.status >= 400);
+  t.equal(refused.length, 3);
+  for (const exchange of refused) {
+    const { message } = engineError(exchange.response.status, bytesOf(exchange));
+    t.match(message, /has already been loaded|No adapter found|cannot be found/);
+  }
+});
+
 for (const file of ['completions', 'chat']) {
   t.test(file, async t => {
     const scenarios = readScenarios(ENGINE, file);
