@@ -4,6 +4,7 @@
  * for one model. A key that does not exist is an error that names the nearest one that does.
  */
 import { availableParallelism } from 'node:os';
+import { dirname, resolve } from 'node:path';
 import { isMap, isScalar, LineCounter, parseDocument } from 'yaml';
 import { type DisaggConfig, readDisaggregation } from './disagg-config.js';
 import { ConfigError } from './errors.js';
@@ -45,6 +46,8 @@ export interface Config {
   readonly kvEventsReplay: string | null;
   readonly kvEventsTopic: string;
   readonly policy: string;
+  /** Modules with adapters for further engines, as absolute paths; see engines/extensions.ts. */
+  readonly extensions: readonly string[];
   readonly tokenizer: string | null;
   /** Folder of the workers' model, absolute, or null; never together with `tokenizer`. */
   readonly modelPath: string | null;
@@ -120,7 +123,8 @@ function readEnvironment(
     if (!name.startsWith('MILLRACE_') || raw === undefined || OTHER_VARIABLES.includes(name)) continue;
     const setting = byName.get(name);
     if (setting === undefined) throw unknownKey('environment', name, [...byName.keys()]);
-    values[setting.key] = setting.parse(setting.several === true ? raw.split(',') : raw, name);
+    const given = setting.several === true ? raw.split(',') : raw;
+    values[setting.key] = setting.parse(given, name, process.cwd());
   }
   return values;
 }
@@ -129,10 +133,13 @@ function readEnvironment(
 interface FileSettings {
   readonly values: Record<string, unknown>;
   readonly lines: ReadonlyMap<unknown, number>;
+  /** Its own folder, absolute. */
+  readonly folder: string;
 }
 
 function readFile(file: NonNullable<ConfigSources['file']>): FileSettings {
   const lines = new Map<unknown, number>();
+  const folder = dirname(resolve(file.name));
   let document: unknown;
   try {
     const lineCounter = new LineCounter();
@@ -147,18 +154,18 @@ function readFile(file: NonNullable<ConfigSources['file']>): FileSettings {
     const [said] = (cause as Error).message.split(/:?\n/, 1);
     throw new ConfigError(`${file.name} is not valid YAML: ${said}`, { cause });
   }
-  if (document === null || document === undefined) return { values: {}, lines };
+  if (document === null || document === undefined) return { values: {}, lines, folder };
   if (typeof document !== 'object' || Array.isArray(document)) {
     throw new ConfigError(`${file.name} must hold a map of settings at its top level`);
   }
-  return { values: document as Record<string, unknown>, lines };
+  return { values: document as Record<string, unknown>, lines, folder };
 }
 
 function checkKeys(
   table: readonly Setting[],
   source: string,
   given: Record<string, unknown>,
-  lines: FileSettings['lines'] = new Map(),
+  { lines, folder }: Pick<FileSettings, 'lines' | 'folder'>,
 ): Record<string, unknown> {
   const valid = [...table.map(setting => setting.key), 'models'];
   const values: Record<string, unknown> = {};
@@ -168,12 +175,12 @@ function checkKeys(
     if (!valid.includes(key)) throw unknownKey(at, key, valid);
     if (raw === undefined || raw === null) continue;
     const setting = table.find(row => row.key === key);
-    values[key] = setting === undefined ? raw : setting.parse(raw, `${key} (${at})`);
+    values[key] = setting === undefined ? raw : setting.parse(raw, `${key} (${at})`, folder);
   }
   return values;
 }
 
-const NO_FILE: FileSettings = { values: {}, lines: new Map() };
+const noFile = (): FileSettings => ({ values: {}, lines: new Map(), folder: process.cwd() });
 
 /** A model's own tokenizer or folder takes the place of both shared ones. */
 function readTextSource(
@@ -276,10 +283,10 @@ function checkTogether(limits: Limits): void {
  */
 export function loadConfig(names: ConfigNames, sources: ConfigSources): Config {
   const table = settings(names.policies, names.tokenizers);
-  const { values, lines } = sources.file === undefined ? NO_FILE : readFile(sources.file);
-  const fileValues = checkKeys(table, sources.file?.name ?? '', values, lines);
+  const file = sources.file === undefined ? noFile() : readFile(sources.file);
+  const fileValues = checkKeys(table, sources.file?.name ?? '', file.values, file);
   const envValues = readEnvironment(table, sources.env ?? {});
-  const optionValues = checkKeys(table, 'option', { ...sources.options });
+  const optionValues = checkKeys(table, 'option', { ...sources.options }, noFile());
   const defaults = Object.fromEntries(table.map(setting => [setting.key, setting.default]));
   const merged: Record<string, unknown> = { ...defaults, ...fileValues, ...envValues, ...optionValues };
   const limits: Limits = Object.freeze({

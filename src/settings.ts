@@ -3,7 +3,9 @@
  * variable, its check and its line of `--help`. `config.ts` reads all sources through this table, so that a setting
  * cannot exist in one of them only.
  */
-import { resolve } from 'node:path';
+import { createRequire } from 'node:module';
+import { isAbsolute, join, resolve } from 'node:path';
+import { fileURLToPath } from 'node:url';
 import { ConfigError } from './errors.js';
 import { LIMITS, type LimitName } from './limits.js';
 import { WORKER_ROLES, type WorkerRole } from './messages/disagg.js';
@@ -25,9 +27,14 @@ export interface Setting {
   readonly several?: boolean;
   readonly help: string;
   readonly default: unknown;
-  /** Checks a raw value (text from a flag or the environment, any YAML value) and gives the typed one. */
-  parse(raw: unknown, source: Source): unknown;
+  /**
+   * Checks a raw value (text from a flag or the environment, any YAML value) and gives the typed one. `folder`: what modules
+   * are relative to, that of the configuration file or the working directory.
+   */
+  parse(raw: unknown, source: Source, folder: string): unknown;
 }
+
+const EXTENSIONS_MAX = 64;
 
 const shown = (raw: unknown): string => JSON.stringify(raw) ?? String(raw);
 
@@ -80,6 +87,47 @@ export function path(raw: unknown, source: Source): string {
   return resolve(text(raw, source));
 }
 
+/**
+ * Modules as paths: a path relative to `folder`, a file: URL, or the name of a package. Throws ConfigError. That they are
+ * there and what they export is seen when they are loaded.
+ */
+export function modulePaths(raw: unknown, source: Source, folder: string): readonly string[] {
+  const given = Array.isArray(raw) ? raw : [raw];
+  if (given.length > EXTENSIONS_MAX)
+    throw new ConfigError(`${source} has ${given.length} entries; allowed: at most ${EXTENSIONS_MAX}`);
+  const paths = given.map(entry => modulePath(text(entry, source), source, folder));
+  const double = paths.find((one, index) => paths.indexOf(one) !== index);
+  if (double !== undefined) throw new ConfigError(`${source} names ${double} twice`);
+  return Object.freeze(paths);
+}
+
+function modulePath(given: string, source: Source, folder: string): string {
+  if (given.startsWith('file:')) {
+    try {
+      return fileURLToPath(given);
+    } catch (cause) {
+      throw new ConfigError(`${source} is ${shown(given)}, which is not the URL of a file here`, { cause });
+    }
+  }
+  if (/^\.{0,2}\//.test(given) || isAbsolute(given)) return resolve(folder, given);
+  try {
+    return createRequire(join(folder, 'config')).resolve(given);
+  } catch {
+    // A package that only `import` can load is found from where this one is installed.
+  }
+  try {
+    return fileURLToPath(import.meta.resolve(given));
+  } catch (cause) {
+    const hint = 'a path begins with ./, ../ or /';
+    throw new ConfigError(
+      `${source} is ${shown(given)}, and there is no such package from ${folder} (${hint})`,
+      {
+        cause,
+      },
+    );
+  }
+}
+
 /** `unlimited` or a positive factor of the modelled speed. */
 function speed(raw: unknown, source: Source): number | 'unlimited' {
   if (raw === 'unlimited') return raw;
@@ -129,6 +177,7 @@ export function limitValues(raw: unknown, source: Source): Partial<Record<LimitN
 export function settings(policies: readonly string[], tokenizers: readonly string[]): readonly Setting[] {
   return [
     ...serviceSettings(policies, tokenizers),
+    ...extensionSettings(),
     ...eventSettings(),
     ...linkSettings(),
     ...threadSettings(),
@@ -179,6 +228,20 @@ function serviceSettings(policies: readonly string[], tokenizers: readonly strin
       help: `tokenizer of the workers' model, for token mode: ${tokenizers.join(', ')}. Without one: relay mode`,
       default: null,
       parse: oneOf(tokenizers),
+    },
+  ];
+}
+
+function extensionSettings(): readonly Setting[] {
+  return [
+    {
+      key: 'extensions',
+      flag: 'extension',
+      value: 'MODULE',
+      several: true,
+      help: 'a module with an adapter for another engine: ./path.js or a package; repeat for more',
+      default: [],
+      parse: modulePaths,
     },
   ];
 }

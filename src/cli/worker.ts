@@ -6,6 +6,7 @@
 import { randomBytes } from 'node:crypto';
 import { hostname } from 'node:os';
 import { MessageChannel } from 'node:worker_threads';
+import { loadExtensions } from '../engines/extensions.js';
 import { NONCE_BYTES } from '../engines/link/link-protocol.js';
 import {
   isLocalAddress,
@@ -22,7 +23,8 @@ import { loadZeroMq } from '../router/events/zmq-source.js';
 import { systemClock } from '../runtime/clock.js';
 import { createLogger, type Logger, type LogLevel } from '../runtime/logger.js';
 import { seededRandom } from '../runtime/random.js';
-import { namedWorkers, resolveWorker, type WorkerConfig } from '../worker-config.js';
+import { modulePaths } from '../settings.js';
+import { engineName, namedWorkers, resolveWorker, type WorkerConfig } from '../worker-config.js';
 import { type Command, type FlagKind, type FlagValues, readFlags } from './command.js';
 
 const SECRET_VARIABLE = 'MILLRACE_LINK_SECRET';
@@ -35,6 +37,8 @@ const LOG_FORMATS = ['text', 'json'] as const;
 
 const FLAGS = {
   engine: 'value',
+  'engine-name': 'value',
+  extension: 'values',
   plane: 'values',
   url: 'value',
   id: 'value',
@@ -59,6 +63,8 @@ connection to each plane, as token ids, one frame per step of the engine; KV eve
 that loses the link goes on over plain HTTP.
 
   --engine URL            the engine as it is reached from here, such as http://localhost:8000
+  --engine-name NAME      which engine that is: vllm, sglang, trtllm or that of an extension (auto: its probe says)
+  --extension MODULE      a module with an adapter for another engine: ./path.js or a package; the planes need it too
   --plane ADDRESS         a data plane: HOST:PORT, tls://HOST:PORT or unix:/path; give it several times for several planes
   --url URL               how the planes name the engine, as in their --worker (what --engine says)
   --id NAME               name of this worker, unique in its fleet (host name and port of the engine)
@@ -95,6 +101,7 @@ Examples:
 interface WorkerCommand {
   readonly id: string;
   readonly engine: WorkerConfig;
+  readonly extensions: readonly string[];
   readonly url: string;
   readonly planes: readonly LinkAddress[];
   readonly secret: Uint8Array | null;
@@ -137,6 +144,7 @@ function readEngine(values: FlagValues<typeof FLAGS>): WorkerConfig {
     throw new ConfigError('--engine is missing: the URL of the engine', { param: 'engine' });
   const given = {
     url: values.engine,
+    engine: values['engine-name'] === undefined ? null : engineName(values['engine-name'], '--engine-name'),
     kvEvents: values['kv-events'] ?? null,
     kvEventsReplay: values['kv-events-replay'] ?? null,
     kvEventsTopic: values['kv-events-topic'] ?? '',
@@ -185,6 +193,7 @@ function readCommand(argv: readonly string[]): WorkerCommand {
   return {
     id: values.id ?? (isEngineLocal ? `${hostname()}:${new URL(url).port || '80'}` : host),
     engine,
+    extensions: modulePaths(values.extension ?? [], '--extension', process.cwd()),
     url,
     planes,
     secret: readLinkSecret(
@@ -233,9 +242,10 @@ function renewTls(agent: LinkAgent, readTls: () => LinkTls | null, logger: Logge
 }
 
 async function run(argv: readonly string[]): Promise<number> {
-  const { drainDeadlineMs, logger, readTls, ...given } = readCommand(argv);
+  const { drainDeadlineMs, logger, readTls, extensions, ...given } = readCommand(argv);
   const agent = new LinkAgent({
     ...given,
+    extensions: await loadExtensions(extensions, systemClock),
     makeNonce: () => randomBytes(NONCE_BYTES),
     zeroMq:
       given.engine.kvEvents === null

@@ -4,9 +4,10 @@
  * begin, which only the engine's replay has. Owned by `millrace worker`; everything runs on its one thread.
  */
 
-import { createAdapters } from '../engines/adapters.js';
+import { checkEngines, createAdapters } from '../engines/adapters.js';
 import { EngineClient } from '../engines/client.js';
 import type { EngineAdapter, EngineStream, WorkerCapabilities } from '../engines/contract.js';
+import type { EngineExtension } from '../engines/extensions.js';
 import { createFrameScanner } from '../engines/frame-scanner.js';
 import type { FindingSink, MonitoredWorker } from '../engines/health-contract.js';
 import { Canary, type CanaryResult } from '../engines/link/canary.js';
@@ -34,6 +35,8 @@ export interface LinkAgentOptions {
   readonly id: string;
   /** The engine as it is reached from here, and where it publishes. */
   readonly engine: WorkerConfig;
+  /** Loaded in this thread. */
+  readonly extensions: readonly EngineExtension[];
   /** Origin by which the planes know it. */
   readonly url: string;
   readonly planes: readonly LinkAddress[];
@@ -68,7 +71,7 @@ interface PlaneSide {
 export class LinkAgent {
   readonly #options: LinkAgentOptions;
   readonly #client: EngineClient;
-  readonly #adapters = createAdapters(createFrameScanner(loadAddon()));
+  readonly #adapters: ReadonlyMap<string, EngineAdapter>;
   readonly #monitor: WorkerMonitor;
   readonly #canary: Canary | null;
   readonly #planes: PlaneSide[];
@@ -85,11 +88,16 @@ export class LinkAgent {
   };
   #isEnding = false;
 
-  /** Throws ConfigError where a plane is on another host and there is neither secret nor TLS. */
+  /**
+   * Throws ConfigError where a plane is on another host and there is neither secret nor TLS, and for an engine that
+   * nobody knows.
+   */
   constructor(options: LinkAgentOptions) {
     const { clock, limits, logger, canaryPeriodMs } = options;
     this.#options = options;
     this.#tls = options.tls;
+    this.#adapters = createAdapters(options.extensions, createFrameScanner(loadAddon()));
+    checkEngines(this.#adapters, [options.engine]);
     this.#client = new EngineClient({ clock, connectDeadlineMs: limits.connectDeadlineMs });
     this.#planes = options.planes.map(address => this.#createPlane(address));
     this.#monitor = new WorkerMonitor({

@@ -5,6 +5,7 @@
  */
 import { strict as assert } from 'node:assert';
 import type { Config } from '../config.js';
+import type { EngineExtension } from '../engines/extensions.js';
 import { ConfigError } from '../errors.js';
 import { claimPort } from '../frontend/http/claim-port.js';
 import type { HttpExchange } from '../frontend/http/http-exchange.js';
@@ -18,6 +19,7 @@ import type { Logger } from '../runtime/logger.js';
 import { namedWorkers, resolveWorker, type WorkerConfig, type WorkerOptions } from '../worker-config.js';
 import { carryOutAdmin } from './admin-calls.js';
 import { type Decision, mergedDecisions } from './decision-log.js';
+import { openExtensions } from './extension-trial.js';
 import { Fleet } from './fleet.js';
 import { readIngest } from './ingest-metrics.js';
 import type { IngestCore } from './ingest-side.js';
@@ -26,6 +28,7 @@ import type { Replaced } from './membership.js';
 import { workerLoads } from './observer.js';
 import { createPlaneMemory, type PlaneMemory } from './plane-memory.js';
 import { checkNeeds, mayHaveEvents, needsIndex } from './plane-needs.js';
+import type { PlaneStatus } from './plane-status.js';
 import { startPool } from './pool-side.js';
 import { ProcessBoard } from './process-board.js';
 import { RemoteIngest } from './remote-ingest.js';
@@ -57,20 +60,11 @@ export interface PlaneOptions {
   readonly onFault?: (error: unknown, plane: Plane) => void;
 }
 
-/** What runs, for the banner and `/health`. */
-export interface PlaneStatus {
-  readonly server: 'uws' | 'node';
-  /** Why the server is not the first choice, or null. */
-  readonly serverNotice: string | null;
-  readonly addon: { readonly loaded: boolean; readonly reason: string };
-  readonly socketThreads: number;
-  readonly poolThreads: number;
-  /** Workers, and how many of them publish KV events; the cache of the others is guessed from what is routed there. */
-  readonly kvEvents: { readonly publishing: number; readonly workers: number };
-  /** Bytes that the prefix index may take; null: no policy and no worker has use for one. */
-  readonly indexBytes: number | null;
-  /** Where workers link in, as it was opened; null: nowhere. */
-  readonly linkAddress: string | null;
+/** What has to be opened before a plane can be made. */
+interface PlaneParts {
+  readonly guard: FaultGuard;
+  readonly textModels: TextModels;
+  readonly extensions: readonly EngineExtension[];
 }
 
 /** A running data plane; made by `Plane.start`, ended by `close`. */
@@ -106,8 +100,9 @@ export class Plane {
       (options.onFault ?? throwLater)(error, plane);
     });
     const guarded = { ...options, clock: guard.clock(options.clock), logger: guard.logger(options.logger) };
+    const extensions = await openExtensions(options.config, guarded.clock);
     const textModels = await TextModels.open(options.config, guarded.clock, guarded.logger);
-    plane = new Plane(guarded, guard, textModels);
+    plane = new Plane(guarded, { guard, textModels, extensions });
     try {
       await plane.#links?.listen(plane.#local === null ? plane.#sides : []);
     } catch (error) {
@@ -117,7 +112,7 @@ export class Plane {
     return plane;
   }
 
-  private constructor(options: PlaneOptions, guard: FaultGuard, textModels: TextModels) {
+  private constructor(options: PlaneOptions, { guard, textModels, extensions }: PlaneParts) {
     const { config, clock, logger, seed } = options;
     const { limits } = config;
     this.#options = options;
@@ -142,6 +137,7 @@ export class Plane {
       logger,
       guard,
       textModels,
+      extensions,
       loadTable: this.loadTable,
       board: this.#board,
       activity: new WorkerActivity(memory.activity),
@@ -161,7 +157,10 @@ export class Plane {
     this.#local =
       tasks.length > 1
         ? null
-        : new SocketUnit(tasks[0]!, { clock, guard, core, links: this.#links?.server ?? null, ...sources });
+        : new SocketUnit(tasks[0]!, {
+            ...{ clock, guard, core, extensions, links: this.#links?.server ?? null },
+            ...sources,
+          });
     this.#sides = this.#local === null ? tasks.map(task => new RemoteUnit(task, core, clock)) : [this.#local];
     const none = { readRetainedBytes: () => 0, readRingDepths: () => [] };
     const readLinks = this.#links?.server.reader(null) ?? null;
@@ -174,6 +173,7 @@ export class Plane {
       guard,
       seed,
       folders: textModels.folders,
+      extensions: config.extensions,
       memory,
       board: this.#board,
       ledger: this.ledger,

@@ -33,6 +33,26 @@ export interface SocketTask {
   readonly bellMemory: SharedArrayBuffer;
 }
 
+/** The tasks of all socket threads of a plane. */
+export function socketTasks(
+  config: Config,
+  { tables }: Pick<TextModels, 'tables'>,
+  memory: PlaneMemory,
+): SocketTask[] {
+  const threads = memory.socketBells.length;
+  return memory.socketBells.map((bellMemory, index) => ({
+    index,
+    threads,
+    config,
+    tables,
+    loadMemory: memory.load,
+    ledgerMemory: memory.ledger,
+    boardMemory: memory.board,
+    activityMemory: memory.activity,
+    bellMemory,
+  }));
+}
+
 /** A server that listens. */
 export interface Listening {
   readonly port: number;
@@ -83,20 +103,4 @@ export interface CoreSide {
   log(level: Exclude<LogLevel, 'silent'>, message: string, fields?: LogFields): void;
   /** An exception that no caller took: the text of its stack. */
   fault(text: string): void;
-}
-
-/** What the socket threads are made from. */
-export function socketTasks(config: Config, { tables }: TextModels, memory: PlaneMemory): SocketTask[] {
-  const threads = memory.socketBells.length;
-  return memory.socketBells.map((bellMemory, index) => ({
-    index,
-    threads,
-    config,
-    tables,
-    loadMemory: memory.load,
-    ledgerMemory: memory.ledger,
-    boardMemory: memory.board,
-    activityMemory: memory.activity,
-    bellMemory,
-  }));
 }

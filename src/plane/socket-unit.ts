@@ -8,6 +8,7 @@ import { strict as assert } from 'node:assert';
 import { createAdapters } from '../engines/adapters.js';
 import { EngineClient } from '../engines/client.js';
 import type { EngineAdapter } from '../engines/contract.js';
+import type { EngineExtension } from '../engines/extensions.js';
 import { createFrameScanner, type FrameScanner } from '../engines/frame-scanner.js';
 import type { LinkServer } from '../engines/link/link-server.js';
 import type { LinkTls } from '../engines/link/link-tls.js';
@@ -48,6 +49,8 @@ export interface UnitServices {
   readonly clock: Clock;
   readonly guard: FaultGuard;
   readonly core: Omit<CoreSide, 'fault' | 'log'>;
+  /** As this thread has loaded them. */
+  readonly extensions: readonly EngineExtension[];
   /** Loads of the workers, which belong to one thread's metrics only; none elsewhere. */
   readonly readWorkerLoads: MetricSources['readWorkerLoads'];
   /** Of their health, for the same reason. */
@@ -86,7 +89,7 @@ export class SocketUnit implements SocketSide {
     this.#lane = threads > 1 ? links : null;
     const linked = links === null ? null : new LinkedClient(links, this.#client);
     this.#scanner = createFrameScanner(addon);
-    this.#adapters = createAdapters(this.#scanner);
+    this.#adapters = createAdapters(services.extensions, this.#scanner);
     this.#board = new ProcessBoard(task.boardMemory);
     const { readIngest, readWorkers } = services;
     const sources = {

@@ -5,6 +5,7 @@
  */
 import { strict as assert } from 'node:assert';
 import { parentPort, workerData } from 'node:worker_threads';
+import { loadExtensions } from '../engines/extensions.js';
 import { systemClock } from '../runtime/clock.js';
 import { FaultGuard } from '../runtime/fault-guard.js';
 import type { LogFields, Logger } from '../runtime/logger.js';
@@ -44,6 +45,8 @@ const logger: Logger = { debug: log('debug'), info: log('debug'), warn: log('war
 const unit: SocketSide = new ThreadUnit(task, {
   clock,
   guard,
+  // Messages that come meanwhile wait at the port.
+  extensions: await loadExtensions(task.config.extensions, clock),
   core: {
     reportFailure: (slot, generation, failure) => core.tell('reportFailure', slot, generation, failure),
     metricsText: () => core.call('metricsText', SCRAPE_DEADLINE_MS),
