@@ -11,7 +11,8 @@ import { ConfigError } from './errors.js';
 import { DEFAULT_LIMITS, type Limits } from './limits.js';
 import type { LogLevel } from './runtime/logger.js';
 import { nearestName } from './runtime/nearest-name.js';
-import { integer, type MockWorkers, oneOf, path, type Setting, settings } from './settings.js';
+import { integer, type MockWorkers, oneOf, path } from './setting-values.js';
+import { type Setting, settings } from './settings.js';
 import {
   distinctWorkers,
   type EventDefaults,

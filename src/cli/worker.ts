@@ -23,7 +23,7 @@ import { loadZeroMq } from '../router/events/zmq-source.js';
 import { systemClock } from '../runtime/clock.js';
 import { createLogger, type Logger, type LogLevel } from '../runtime/logger.js';
 import { seededRandom } from '../runtime/random.js';
-import { modulePaths } from '../settings.js';
+import { modulePaths } from '../setting-values.js';
 import { engineName, namedWorkers, resolveWorker, type WorkerConfig } from '../worker-config.js';
 import { type Command, type FlagKind, type FlagValues, readFlags } from './command.js';
 

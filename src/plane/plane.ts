@@ -114,7 +114,6 @@ export class Plane {
 
   private constructor(options: PlaneOptions, { guard, textModels, extensions }: PlaneParts) {
     const { config, clock, logger, seed } = options;
-    const { limits } = config;
     this.#options = options;
     this.#guard = guard;
     const hasAddon = addonStatus().loaded;
@@ -167,7 +166,7 @@ export class Plane {
     this.#metrics = this.#local?.metrics ?? createMetrics([], { ...none, ...sources, readLinks }, 'main');
     this.supervisor = startPool({
       threads: this.#poolThreads,
-      limits,
+      limits: config.limits,
       clock,
       logger,
       guard,

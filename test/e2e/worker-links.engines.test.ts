@@ -33,6 +33,7 @@ function linkUp(t: Test, fixture: PlaneFixture, url: string): LinkAgent {
     planes: [parseLinkAddress(fixture.plane.status.linkAddress!, 'plane')],
     secret: null,
     tls: null,
+    extensions: [],
     makeNonce: () => randomBytes(32),
     canaryPeriodMs: 0,
     zeroMq: { zmq: null, reason: 'no KV events are configured' },
