@@ -1,6 +1,6 @@
 /** Promise: TensorRT-LLM's KV cache events are read with every bit of their hashes, and what is lost or partial shows. */
 import t from 'tap';
-import { fullBlocks, hasGap, parseTrtllmEvents, type TrtllmBlock } from '#millrace/engines/trtllm-events.js';
+import { parseTrtllmEvents } from '#millrace/engines/trtllm-events.js';
 import { seededRandom } from '#millrace/runtime/random.js';
 
 const BIG = '18446744073709551615';
@@ -8,6 +8,7 @@ const tokens = (...ids: number[]): string =>
   `[${ids.map(id => `{"type":"unique_token","token_id":${id},"token_extra_id":0}`)}]`;
 const block = (hash: string, ids: number[], level = 0): string =>
   `{"type":"stored_block","block_hash":${hash},"tokens":${tokens(...ids)},"cache_level":${level},"priority":35,"mm_keys":[]}`;
+const plain = { isPlain: true, adapter: null, adapterId: null, salt: null };
 const event = (id: number, data: string, more = ''): string =>
   `{"event_id":${id},"data":${data},"window_size":4096${more}}`;
 
@@ -37,14 +38,14 @@ t.test('all types, with hashes beyond 2^53', t => {
         type: 'stored',
         parent: null,
         blocks: [
-          { hash: 18446744073709551615n, tokens: [1, 2], cacheLevel: 0 },
-          { hash: 7n, tokens: [3], cacheLevel: 1 },
+          { ...plain, hash: 18446744073709551615n, tokens: [1, 2], cacheLevel: 0 },
+          { ...plain, hash: 7n, tokens: [3], cacheLevel: 1 },
         ],
       },
       {
         type: 'stored',
         parent: 18446744073709551615n,
-        blocks: [{ hash: '00ffab', tokens: [4294967295], cacheLevel: 0 }],
+        blocks: [{ ...plain, hash: '00ffab', tokens: [4294967295], cacheLevel: 0 }],
       },
       {
         type: 'removed',
@@ -55,8 +56,8 @@ t.test('all types, with hashes beyond 2^53', t => {
       { type: 'unknown' },
     ],
   );
-  t.match(events[5], { windowSize: 4096, attentionRank: 3 });
-  t.match(events[0], { attentionRank: null });
+  t.match(events[5], { windowSize: 4096, rank: 3 });
+  t.match(events[0], { rank: 0 });
   t.same(parseTrtllmEvents('[]'), []);
   t.end();
 });
@@ -81,24 +82,46 @@ t.test('every 64-bit hash comes through, and strings are left alone', t => {
   t.end();
 });
 
-t.test('gaps in the ids, partial blocks, windows', t => {
-  const ids = (...list: number[]) =>
-    parseTrtllmEvents(`[${list.map(id => event(id, '{"type":"removed","block_hashes":[]}'))}]`);
-  t.equal(hasGap(ids(4, 5, 6), 3), false);
-  t.equal(hasGap(ids(4, 5, 6), null), false, 'the first poll begins wherever the buffer does');
-  t.equal(hasGap(ids(4, 6), null), true);
-  t.equal(hasGap(ids(4, 5), 2), true);
-  t.equal(hasGap(ids(0, 1), 77), true, 'a server that started again');
-  t.equal(hasGap([], 77), false);
-  const of = (length: number): TrtllmBlock => ({ hash: 1n, tokens: Array(length).fill(1), cacheLevel: 0 });
-  t.equal(fullBlocks([of(4), of(4)], 4).length, 2);
-  t.equal(fullBlocks([of(4), of(3), of(4)], 4).length, 1, 'nothing is chained behind a partial block');
+t.test('windows, ranks, and what makes a block another one than its tokens', t => {
   const windows = parseTrtllmEvents(
     '[{"event_id":1,"data":{"type":"x"},"window_size":512},{"event_id":2,"data":{"type":"x"}}]',
   );
   t.same(
-    windows.map(one => one.windowSize),
-    [512, null],
+    windows.map(one => [one.windowSize, one.rank]),
+    [
+      [512, 0],
+      [null, 0],
+    ],
+  );
+  const blocksOf = (...blocks: string[]) => {
+    const { change } = parseTrtllmEvents(
+      `[${event(1, `{"type":"stored","parent_hash":null,"blocks":[${blocks}]}`)}]`,
+    )[0]!;
+    return change.type === 'stored' ? change.blocks : [];
+  };
+  const withKeys = (keys: string): string =>
+    `{"type":"stored_block","block_hash":1,"tokens":${tokens(1, 2)},${keys}}`;
+  const digest = '{"type":"stored_block","block_hash":1,"tokens":[{"token_id":"ab","token_extra_id":0},7]}';
+  const extra = '{"type":"stored_block","block_hash":1,"tokens":[{"token_id":1,"token_extra_id":5}]}';
+  t.same(
+    blocksOf(
+      withKeys('"mm_keys":[]'),
+      withKeys('"mm_keys":[["ab",0]]'),
+      digest,
+      extra,
+      withKeys('"lora_name":"a"'),
+      withKeys('"lora_id":3'),
+      withKeys('"cache_salt":"s"'),
+    ).map(({ isPlain, adapter, adapterId, salt }) => [isPlain, adapter, adapterId, salt]),
+    [
+      [true, null, null, null],
+      [false, null, null, null],
+      [false, null, null, null],
+      [false, null, null, null],
+      [true, 'a', null, null],
+      [true, null, 3, null],
+      [true, null, null, 's'],
+    ],
   );
   t.end();
 });
