@@ -1,6 +1,9 @@
-/** Promise: TensorRT-LLM's KV cache events are read with every bit of their hashes, and what is lost or partial shows. */
+// Promise: TensorRT-LLM's KV cache events are read with every bit of their hashes, and become just those stores and removals
+// that a prompt can be matched with.
 import t from 'tap';
+import { TrtllmEventTranslator } from '#millrace/engines/trtllm-event-translator.js';
 import { parseTrtllmEvents } from '#millrace/engines/trtllm-events.js';
+import type { EventWriter } from '#millrace/router/events/contract.js';
 import { seededRandom } from '#millrace/runtime/random.js';
 
 const BIG = '18446744073709551615';
@@ -149,5 +152,78 @@ t.test('what is no list of events is refused', t => {
       text,
     );
   }
+  t.end();
+});
+
+/** What a translator writes for events, one line each. */
+function translated(blockSize: number | null, ...texts: string[]): string[] {
+  const lines: string[] = [];
+  const writer: EventWriter = {
+    store: ({ parent, blocks, blockSize: size, adapter, adapterId, salt }) =>
+      lines.push(
+        `store ${parent} ${blocks.map(({ hash, tokens: ids }) => `${hash}:${ids}`).join(' ')} (${size} ${adapter} ${adapterId} ${salt})`,
+      ),
+    remove: hashes => lines.push(`remove ${hashes.join(' ')}`),
+    clear: () => lines.push('clear'),
+  };
+  const translator = new TrtllmEventTranslator(blockSize);
+  for (const one of parseTrtllmEvents(`[${texts}]`)) translator.write(one, writer);
+  return lines;
+}
+
+t.test('what a prompt can be matched with: full blocks of the largest window, without media', t => {
+  const stored = (parent: string, ...blocks: string[]): string =>
+    `{"type":"stored","parent_hash":${parent},"blocks":[${blocks}]}`;
+  const inWindow = (size: number, data: string): string =>
+    `{"event_id":1,"data":${data},"window_size":${size}}`;
+  const removed = '{"type":"removed","block_hashes":[1,2]}';
+  const created = '{"type":"created","num_blocks_per_cache_level":[9,0]}';
+  const full = (hash: number, more = ''): string =>
+    `{"block_hash":${hash},"tokens":${tokens(hash, 2)},"cache_level":1${more}}`;
+  const partial = '{"block_hash":5,"tokens":[7]}';
+  t.same(
+    translated(2, event(1, stored('null', full(1), full(2), partial, full(3))), event(2, removed)),
+    ['store null 1:1,2 2:2,2 (2 null null null)', 'remove 1 2'],
+    'a partial block ends the chain; a block in host memory is there',
+  );
+  t.same(translated(2, event(1, stored('4', full(1), full(2, ',"mm_keys":[["ab",0]]'), full(3)))), [
+    'store 4 1:1,2 (2 null null null)',
+  ]);
+  t.same(translated(2, event(1, stored('null', full(1, ',"lora_name":"a","lora_id":2,"cache_salt":"s"')))), [
+    'store null 1:1,2 (2 a 2 s)',
+  ]);
+  t.same(
+    translated(
+      null,
+      event(1, stored('null', partial)),
+      event(2, stored('null', full(1), partial)),
+      event(3, stored('1', full(2))),
+    ),
+    ['store null 1:1,2 (2 null null null)', 'store 1 2:2,2 (2 null null null)'],
+    'without a block size, a store of several blocks says it',
+  );
+  t.same(
+    translated(
+      2,
+      inWindow(64, created),
+      inWindow(64, stored('null', full(1))),
+      inWindow(512, stored('null', full(2))),
+      inWindow(64, stored('null', full(3))),
+      inWindow(64, removed),
+      inWindow(512, removed),
+      inWindow(512, created),
+      inWindow(512, created),
+    ),
+    [
+      'store null 1:1,2 (2 null null null)',
+      'clear',
+      'store null 2:2,2 (2 null null null)',
+      'remove 1 2',
+      'clear',
+    ],
+  );
+  const move =
+    '{"type":"updated","block_hash":1,"cache_level":{"new_value":1,"old_value":0},"priority":null}';
+  t.same(translated(2, event(1, move), event(2, '{"type":"frozen"}'), event(3, stored('null'))), []);
   t.end();
 });

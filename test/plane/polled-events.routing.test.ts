@@ -1,7 +1,12 @@
 // Promise: a plane follows the KV events of TensorRT-LLM by polling: what it expects to be cached is what the engine counts,
 // over random conversations; events that another poller took empty the worker, which recovers; so does an engine that
 // begins anew; and a server without events is routed to by what was sent there.
-import t from 'tap';
+import { once } from 'node:events';
+import { createServer, type RequestListener } from 'node:http';
+import type { AddressInfo } from 'node:net';
+import t, { type Test } from 'tap';
+import { trtllmPolling } from '#millrace/plane/event-sources.js';
+import { ManualClock } from '#millrace/runtime/clock.js';
 import { seededRandom } from '#millrace/runtime/random.js';
 import { type MockEngine, startMockEngine } from '#millrace/simulate/mock-engine.js';
 import {
@@ -64,7 +69,7 @@ async function caughtUp(fixture: PlaneFixture): Promise<void> {
 
 t.test('random conversations: expected is what the engine counts', async t => {
   // A small pool: blocks are evicted all the time.
-  const small = { ...mock, numGpuBlocks: 96 };
+  const small = { ...mock, numGpuBlocks: 40 };
   const fixture = await startPlane(t, { ...common, mocks: [small, small], limits, poolThreads: 2 });
   const conversations = Array.from({ length: 8 }, () =>
     draw(BLOCK_SIZE * (1 + Math.floor(random() * 6)) + 3),
@@ -178,4 +183,44 @@ t.test('kvEvents off: nothing is polled', async t => {
   t.equal((await ask(fixture, draw(100))).status, 200);
   t.equal(engine.cacheEvents!.counters.polls, 0);
   await fixture.expectIdle(t);
+});
+
+/** A connection to a server that the test plays. */
+async function connectTo(t: Test, clock: ManualClock, listener: RequestListener) {
+  const server = createServer(listener).listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  const { port } = server.address() as AddressInfo;
+  const connection = trtllmPolling({ clock, connectDeadlineMs: 2000 }).connect(
+    `http://127.0.0.1:${port}/events`,
+  );
+  t.teardown(async () => {
+    await connection.close();
+    server.closeAllConnections();
+    server.close();
+  });
+  return { connection, server };
+}
+
+t.test('a poll ends: by its deadline, by its bound, and when it is closed', async t => {
+  const clock = new ManualClock();
+  const asked: string[] = [];
+  const whole = await connectTo(t, clock, (request, response) => {
+    asked.push(`${request.method} ${request.url}`);
+    response.end('x'.repeat(5000));
+  });
+  t.match(await whole.connection.poll(1000, 5000), { status: 200, body: /^x{5000}$/ });
+  await t.rejects(whole.connection.poll(1000, 4999), { code: 'MILLRACE_WORKER_PROTOCOL', message: /4999/ });
+  t.same(asked, ['POST /events', 'POST /events']);
+  const silent = await connectTo(t, clock, () => {});
+  for (const how of ['deadline', 'close'] as const) {
+    const arrived = once(silent.server, 'request');
+    const poll = silent.connection.poll(1000, 5000);
+    await arrived;
+    const ended = t.rejects(poll, {
+      code: how === 'deadline' ? 'MILLRACE_WORKER_STALLED' : 'MILLRACE_WORKER_UNREACHABLE',
+    });
+    if (how === 'deadline') clock.advance(1000);
+    else await silent.connection.close();
+    await ended;
+  }
 });
