@@ -42,6 +42,10 @@ export interface TrtllmEvent extends PolledEvent {
   readonly windowSize: number | null;
 }
 
+/** Digits of an integer that is not exact in a double, or of a part of a string or of another number. */
+const LONG_DIGITS = /-?\d{16,}/g;
+const BEFORE_VALUE = new Set([':', ',', '[', ' ', '\n']);
+const BEHIND_VALUE = new Set([',', ']', '}', ' ', '\n']);
 /** A string, which is passed over, or a number. */
 const STRING_OR_NUMBER = /"[^"\\]*(?:\\.[^"\\]*)*"|-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?/g;
 const INTEGER = /^-?\d+$/;
@@ -52,14 +56,25 @@ const U32_MAX = 0xffff_ffff;
 
 /** Reads the answer. Throws WorkerError for anything that is not a list of events; fields that are not known are ignored. */
 export function parseTrtllmEvents(text: string): TrtllmEvent[] {
-  let list: unknown;
-  try {
-    list = JSON.parse(text.replace(STRING_OR_NUMBER, quoteLongInteger));
-  } catch {
-    list = null;
-  }
+  // What stood in a string is no JSON with quotes around it: the exact way is for that alone, as it is three times slower.
+  const list =
+    parseJson(text.replace(LONG_DIGITS, quoteBetween)) ??
+    parseJson(text.replace(STRING_OR_NUMBER, quoteLongInteger));
   if (!Array.isArray(list)) throw wrong('it is no JSON array');
   return list.map(readEvent);
+}
+
+function parseJson(text: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return null;
+  }
+}
+
+function quoteBetween(digits: string, at: number, text: string): string {
+  const isValue = BEFORE_VALUE.has(text.charAt(at - 1)) && BEHIND_VALUE.has(text.charAt(at + digits.length));
+  return isValue ? `"${digits}"` : digits;
 }
 
 function quoteLongInteger(part: string): string {
