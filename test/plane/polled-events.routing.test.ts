@@ -23,7 +23,7 @@ import {
 const BLOCK_SIZE = 16;
 const mock = { engine: 'trtllm', blockSize: BLOCK_SIZE, events: {} } as const;
 const common = { tokenizer: TOKENIZER, policy: 'ttft', clock: 'real' } as const;
-const limits = { eventPollPeriodMs: 10, probePeriodMs: 50 };
+const limits = { eventPollPeriodMs: 10 };
 const seed = Number(process.env.SEED ?? Date.now() % 1e9);
 t.comment(`SEED=${seed}`);
 const random = seededRandom(seed);
@@ -50,9 +50,12 @@ async function computeOn(engine: MockEngine, prompt: readonly number[]): Promise
 }
 
 /** Resolves when an async condition holds. */
-async function settled(condition: () => Promise<boolean>, what: string): Promise<void> {
+async function settled(condition: () => Promise<boolean>, what: string | (() => string)): Promise<void> {
   const endMs = performance.now() + 15_000;
-  while (!(await condition())) if (performance.now() > endMs) throw new Error(`not in time: ${what}`);
+  while (!(await condition())) {
+    if (performance.now() > endMs)
+      throw new Error(`not in time: ${typeof what === 'string' ? what : what()}`);
+  }
 }
 
 /** The index has what the engines have: as many blocks came and went. */
@@ -62,7 +65,14 @@ function caughtUp(fixture: PlaneFixture): Promise<void> {
     fixture.mocks.reduce((sum, { core }) => sum + core.pool.snapshot().copies.size, 0);
   const held = async (): Promise<number> =>
     (await count(fixture, 'storedBlocks')) - (await count(fixture, 'removedBlocks'));
-  return settled(async () => (await held()) === resident(), 'the index has all');
+  let last = Number.NaN;
+  return settled(
+    async () => {
+      last = await held();
+      return last === resident();
+    },
+    () => `the index has ${last} of ${resident()}; ${fixture.log.slice(-5).join(' ')}`,
+  );
 }
 
 /** All that an engine has said was asked for, and applied. */
@@ -141,7 +151,12 @@ t.test('events that somebody else took: empty, said once, followed again', async
 
 t.test('an engine that begins anew at its address is empty', async t => {
   const engine = await startMockEngine({ ...mock, speed: 'unlimited', serverKind: 'node' });
-  const fixture = await startPlane(t, { ...common, mocks: [], workers: [engine.url], limits });
+  const fixture = await startPlane(t, {
+    ...common,
+    mocks: [],
+    workers: [engine.url],
+    limits: { ...limits, probePeriodMs: 50 },
+  });
   await fixture.plane.workersAnswered(10_000);
   const prompt = draw(100);
   await computeOn(engine, prompt);

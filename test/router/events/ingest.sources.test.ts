@@ -266,7 +266,7 @@ t.test(
     const { sink, ingest, lines } = await startIngest();
     ingest.addWorker(1, facts(), null);
     ingest.addWorker(2, { ...facts(), hasEvents: false }, endpoints);
-    for (const wrong of ['http://127.0.0.1:1', 'tcp://*', 'bind:', 'tcp://127.0.0.1:99999', '']) {
+    for (const wrong of ['https://127.0.0.1:1', 'tcp://*', 'bind:', 'tcp://127.0.0.1:99999', '']) {
       ingest.addWorker(3, facts(), { ...endpoints, publish: wrong });
       ingest.addWorker(4, facts(), { ...endpoints, replay: wrong });
     }
