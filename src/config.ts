@@ -48,12 +48,16 @@ export interface Config {
   readonly tokenizer: string | null;
   /** Folder of the workers' model, absolute, or null; never together with `tokenizer`. */
   readonly modelPath: string | null;
-  /** Where worker links are taken, `HOST:PORT` or `unix:/path`; null: nowhere. */
+  /** Where worker links are taken, `HOST:PORT`, `tls://HOST:PORT` or `unix:/path`; null: nowhere. */
   readonly linkListen: string | null;
   /** File with the secret of worker links, absolute; it wins over `linkSecret`. */
   readonly linkSecretFile: string | null;
   /** The secret itself, which only the environment can give: MILLRACE_LINK_SECRET. */
   readonly linkSecret: string | null;
+  /** PEM files, absolute, of a `linkListen` with TLS: certificate and key, and the CA of the workers' certificates. */
+  readonly linkTlsCert: string | null;
+  readonly linkTlsKey: string | null;
+  readonly linkTlsCa: string | null;
   readonly httpServer: 'auto' | 'uws' | 'node';
   /** Header whose value names a session; '': sessions are switched off. */
   readonly sessionHeader: string;
