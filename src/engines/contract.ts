@@ -24,7 +24,7 @@ export interface WorkerCapabilities {
   readonly notices: readonly string[];
 }
 
-/** The KV events of one data-parallel rank: ZeroMQ endpoints as this host reaches them. */
+/** The KV events of one data-parallel rank, as this host reaches them: ZeroMQ endpoints, or a URL that is polled. */
 export interface RankEvents {
   readonly publish: string;
   /** Null: batches that were lost cannot be asked for again. */

@@ -54,7 +54,10 @@ export interface FleetOptions {
   readonly board: ProcessBoard;
   readonly activity: WorkerActivity;
   /** Told of the workers and of where they publish; null: the plane has no prefix index. */
-  readonly ingest: Pick<IngestSide, 'addWorker' | 'addPushed' | 'removeWorker' | 'suspectWorker'> | null;
+  readonly ingest: Pick<
+    IngestSide,
+    'addWorker' | 'addPushed' | 'removeWorker' | 'suspectWorker' | 'resumeWorker'
+  > | null;
   readonly publish: (world: World, listed: readonly ListedModel[]) => void;
 }
 
@@ -203,6 +206,7 @@ export class Fleet {
       if (this.eventsOf(worker) === null) this.#tellIngest(worker);
       else ingest?.suspectWorker(slot);
     }
+    if (kind === 'state' && worker.state === 'ready') ingest?.resumeWorker(slot);
     if (kind === 'facts' || (kind === 'removed' && facts !== null)) this.#publishWorld();
     this.#onChange?.();
   }

@@ -27,6 +27,7 @@ import type { Clock } from '../runtime/clock.js';
 import type { Logger } from '../runtime/logger.js';
 import type { Random } from '../runtime/random.js';
 import { AUTO_EVENTS, endpointOf, type WorkerConfig } from '../worker-config.js';
+import { sourceLimits, trtllmPolling } from './event-sources.js';
 import { probedEndpoints } from './fleet.js';
 
 /** What an agent needs. */
@@ -234,14 +235,8 @@ export class LinkAgent {
     plane.ingest = new Ingest({
       sink,
       zeroMq,
-      limits: {
-        replayDeadlineMs: limits.replayDeadlineMs,
-        eventBytesMax: limits.eventBatchBytesMax,
-        waitingBatchesMax: limits.eventQueueMax,
-        waitingBytesMax: limits.eventQueueBytesMax,
-        replayBatchesMax: limits.eventQueueMax,
-        replayBytesMax: limits.replayBytesMax,
-      },
+      polling: trtllmPolling({ clock, connectDeadlineMs: limits.connectDeadlineMs }),
+      limits: sourceLimits(limits),
       clock,
       random,
       logger,
