@@ -6,6 +6,7 @@
  * tensorrt_llm/serve/openai_protocol.py (extra="forbid"), main of mid 2026.
  */
 import { strict as assert } from 'node:assert';
+import { createHash } from 'node:crypto';
 import type { TokenRequest } from '../messages/token-request.js';
 import type { CanaryCall, EncodedCall, EncodeInput } from './contract.js';
 import {
@@ -113,12 +114,14 @@ function tokenFields(input: EncodeInput): Record<string, unknown> {
   if (stop.ignoreEos) fields.ignore_eos = true;
   if (stop.tokenIds.length > 0) fields.stop_token_ids = stop.tokenIds;
   addPriority(fields, request);
+  addAdapter(fields, input);
   return fields;
 }
 
 function encodeRelay(input: EncodeInput): EncodedCall {
   const { path, body, usageInjected } = relayBody(input, input.request.output.stream);
   addPriority(body, input.request);
+  addAdapter(body, input);
   return {
     method: 'POST',
     path,
@@ -136,6 +139,27 @@ function encodeRelay(input: EncodeInput): EncodedCall {
 function addPriority(fields: Record<string, unknown>, { unknown }: TokenRequest): void {
   const { priority } = unknown;
   if (typeof priority === 'number') fields.priority = 1 / (1 + Math.exp(priority / PRIORITY_SCALE));
+}
+
+/** The server knows no adapter by its name alone: the request brings all that it needs to load it. */
+function addAdapter(fields: Record<string, unknown>, { adapter, workerModel }: EncodeInput): void {
+  if (adapter === undefined) return;
+  assert(adapter.path !== undefined, 'an adapter of TensorRT-LLM has a path');
+  if (adapter.parent !== undefined) fields.model = adapter.parent;
+  fields.lora_request = {
+    lora_name: workerModel,
+    lora_int_id: adapterNumber(workerModel, adapter.path),
+    lora_path: adapter.path,
+  };
+}
+
+/**
+ * The number that the server keeps weights and KV blocks of an adapter under: the same from every sender, and another one
+ * for other weights. 31 bits, not 0.
+ */
+function adapterNumber(name: string, path: string): number {
+  const digest = createHash('sha256').update(`${name}\0${path}`).digest();
+  return (digest.readUInt32BE(0) >>> 1) | 1;
 }
 
 /** Priorities up to some thousands stay apart. */

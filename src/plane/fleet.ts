@@ -12,7 +12,7 @@ import {
 } from '../discovery/registry.js';
 import { createAdapters } from '../engines/adapters.js';
 import { EngineClient } from '../engines/client.js';
-import type { RankEvents } from '../engines/contract.js';
+import type { EngineAdapter, RankEvents } from '../engines/contract.js';
 import type { FindingSink, HealthCounts, ProbedFacts } from '../engines/health-contract.js';
 import { WorkerMonitor } from '../engines/monitor.js';
 import type { ListedModel } from '../frontend/openai/models-response.js';
@@ -31,6 +31,7 @@ import type { ProcessBoard } from './process-board.js';
 import { listedModels, servedModels } from './served-models.js';
 import type { TextModels } from './text-models.js';
 import type { WorkerActivity } from './worker-activity.js';
+import { WorkerControl } from './worker-control.js';
 
 /** In the place of endpoints: the events come by the worker's link. */
 export const LINK_EVENTS = 'link';
@@ -51,7 +52,14 @@ export interface FleetOptions {
   readonly board: ProcessBoard;
   readonly activity: WorkerActivity;
   /** Told of the workers and of where they publish; null: the plane has no prefix index. */
-  readonly ingest: Pick<IngestSide, 'addWorker' | 'addPushed' | 'removeWorker' | 'suspectWorker'> | null;
+  readonly ingest: Pick<
+    IngestSide,
+    'addWorker' | 'addPushed' | 'push' | 'removeWorker' | 'suspectWorker'
+  > | null;
+  /** Has the socket threads move what runs on a worker to other ones. */
+  readonly moveAway: (slot: number, generation: number) => void;
+  /** A link process is at the worker. */
+  readonly isLinked: (url: string) => boolean;
   readonly publish: (world: World, listed: readonly ListedModel[]) => void;
 }
 
@@ -59,6 +67,8 @@ export interface FleetOptions {
 export class Fleet {
   readonly registry: WorkerRegistry;
   readonly members: Membership;
+  /** What operators change of engines. */
+  readonly control: WorkerControl;
   readonly #options: FleetOptions;
   readonly #client: EngineClient;
   readonly #monitor: WorkerMonitor;
@@ -88,7 +98,17 @@ export class Fleet {
     });
     const { logger } = options;
     this.members = new Membership({ registry: this.registry, loadTable, clock, logger, limits });
-    this.#monitor = this.#createMonitor();
+    const adapters = createAdapters();
+    this.#monitor = this.#createMonitor(adapters);
+    this.control = new WorkerControl({
+      ...options,
+      limits,
+      registry: this.registry,
+      monitor: this.#monitor,
+      adapters,
+      ask: (request, deadlineMs, bytesMax) => this.#client.ask(request, deadlineMs, bytesMax),
+      forgetCache: worker => this.#forgetCache(worker),
+    });
   }
 
   /** Takes in every worker that is configured; the first probes leave at once. */
@@ -170,6 +190,7 @@ export class Fleet {
   /** Ends all probes. */
   stop(): void {
     this.members.stop();
+    this.control.stop();
     this.#monitor.stop();
   }
 
@@ -186,6 +207,7 @@ export class Fleet {
     if (kind === 'added') this.#monitor.watch(worker);
     if (kind === 'removed') {
       this.#monitor.unwatch(slot, generation);
+      if (!workers.some(({ url }) => url === worker.url)) this.control.forget(worker.url);
       this.#pushed.delete(slot);
       this.#probedEvents.delete(slot);
       if (this.#indexed.delete(slot)) ingest?.removeWorker(slot);
@@ -233,14 +255,22 @@ export class Fleet {
       : { publish, replay: endpointOf(kvEventsReplay, url, rank ?? 0), topic: kvEventsTopic };
   }
 
-  #createMonitor(): WorkerMonitor {
+  /** Its engine has dropped its KV cache, whatever its events have said so far. */
+  #forgetCache(worker: RegisteredWorker): void {
+    const { ingest, guard } = this.#options;
+    if (this.#indexed.get(worker.slot) !== worker.generation) return;
+    // An ingest thread that is gone has been told of elsewhere.
+    ingest?.push(worker.slot, null).catch((error: unknown) => guard.report(error));
+  }
+
+  #createMonitor(adapters: ReadonlyMap<string, EngineAdapter>): WorkerMonitor {
     const { config, clock, logger, textModels, activity } = this.#options;
     const { limits } = config;
-    const adapters = createAdapters();
     const { registry } = this;
     const sink: FindingSink = {
       setFacts: (slot, generation, facts) => this.#setFacts(slot, generation, facts),
       setHealthy: (slot, generation, healthy) => registry.setHealthy(slot, generation, healthy),
+      setSleeping: (slot, generation, level) => registry.setSleeping(slot, generation, level),
       setScraped: (slot, generation, load, nowSeconds) =>
         registry.setScraped(slot, generation, load, nowSeconds),
     };
@@ -267,7 +297,8 @@ export class Fleet {
     this.#probedEvents.set(slot, facts.events);
     this.#sayRanks(known, facts);
     const wasIndexed = this.#indexed.get(slot) === generation;
-    if (!this.registry.setFacts(slot, generation, facts)) return false;
+    const models = this.control.modelsOf(known.url, facts.models);
+    if (!this.registry.setFacts(slot, generation, { ...facts, models })) return false;
     const now = this.registry.get(slot, generation)!;
     const isElsewhere = JSON.stringify(before) !== JSON.stringify(this.#endpointsOf(now));
     if (wasIndexed && isElsewhere && !this.#isPushed(now)) this.#tellIngest(now);

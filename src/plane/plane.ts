@@ -36,6 +36,7 @@ import { SocketUnit } from './socket-unit.js';
 import type { Supervisor } from './supervisor.js';
 import { TextModels } from './text-models.js';
 import { WorkerActivity } from './worker-activity.js';
+import type { WorkerControl } from './worker-control.js';
 import { WorkerLinks } from './worker-links.js';
 import { type WorkerReport, workerReadings, workerReports } from './worker-report.js';
 
@@ -145,6 +146,10 @@ export class Plane {
       board: this.#board,
       activity: new WorkerActivity(memory.activity),
       ingest: this.ingest,
+      moveAway: (slot, generation) => {
+        for (const side of this.#sides) side.leaveWorker(slot, generation);
+      },
+      isLinked: url => this.#links?.isLinked(url) ?? false,
       publish: (world, listed) => {
         for (const side of this.#sides) side.setWorld(world, listed);
       },
@@ -289,6 +294,11 @@ export class Plane {
   /** Drains a worker, and takes it out when it carries nothing or the limit drainDeadlineMs has passed. False as above. */
   retireWorker(url: string): boolean {
     return this.#fleet.members.retire(url);
+  }
+
+  /** LoRA adapters and sleep of the workers. */
+  get control(): WorkerControl {
+    return this.#fleet.control;
   }
 
   /** Has the plane serve with these workers: new ones are added, others retire. Throws ConfigError, and then changes nothing. */

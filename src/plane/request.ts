@@ -21,7 +21,7 @@ import { receiveRequest } from './receive-request.js';
 import { type AskRefusal, BEGINNING, RequestAsks, type Wanted } from './request-asks.js';
 import { endCauseOf, type RequestContext } from './request-context.js';
 import { placementHeaders } from './routing-hints.js';
-import { failureOf, type RunFailure, refusalOf } from './run-failure.js';
+import { failureOf, type RunFailure, refusalOf, SENT_AWAY } from './run-failure.js';
 
 type Phase = 'body' | 'running' | 'flushing' | 'ended';
 
@@ -126,6 +126,12 @@ export class PlaneRequest {
     this.#end(endCauseOf(code), code);
   }
 
+  /** The worker is about to sleep: what runs there goes on elsewhere. */
+  leaveWorker(slot: number, generation: number): void {
+    for (const run of this.#runs.filter(one => one.runsOn(slot, generation)))
+      if (this.#runs.includes(run)) this.#settleFailure(run, SENT_AWAY);
+  }
+
   /** Checks every deadline of this request; called by the sweep of the socket thread. */
   sweep(nowMs: number): void {
     const { limits } = this.#context;
@@ -159,9 +165,7 @@ export class PlaneRequest {
     if (this.#phase === 'body') this.#phase = 'running';
   }
 
-  #ask(reason: AskReason, wanted: Wanted): void {
-    this.#refused(this.#asks.send(reason, wanted));
-  }
+  #ask = (reason: AskReason, wanted: Wanted): void => this.#refused(this.#asks.send(reason, wanted));
 
   #refused(refusal: AskRefusal | null): void {
     if (refusal !== null) this.fail(refusal.code, refusal.message, refusal.detail);

@@ -47,6 +47,8 @@ export interface SocketSide {
   lost(index: number): Promise<void> | undefined;
   /** Every slot of the pool is off. */
   poolIsOff(): void;
+  /** What runs on the worker goes on at other ones, where it can. */
+  leaveWorker(slot: number, generation: number): void;
   /** Opens the HTTP server; `isShared`: other threads listen on the same port. Rejects with ConfigError. */
   listen(host: string, port: number, isShared: boolean): Promise<Listening>;
   /** Admits nothing more; resolves when no request is left or the deadline has passed. */

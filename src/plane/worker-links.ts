@@ -118,6 +118,11 @@ export class WorkerLinks {
     return this.#joined.has(url);
   }
 
+  /** A link process is at the worker. */
+  isLinked(url: string): boolean {
+    return this.#takers.has(url);
+  }
+
   /** Opens the address. Rejects with ConfigError. */
   async listen(): Promise<void> {
     this.#address = showLinkAddress(await this.server.listen());
