@@ -6,8 +6,8 @@ import type { Limits } from '../limits.js';
 import type { Clock } from '../runtime/clock.js';
 import type { Logger } from '../runtime/logger.js';
 import type { EngineRequest } from './client.js';
-import type { SleepLevel } from './control-contract.js';
 import type { EngineAdapter, EngineLoad, WorkerCapabilities } from './contract.js';
+import type { SleepLevel } from './control-contract.js';
 
 /** In the place of an engine's name: the probe finds out. */
 export const AUTO_ENGINE = 'auto';

@@ -2,10 +2,10 @@
  * The look at one worker whose engine sleeps (R5): no health route, which may make a token, no canary and no scrape; it is
  * only asked whether it is there and asleep. Owned by the worker's watch, on its thread.
  */
-import { MillraceError } from '../errors.js';
 import type { Clock, Timer } from '../runtime/clock.js';
 import type { EngineAdapter } from './contract.js';
 import type { ControlAsk } from './control-contract.js';
+import { faultOf } from './health-fault.js';
 
 /** What it needs of its watch. */
 export interface SleepLookOptions {
@@ -45,7 +45,7 @@ export class SleepLook {
       isOver = (await adapter.control.isSleeping(ask)) === false;
     } catch (error) {
       // One that is late or answers nonsense may sleep all the same; where nothing listens, nothing sleeps.
-      isOver = error instanceof MillraceError && error.code === 'MILLRACE_WORKER_UNREACHABLE';
+      isOver = faultOf(error).isRefused;
     }
     if (this.#isStopped) return;
     if (isOver) onOver();

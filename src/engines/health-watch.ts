@@ -41,6 +41,7 @@ import {
   type ProbedFacts,
   type WorkerMonitorOptions,
 } from './health-contract.js';
+import { type Fault, faultOf } from './health-fault.js';
 import { Scrapes } from './health-scrape.js';
 import { SleepLook } from './health-sleep.js';
 import { readModels } from './probe-answers.js';
@@ -55,15 +56,6 @@ const NO_BODY = new Uint8Array(0);
 interface Answer {
   readonly status: number;
   readonly body: string;
-}
-
-/** How a check failed. */
-interface Fault {
-  readonly reason: string;
-  /** Nothing listened. */
-  readonly isRefused: boolean;
-  /** No answer within the deadline. */
-  readonly isLate: boolean;
 }
 
 /** What a worker is known by while it is up. */
@@ -400,12 +392,3 @@ export class HealthWatch {
 
 const namesOf = (models: readonly { readonly id: string }[]): string =>
   JSON.stringify(models.map(({ id }) => id).sort());
-
-function faultOf(error: unknown): Fault {
-  const code = error instanceof MillraceError ? error.code : null;
-  return {
-    reason: error instanceof Error ? error.message : String(error),
-    isRefused: code === 'MILLRACE_WORKER_UNREACHABLE',
-    isLate: code === 'MILLRACE_WORKER_STALLED',
-  };
-}

@@ -6,7 +6,10 @@
 import { type ControlOutcome, DONE, type EngineControl } from './control-contract.js';
 import { protocolError } from './probe-answers.js';
 
-const NO_SLEEP: ControlOutcome = { kind: 'unsupported', message: 'TensorRT-LLM has no sleep for servers of requests' };
+const NO_SLEEP: ControlOutcome = {
+  kind: 'unsupported',
+  message: 'TensorRT-LLM has no sleep for servers of requests',
+};
 
 /** `EngineAdapter.control` for TensorRT-LLM. */
 export const trtllmControl: EngineControl = {

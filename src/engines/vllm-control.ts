@@ -16,7 +16,8 @@ import { objectOf } from './probe-answers.js';
 
 const NO_ADAPTERS =
   'this server changes no adapters: start it with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1';
-const NO_SLEEP = 'this server cannot be put to sleep: start it with --enable-sleep-mode and VLLM_SERVER_DEV_MODE=1';
+const NO_SLEEP =
+  'this server cannot be put to sleep: start it with --enable-sleep-mode and VLLM_SERVER_DEV_MODE=1';
 /** Its words for an adapter that is there, in all versions seen; and for one that is not. */
 const IS_LOADED = /has already been loaded|already loaded/i;
 const IS_UNKNOWN = /lora adapter .* cannot be found/i;

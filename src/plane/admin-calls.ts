@@ -8,7 +8,7 @@ import type { AdapterResult } from './worker-control.js';
 
 const NAME_CHARACTERS_MAX = 256;
 const PATH_CHARACTERS_MAX = 4096;
-/** An adapter's name goes into headers of metrics, logs and queries. */
+/** An adapter's name goes into logs, metrics and queries. */
 const PLAIN = /^[^\p{Cc}]+$/u;
 
 type Carrier = Pick<

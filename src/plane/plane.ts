@@ -91,6 +91,8 @@ export class Plane {
   /** Who made workers carry it; only to be read outside the plane. */
   readonly ledger: Ledger;
   readonly supervisor: Supervisor;
+  /** LoRA adapters and sleep of the workers. */
+  readonly control: WorkerControl;
   /** The one writer of the prefix index; null: nothing has use for an index. */
   readonly ingest: RemoteIngest | null;
   #listening: Listening | null = null;
@@ -119,7 +121,6 @@ export class Plane {
 
   private constructor(options: PlaneOptions, guard: FaultGuard, textModels: TextModels) {
     const { config, clock, logger, seed } = options;
-    const { limits } = config;
     this.#options = options;
     this.#guard = guard;
     const hasAddon = addonStatus().loaded;
@@ -146,14 +147,11 @@ export class Plane {
       board: this.#board,
       activity: new WorkerActivity(memory.activity),
       ingest: this.ingest,
-      moveAway: (slot, generation) => {
-        for (const side of this.#sides) side.leaveWorker(slot, generation);
-      },
+      moveAway: (slot, generation) => this.#sides.map(side => side.leaveWorker(slot, generation)),
       isLinked: url => this.#links?.isLinked(url) ?? false,
-      publish: (world, listed) => {
-        for (const side of this.#sides) side.setWorld(world, listed);
-      },
+      publish: (world, listed) => this.#sides.map(side => side.setWorld(world, listed)),
     });
+    this.control = this.#fleet.control;
     this.#links = this.#createLinks();
     const sources = {
       readWorkerLoads: workerLoads(this.#fleet.registry, this.loadTable),
@@ -171,7 +169,7 @@ export class Plane {
     this.#metrics = this.#local?.metrics ?? createMetrics([], { ...none, ...sources }, 'main');
     this.supervisor = startPool({
       threads: this.#poolThreads,
-      limits,
+      limits: config.limits,
       clock,
       logger,
       guard,
@@ -294,11 +292,6 @@ export class Plane {
   /** Drains a worker, and takes it out when it carries nothing or the limit drainDeadlineMs has passed. False as above. */
   retireWorker(url: string): boolean {
     return this.#fleet.members.retire(url);
-  }
-
-  /** LoRA adapters and sleep of the workers. */
-  get control(): WorkerControl {
-    return this.#fleet.control;
   }
 
   /** Has the plane serve with these workers: new ones are added, others retire. Throws ConfigError, and then changes nothing. */

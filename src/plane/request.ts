@@ -99,14 +99,13 @@ export class PlaneRequest {
     if (ask !== null) this.#ask('adoption_failed', ask);
   }
 
-  onReject(reject: Reject): void {
-    const ask = this.#asks.take(reject.attempt);
+  onReject({ attempt, code, message, param, retryAfterMs }: Reject): void {
+    const ask = this.#asks.take(attempt);
     if (ask === null) return;
     if (ask.cause !== null) this.#context.observer.migrated(ask.cause, 'failed');
     // No other worker is left to try: what the last one did says more than that there is none.
-    const told = reject.code === 'MILLRACE_NO_WORKER' ? this.#lastFailure : null;
-    if (told !== null) this.fail(told.code, told.message, told.detail);
-    else this.fail(reject.code, reject.message, { param: reject.param, retryAfterMs: reject.retryAfterMs });
+    const told = code === 'MILLRACE_NO_WORKER' ? this.#lastFailure : null;
+    this.fail(told?.code ?? code, told?.message ?? message, told?.detail ?? { param, retryAfterMs });
   }
 
   /** The pool thread that was asked died. A request that loses two of them is not asked again: it may be the cause. */
@@ -153,8 +152,7 @@ export class PlaneRequest {
     for (const run of [...this.#runs]) {
       const boundMs = this.#enginePaused ? null : run.overdueMs(nowMs, limits);
       if (boundMs === null || !this.#runs.includes(run)) continue;
-      const message = `the worker sent nothing for ${boundMs} ms`;
-      this.#onFailed(run, 'stalled', 'MILLRACE_WORKER_STALLED', message);
+      this.#onFailed(run, 'stalled', 'MILLRACE_WORKER_STALLED', `the worker sent nothing for ${boundMs} ms`);
     }
     this.#client?.keepAlive(nowMs, limits.keepAliveMs);
   }
@@ -237,9 +235,8 @@ export class PlaneRequest {
     if (this.#sawToken) observer.tokens(this.#plan!, count, nowMs - this.#lastEventMs);
     else {
       this.#sawToken = true;
-      const ttftMs = nowMs - this.#startedMs;
-      run.decision!.ttftMs = ttftMs;
-      observer.firstToken(this.#plan!, ttftMs);
+      run.decision!.ttftMs = nowMs - this.#startedMs;
+      observer.firstToken(this.#plan!, run.decision!.ttftMs);
       observer.tokens(this.#plan!, count, null);
     }
   }
@@ -257,8 +254,7 @@ export class PlaneRequest {
       return;
     }
     this.#answer = openAnswer(plan, this.#context, () => this.#openClient());
-    const tokens = this.#answer.takeUnary(body);
-    this.#onTokens(run, tokens, this.#context.clock.nowMs());
+    this.#onTokens(run, this.#answer.takeUnary(body), this.#context.clock.nowMs());
     const { prefillCachedTokens: cached } = plan;
     this.#port.respond(contentType, cached === undefined ? body : tellCachedTokens(body, cached));
     this.#end('completed', null);

@@ -119,7 +119,9 @@ export class WorkerControl {
       facts!.models.some(model => model.id === name && model.adapter === true);
     const targets = this.#targets(urls).filter(worker => urls !== null || holds(worker));
     if (targets.length === 0)
-      throw new InvalidRequestError('MILLRACE_NOT_FOUND', `no worker has an adapter "${name}"`, { param: 'name' });
+      throw new InvalidRequestError('MILLRACE_NOT_FOUND', `no worker has an adapter "${name}"`, {
+        param: 'name',
+      });
     return Promise.all(targets.map(worker => this.#change(worker, () => this.#unload(worker, name))));
   }
 
@@ -128,9 +130,13 @@ export class WorkerControl {
     const [worker] = this.#at(url);
     if (worker!.state === 'sleeping' && worker!.sleepLevel === level && !this.#busy.has(url))
       return this.#resultOf(url);
-    if (worker!.state !== 'ready') throw bad(`the worker is ${worker!.state}; only a ready one can sleep`, 'url');
+    if (worker!.state !== 'ready')
+      throw bad(`the worker is ${worker!.state}; only a ready one can sleep`, 'url');
     if (level === 2 && worker!.facts!.models.some(model => model.adapter === true))
-      throw bad('level must be 1 for a worker with adapters: level 2 loses them; or unload them first', 'level');
+      throw bad(
+        'level must be 1 for a worker with adapters: level 2 loses them; or unload them first',
+        'level',
+      );
     // A link process sends canaries of its own, which end an engine that sleeps and cannot say so.
     if (worker!.facts!.engine === 'sglang' && this.#options.isLinked(url))
       throw bad('the worker is linked: its link process would still send it canaries', 'url');
@@ -142,7 +148,8 @@ export class WorkerControl {
   async wake(url: string, level: SleepLevel | null): Promise<SleepResult> {
     const [worker] = this.#at(url);
     if (worker!.state === 'ready') return this.#resultOf(url);
-    if (worker!.sleepLevel === null) throw bad(`the worker is ${worker!.state}; only a sleeping one wakes`, 'url');
+    if (worker!.sleepLevel === null)
+      throw bad(`the worker is ${worker!.state}; only a sleeping one wakes`, 'url');
     await this.#alone(url, () => this.#wakeUp(url, level ?? worker!.sleepLevel!));
     return this.#resultOf(url);
   }
@@ -302,7 +309,8 @@ export class WorkerControl {
     const silent = workers.find(({ facts }) => facts === null);
     if (urls !== null && silent !== undefined)
       throw bad(`worker ${silent.url} has not answered its probe yet`, 'workers');
-    if (known.length === 0) throw new RejectedError('MILLRACE_NO_WORKER', 'no worker has answered its probe yet');
+    if (known.length === 0)
+      throw new RejectedError('MILLRACE_NO_WORKER', 'no worker has answered its probe yet');
     return known;
   }
 

@@ -73,7 +73,9 @@ t.test('TensorRT-LLM: the call of token mode', t => {
     },
     unknown: { stop: ['x'], prompt: 'y', min_p: 0.1, priority: 0 },
   });
-  const call = adapter.encode(makeInput({ request, rank: 1, isAdapter: true }));
+  const call = adapter.encode(
+    makeInput({ request, rank: 1, adapter: { parent: 'base', path: '/adapters/a' } }),
+  );
   t.same([call.method, call.path], ['POST', '/v1/completions']);
   t.same(JSON.parse(Buffer.from(call.body).toString()), {
     prompt: [1, 22, 333],
