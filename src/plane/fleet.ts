@@ -256,11 +256,10 @@ export class Fleet {
   }
 
   /** Its engine has dropped its KV cache, whatever its events have said so far. */
-  #forgetCache(worker: RegisteredWorker): void {
-    const { ingest, guard } = this.#options;
-    if (this.#indexed.get(worker.slot) !== worker.generation) return;
-    // An ingest thread that is gone has been told of elsewhere.
-    ingest?.push(worker.slot, null).catch((error: unknown) => guard.report(error));
+  async #forgetCache({ slot, generation }: RegisteredWorker): Promise<void> {
+    if (this.#indexed.get(slot) !== generation) return;
+    // An ingest thread that is gone has been told of elsewhere; the index is not asked any more then.
+    await this.#options.ingest?.push(slot, null).catch(() => {});
   }
 
   #createMonitor(adapters: ReadonlyMap<string, EngineAdapter>): WorkerMonitor {

@@ -39,8 +39,8 @@ export interface WorkerControlOptions {
   readonly clock: Clock;
   readonly logger: Logger;
   readonly limits: Pick<Limits, 'controlDeadlineMs' | 'drainDeadlineMs' | 'probeBytesMax'>;
-  /** What a worker has cached is gone. */
-  readonly forgetCache: (worker: RegisteredWorker) => void;
+  /** What a worker has cached is gone; resolves when the index knows it. Never rejects. */
+  readonly forgetCache: (worker: RegisteredWorker) => Promise<void>;
   /** Has the socket threads move what runs on a worker to other ones. */
   readonly moveAway: (slot: number, generation: number) => void;
   /** A link process looks at the engine by itself. */
@@ -168,10 +168,8 @@ export class WorkerControl {
       this.#bringUp(workers);
       throw error;
     }
-    for (const worker of workers) {
-      this.#options.forgetCache(worker);
-      monitor.watchSleep(worker.slot, worker.generation);
-    }
+    for (const { slot, generation } of workers) monitor.watchSleep(slot, generation);
+    await Promise.all(workers.map(this.#options.forgetCache));
     logger.info('worker sleeps', { worker: url, level });
   }
 
@@ -192,7 +190,7 @@ export class WorkerControl {
     must(await this.#engineOf(workers[0]!).control.wake(this.#askOf(workers[0]!), level), 'wake');
     logger.info('worker wakes up', { worker: url });
     // Events from before the sleep may have come after it was forgotten.
-    for (const worker of workers) forgetCache(worker);
+    await Promise.all(workers.map(forgetCache));
     this.#bringUp(workers);
     const endMs = clock.nowMs() + limits.controlDeadlineMs;
     const isUp = (): boolean =>

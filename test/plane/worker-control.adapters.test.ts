@@ -151,8 +151,11 @@ t.test('an adapter has blocks of its own, and its model’s settings', async t =
   );
   const [first] = fixture.mocks.map(({ url }) => url) as [string, string];
   await fixture.post(COMPLETIONS, askFor('sql'), { 'x-millrace-worker': first });
+  let asked = 0;
   const expected = async (model: string): Promise<number> => {
-    await fixture.post(COMPLETIONS, askFor(model));
+    // Each one fills a block of its own, so that an event that was lost is noticed.
+    const prompt = [...PROMPT, ...Array(16).fill(1000 + asked++)];
+    await fixture.post(COMPLETIONS, askFor(model, { prompt }));
     const { decisions } = jsonOf(await fixture.get('/debug/decisions?limit=1'));
     return decisions[0].expectedCachedTokens;
   };
