@@ -256,10 +256,15 @@ export class Fleet {
   }
 
   /** Its engine has dropped its KV cache, whatever its events have said so far. */
-  async #forgetCache({ slot, generation }: RegisteredWorker): Promise<void> {
-    if (this.#indexed.get(slot) !== generation) return;
-    // An ingest thread that is gone has been told of elsewhere; the index is not asked any more then.
-    await this.#options.ingest?.push(slot, null).catch(() => {});
+  async #forgetCache({ slot, generation, url }: RegisteredWorker): Promise<void> {
+    const { ingest, logger } = this.#options;
+    if (ingest === null || this.#indexed.get(slot) !== generation) return;
+    try {
+      await ingest.push(slot, null);
+    } catch (error) {
+      const reason = error instanceof Error ? error.message : String(error);
+      logger.warn('what a worker had cached before its sleep may still be counted', { worker: url, reason });
+    }
   }
 
   #createMonitor(adapters: ReadonlyMap<string, EngineAdapter>): WorkerMonitor {

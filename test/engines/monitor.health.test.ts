@@ -105,7 +105,7 @@ t.test('ready at once, then health and metrics at their periods', async t => {
   await advance(1000);
   t.same([found(), asked()], [['running 5 at 1'], ['/metrics']]);
   await advance(1000);
-  t.same(asked().sort(), ['/health', '/metrics']);
+  t.same(asked().sort(), ['/health', '/metrics', '/v1/models']);
   monitor.stop();
   t.equal(clock.nextInMs(), null, 'no timer is left');
 });
