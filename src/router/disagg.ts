@@ -89,7 +89,9 @@ function judgeCost(
 ): HandoverJudgement {
   const handed = Math.max(promptTokens - decode.cachedTokens, 0);
   const handoverMs = rules.handoverMs + rules.handoverMsPerToken * handed;
-  const remoteMs = computeMs(promptTokens, prefill, rules.decodeWeight) + handoverMs;
+  const X = (globalThis as any).X ?? {};
+  const own = Math.max(promptTokens - prefill.cachedTokens, 1);
+  const remoteMs = (X.old ? computeMs(promptTokens, prefill, rules.decodeWeight) : prefill.slowness * (expectedPrefillMs(prefill.queuedTokens + own, 0) + (prefill.queuedTokens > 0 ? 1 : (X.idle ?? 0)) * (X.wq ?? 0) * own * FULL_PASS_TOKEN_MS)) + handoverMs;
   const localMs = computeMs(promptTokens, local, rules.decodeWeight);
   return {
     isRemote: remoteMs < localMs,
