@@ -9,6 +9,16 @@ import type { Selector } from './contract.js';
 import { lowest } from './policies/lowest.js';
 import { expectedPrefillMs, FULL_PASS_TOKEN_MS } from './prefill-model.js';
 
+/**
+ * Weight of a millisecond in a queue, of prompts or of a link; one of computing weighs 1. Who joins a queue that will not
+ * drain for a time delays not only itself but all that come until it has: in a queue that is busy for a share u of the time
+ * that is 1 ÷ (1 − u) milliseconds for each one, 10 at u = 0.9. A small weight sends prompts to prefill workers until these
+ * have a queue of seconds that each later prompt waits in; a large one leaves them idle while answers stand still. Tuned with
+ * `decodeWeight` 1 in virtual replays (`bench/disagg.js`): 3 to 12 differ by under 3 % in mean E2E where prompts share
+ * little, and below 8 prompts that share much (fan-out) go to prefill workers whose links are full.
+ */
+const QUEUE_WEIGHT = 10;
+
 /** A worker as a decision saw it, before anything is reserved on it. Units as in Candidates. */
 export interface WorkerFigures {
   readonly slot: number;
@@ -31,6 +41,20 @@ export interface HandoverJudgement {
   readonly isRemote: boolean;
   /** In words, with the figures that decided. */
   readonly reason: string;
+  /** For how long the hand-over would occupy the links of both workers. */
+  readonly occupiesMs: number;
+}
+
+/** What is compared. */
+export interface HandoverOptions {
+  readonly prefill: WorkerFigures;
+  readonly decode: WorkerFigures;
+  /** The best worker for both parts: `decode` itself, or a decode worker that has more of the prompt. */
+  readonly local: WorkerFigures;
+  /** `prefill` is a decode worker too. */
+  readonly prefillAnswers: boolean;
+  /** Milliseconds until hand-overs that were decided before have left the links between `prefill` and `decode`. */
+  readonly linkMs: number;
 }
 
 /** The selector of decode workers: fewest KV blocks in use, of a common size, and requests. Its credit for a prefix is 0. */
@@ -56,21 +80,30 @@ export function createDecodeLoad(): Selector {
   };
 }
 
-/**
- * Whether `prefill` computes the prompt and `decode` answers, or `local` does both. `local` may be `decode` itself or a
- * decode worker that has more of the prompt.
- */
+/** Whether `prefill` computes the prompt and `decode` answers, or `local` does both. */
 export function judgeHandover(
   promptTokens: number,
-  { prefill, decode, local }: Readonly<Record<'prefill' | 'decode' | 'local', WorkerFigures>>,
+  options: HandoverOptions,
   rules: DisaggRules,
 ): HandoverJudgement {
+  const handed = Math.max(promptTokens - options.decode.cachedTokens, 0);
+  const occupiesMs = rules.handoverMsPerToken * handed;
+  return { ...judge(promptTokens, options, rules, occupiesMs), occupiesMs };
+}
+
+function judge(
+  promptTokens: number,
+  options: HandoverOptions,
+  rules: DisaggRules,
+  occupiesMs: number,
+): Pick<HandoverJudgement, 'isRemote' | 'reason'> {
+  const { prefill, decode, local } = options;
   if (prefill.slot === decode.slot) return { isRemote: false, reason: 'one worker is the best for both' };
   if (rules.policy === 'always') return { isRemote: true, reason: 'always' };
   const kvShare = local.decodeBlocks / local.totalBlocks;
   if (kvShare > rules.decodeKvBusy)
     return { isRemote: true, reason: `KV of the decode worker is ${(100 * kvShare).toFixed(0)} % in use` };
-  if (rules.policy === 'cost') return judgeCost(promptTokens, prefill, decode, local, rules);
+  if (rules.policy === 'cost') return judgeCost(promptTokens, options, rules, occupiesMs);
   const ownTokens = Math.max(promptTokens - local.cachedTokens, 0);
   const ratio = ownTokens / Math.max(promptTokens, 1);
   if (rules.policy !== 'prefill-load' && ownTokens < rules.effIslMax && ratio <= rules.effIslRatioMax)
@@ -82,27 +115,44 @@ export function judgeHandover(
 
 function judgeCost(
   promptTokens: number,
-  prefill: WorkerFigures,
-  decode: WorkerFigures,
-  local: WorkerFigures,
+  { prefill, local, prefillAnswers, linkMs }: HandoverOptions,
   rules: DisaggRules,
-): HandoverJudgement {
-  const handed = Math.max(promptTokens - decode.cachedTokens, 0);
-  const handoverMs = rules.handoverMs + rules.handoverMsPerToken * handed;
-  const X = (globalThis as any).X ?? {};
-  const own = Math.max(promptTokens - prefill.cachedTokens, 1);
-  const remoteMs = (X.old ? computeMs(promptTokens, prefill, rules.decodeWeight) : prefill.slowness * (expectedPrefillMs(prefill.queuedTokens + own, 0) + (prefill.queuedTokens > 0 ? 1 : (X.idle ?? 0)) * (X.wq ?? 0) * own * FULL_PASS_TOKEN_MS)) + handoverMs;
-  const localMs = computeMs(promptTokens, local, rules.decodeWeight);
+  occupiesMs: number,
+): Pick<HandoverJudgement, 'isRemote' | 'reason'> {
+  const there = computing(promptTokens, prefill, prefillAnswers);
+  const linkWaitMs = Math.max(linkMs - there.waitMs - there.ownMs, 0);
+  const remoteMs = costOf(there, linkWaitMs, rules.decodeWeight) + rules.handoverMs + occupiesMs;
+  const localMs = costOf(computing(promptTokens, local, true), 0, rules.decodeWeight);
   return {
     isRemote: remoteMs < localMs,
-    reason: `${remoteMs.toFixed(0)} ms with hand-over, ${localMs.toFixed(0)} ms without`,
+    reason: `cost ${remoteMs.toFixed(0)} ms with hand-over, ${localMs.toFixed(0)} ms without`,
   };
 }
 
-/** Time until the prompt is computed there, and what that costs the answers that run there. */
-function computeMs(promptTokens: number, worker: WorkerFigures, decodeWeight: number): number {
-  const { cachedTokens, queuedTokens, requests, decodeMs, slowness } = worker;
+/** Computing of one prompt on one worker, in milliseconds. */
+interface Computing {
+  /** For what is queued before it. */
+  readonly waitMs: number;
+  readonly ownMs: number;
+  /** For which running answers stand still, all together. */
+  readonly stallMs: number;
+}
+
+/** `answers`: its requests are answers that run; where it only computes prompts they wait, and are in its queue already. */
+function computing(
+  promptTokens: number,
+  { cachedTokens, queuedTokens, requests, decodeMs, slowness }: WorkerFigures,
+  answers: boolean,
+): Computing {
   const own = Math.max(promptTokens - cachedTokens, 1);
-  const untilDoneMs = expectedPrefillMs(queuedTokens + own, requests === 0 ? 0 : decodeMs);
-  return slowness * (untilDoneMs + decodeWeight * requests * own * FULL_PASS_TOKEN_MS);
+  const running = answers ? requests : 0;
+  const stepMs = running === 0 ? 0 : decodeMs;
+  const ownMs = slowness * expectedPrefillMs(own, stepMs);
+  const untilMs = slowness * expectedPrefillMs(queuedTokens + own, stepMs);
+  return { waitMs: untilMs - ownMs, ownMs, stallMs: slowness * running * own * FULL_PASS_TOKEN_MS };
+}
+
+/** Milliseconds of this request and, by weight, of the others. */
+function costOf({ waitMs, ownMs, stallMs }: Computing, linkWaitMs: number, decodeWeight: number): number {
+  return ownMs + QUEUE_WEIGHT * (waitMs + linkWaitMs) + decodeWeight * stallMs;
 }

@@ -11,7 +11,6 @@ import type { PrefixIndexReader } from '../../router/index/contract.js';
 import { createLedgerMemory, Ledger } from '../../router/ledger.js';
 import { SLOT_STATE } from '../../router/load-descriptor.js';
 import { createLoadMemory, LoadTable } from '../../router/load-table.js';
-import type { Addon } from '../../runtime/addon.js';
 import { seededRandom } from '../../runtime/random.js';
 import type { EngineSettings } from '../engine-settings.js';
 import type { PreparedRequest } from './workload.js';
@@ -37,7 +36,6 @@ export interface FleetRouterOptions {
   readonly prefixes: PrefixIndexReader | null;
   /** Virtual time. */
   readonly nowMs: () => number;
-  readonly addon: Addon | null;
 }
 
 /** Where a request goes; `prefill` is null when one worker does all of it. */
@@ -63,7 +61,7 @@ export class FleetRouter {
   readonly #decider: Decider;
 
   constructor(options: FleetRouterOptions) {
-    const { workers, engine, split, requests, addon } = options;
+    const { workers, engine, split, requests } = options;
     assert(split === null || split.roles.length === workers, 'each worker has a role');
     this.#policy = options.policy;
     this.#split = split;
@@ -76,7 +74,8 @@ export class FleetRouter {
       memory: createLedgerMemory(Math.min(2 * requests, RESERVATIONS_MAX)),
       loadTable: this.#loadTable,
       partition: { index: 0, count: 1 },
-      addon,
+      // A thread has a few handles to native ledgers in all, and a bench makes hundreds of runs.
+      addon: null,
     });
     this.#decider = createDecider({
       loadTable: this.#loadTable,
