@@ -12,6 +12,7 @@ import { REPLAY_BLOCKS } from '#millrace/simulate/replay/replay.js';
 import { readTrace } from '#millrace/simulate/replay/trace-reader.js';
 import { prepare } from '#millrace/simulate/replay/workload.js';
 import { makeWorkload, WORKLOAD_NAMES } from '#millrace/simulate/replay/workloads.js';
+import { spreadArrivals } from './lib/disagg-arrivals.js';
 import { DEFAULT_RULES, fleetsOf, nameOf, PERCENTILE, POLICY, runAt } from './lib/disagg-fleets.js';
 import { renderDisagg } from './lib/disagg-report.js';
 import { MARGIN, resultOf, tableOf, verdictOf } from './lib/disagg-result.js';
@@ -38,7 +39,7 @@ const flags = parseFlags({
       integer: true,
       min: 2,
       max: 50_000,
-      default: 3000,
+      default: 2000,
       help: 'requests of a run',
     },
     load: {
@@ -96,7 +97,9 @@ const fleets = fleetsOf(workers);
 const bar = progress('disagg', 2 * fleets.length);
 try {
   const workload =
-    trace === undefined ? makeWorkload(made, requests, seed) : await readTrace(trace, requests);
+    trace === undefined
+      ? makeWorkload(made, requests, seed)
+      : spreadArrivals(await readTrace(trace, requests), seed);
   const { blockSize } = resolveEngineSettings({});
   const engine = resolveEngineSettings({
     numGpuBlocks: REPLAY_BLOCKS,
@@ -122,7 +125,9 @@ try {
   bar.done();
   const { numGpuBlocks, maxNumBatchedTokens, maxNumSeqs } = engine;
   const settings = {
-    ...(trace === undefined ? { workload: made } : { trace }),
+    ...(trace === undefined
+      ? { workload: made }
+      : { trace, arrivals: 'drawn within the trace’s steps of time' }),
     workers,
     requests: workload.requests.length,
     load,

@@ -10,14 +10,17 @@ import { lowest } from './policies/lowest.js';
 import { expectedPrefillMs, FULL_PASS_TOKEN_MS } from './prefill-model.js';
 
 /**
- * Weight of a millisecond in a queue, of prompts or of a link; one of computing weighs 1. Who joins a queue that will not
- * drain for a time delays not only itself but all that come until it has: in a queue that is busy for a share u of the time
- * that is 1 ÷ (1 − u) milliseconds for each one, 10 at u = 0.9. A small weight sends prompts to prefill workers until these
- * have a queue of seconds that each later prompt waits in; a large one leaves them idle while answers stand still. Tuned with
- * `decodeWeight` 1 in virtual replays (`bench/disagg.js`): 3 to 12 differ by under 3 % in mean E2E where prompts share
- * little, and below 8 prompts that share much (fan-out) go to prefill workers whose links are full.
+ * Weights of a millisecond of waiting; one of computing weighs 1. Who joins a queue that will not drain for a time delays not
+ * only itself but all that come until it has: 1 ÷ (1 − u) milliseconds in all where the queue is busy for a share u of the
+ * time. Prefill workers are there to be busy: u = 0.75. Links are not, since a prompt can always be computed where it is
+ * answered and one that many requests share is sent for each of them: u = 0.93. Tuned together with `decodeWeight` 1, by
+ * which each answer that stands still counts as much as the request itself, in virtual replays (`bench/disagg.js`) of a
+ * conversation trace and eight made workloads, at 0.4 to 1.1 of what an aggregated fleet carries: with 10 for prompts
+ * prefill workers idle while answers stand still (mean E2E + 8 % over always, where prompts share little), with 3 for links
+ * siblings of one prompt queue for seconds at a full link (twice the mean E2E of an aggregated fleet).
  */
-const QUEUE_WEIGHT = 10;
+const QUEUE_WEIGHT = 4;
+const LINK_WEIGHT = 15;
 
 /** A worker as a decision saw it, before anything is reserved on it. Units as in Candidates. */
 export interface WorkerFigures {
@@ -154,5 +157,5 @@ function computing(
 
 /** Milliseconds of this request and, by weight, of the others. */
 function costOf({ waitMs, ownMs, stallMs }: Computing, linkWaitMs: number, decodeWeight: number): number {
-  return ownMs + QUEUE_WEIGHT * (waitMs + linkWaitMs) + decodeWeight * stallMs;
+  return ownMs + QUEUE_WEIGHT * waitMs + LINK_WEIGHT * linkWaitMs + decodeWeight * stallMs;
 }

@@ -69,6 +69,7 @@ async function setUp(options: SetUp = {}) {
   const planning = new Planning({
     limits: DEFAULT_LIMITS,
     decider: {
+      handovers: new HandoverBacklog(1, () => 0),
       usesBlocks: () => usesBlocks,
       look: () => null,
       reserve: () => 0,
