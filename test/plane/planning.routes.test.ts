@@ -16,6 +16,7 @@ import type { Api } from '#millrace/messages/token-request.js';
 import { Planning } from '#millrace/plane/planning.js';
 import { loadTextModel } from '#millrace/preprocess/text-model.js';
 import type { DecideAnswer, DecideRequest } from '#millrace/router/decide.js';
+import { HandoverBacklog } from '#millrace/router/handover-backlog.js';
 import { systemClock } from '#millrace/runtime/clock.js';
 
 const TOKENIZER = 'chatml-cl100k';
