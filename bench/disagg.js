@@ -39,7 +39,7 @@ const flags = parseFlags({
       integer: true,
       min: 2,
       max: 50_000,
-      default: 2000,
+      default: 1500,
       help: 'requests of a run',
     },
     load: {

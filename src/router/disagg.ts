@@ -118,13 +118,16 @@ function judge(
 
 function judgeCost(
   promptTokens: number,
-  { prefill, local, prefillAnswers, linkMs }: HandoverOptions,
+  { prefill, decode, local, prefillAnswers, linkMs }: HandoverOptions,
   rules: DisaggRules,
   occupiesMs: number,
 ): Pick<HandoverJudgement, 'isRemote' | 'reason'> {
   const there = computing(promptTokens, prefill, prefillAnswers);
   const linkWaitMs = Math.max(linkMs - there.waitMs - there.ownMs, 0);
-  const remoteMs = costOf(there, linkWaitMs, rules.decodeWeight) + rules.handoverMs + occupiesMs;
+  // A prompt that is computed where it is answered has this step in its own pass.
+  const stepMs = decode.requests === 0 ? 0 : decode.decodeMs;
+  const handoverMs = rules.handoverMs + occupiesMs + stepMs;
+  const remoteMs = costOf(there, linkWaitMs, rules.decodeWeight) + handoverMs;
   const localMs = costOf(computing(promptTokens, local, true), 0, rules.decodeWeight);
   return {
     isRemote: remoteMs < localMs,
