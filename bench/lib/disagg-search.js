@@ -5,9 +5,10 @@ import { nameOf, pointOf, runAt } from './disagg-fleets.js';
 export const TOLERANCE = 0.01;
 /** From one rate to the next until one is too high and one is not. */
 const STEP = 1.5;
-/** A fleet that does not meet the target at this share of the first guess never does, for this bench. */
-const LOWEST_SHARE = 1 / 32;
-const PROBES_MAX = 40;
+/** A fleet that does not meet the target at the guess ÷ this never does, for this bench. */
+const RANGE_DOWN = 32;
+/** One that still meets it at the guess × this would do so if all requests came at once: there are too few. */
+const RANGE_UP = 256;
 
 /**
  * @typedef {import('./disagg-fleets.js').Fleet} Fleet
@@ -16,7 +17,7 @@ const PROBES_MAX = 40;
  *
  * @typedef {object} Found
  * @property {Fleet} fleet
- * @property {Point | null} best  At the highest rate within the target; null: there is none above LOWEST_SHARE of the first guess.
+ * @property {Point | null} best  At the highest rate within the target; null: there is none.
  * @property {readonly Point[]} points  All that were tried, by rate.
  */
 
@@ -24,22 +25,20 @@ const PROBES_MAX = 40;
  * By halving between a rate at which `probe` says true and one at which it says false; both are sought from `guess` on.
  * @param {(rate: number) => boolean} probe
  * @param {number} guess
- * @returns {number | null} The highest that was seen to be true; null: none was.
+ * @returns {number | null} The highest that was seen to be true, Infinity when each one is; null: none was.
  */
 export function highestRate(probe, guess) {
-  /** @type {number | null} */
-  let low = null;
-  /** @type {number | null} */
-  let high = null;
+  let low = 0;
+  let high = Number.POSITIVE_INFINITY;
   let rate = guess;
-  for (let probes = 0; probes < PROBES_MAX; probes += 1) {
+  while (high / low > 1 + TOLERANCE) {
     if (probe(rate)) low = rate;
     else high = rate;
-    if (low !== null && high !== null) {
-      if (high / low <= 1 + TOLERANCE) break;
-      rate = Math.sqrt(low * high);
-    } else rate = low === null ? rate / STEP : rate * STEP;
-    if (low === null && rate < guess * LOWEST_SHARE) break;
+    if (low === 0) rate /= STEP;
+    else if (high === Number.POSITIVE_INFINITY) rate *= STEP;
+    else rate = Math.sqrt(low * high);
+    if (rate < guess / RANGE_DOWN) return null;
+    if (rate > guess * RANGE_UP) return Number.POSITIVE_INFINITY;
   }
   return low;
 }
@@ -53,6 +52,10 @@ function search(stage, fleet, guess) {
     points.push(point);
     return point.met;
   }, guess);
+  if (rate === Number.POSITIVE_INFINITY)
+    throw new Error(
+      `${nameOf(fleet)} meets the target at any rate: so few requests (--requests) are over before a queue grows`,
+    );
   const best = points.find(({ requestsPerSecond }) => requestsPerSecond === rate) ?? null;
   points.sort((a, b) => a.requestsPerSecond - b.requestsPerSecond);
   return { fleet, best, points };
