@@ -38,6 +38,7 @@ export function createTrtllmAdapter(options: TrtllmAdapterOptions = {}): EngineA
   const { scanner } = options;
   return {
     engine: TRTLLM,
+    modelOwner: 'tensorrt_llm',
     hasOpenAiFrames: true,
     healthPath: '/health',
     metricsPath: METRICS_PATH,

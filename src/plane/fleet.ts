@@ -12,7 +12,8 @@ import {
 } from '../discovery/registry.js';
 import { createAdapters } from '../engines/adapters.js';
 import { EngineClient } from '../engines/client.js';
-import type { RankEvents } from '../engines/contract.js';
+import type { EngineAdapter, RankEvents } from '../engines/contract.js';
+import type { EngineExtension } from '../engines/extensions.js';
 import type { FindingSink, HealthCounts, ProbedFacts } from '../engines/health-contract.js';
 import { WorkerMonitor } from '../engines/monitor.js';
 import type { ListedModel } from '../frontend/openai/models-response.js';
@@ -47,6 +48,8 @@ export interface FleetOptions {
   readonly logger: Logger;
   readonly guard: FaultGuard;
   readonly textModels: TextModels;
+  /** As this thread has loaded them. */
+  readonly extensions: readonly EngineExtension[];
   readonly loadTable: LoadTable;
   readonly board: ProcessBoard;
   readonly activity: WorkerActivity;
@@ -61,6 +64,7 @@ export class Fleet {
   readonly members: Membership;
   readonly #options: FleetOptions;
   readonly #client: EngineClient;
+  readonly #adapters: ReadonlyMap<string, EngineAdapter>;
   readonly #monitor: WorkerMonitor;
   readonly #startedSeconds: number;
   /** Where the ranks of a worker publish, as its last probe said, by slot. */
@@ -76,18 +80,20 @@ export class Fleet {
   #onChange: (() => void) | null = null;
 
   constructor(options: FleetOptions) {
-    const { config, clock, loadTable, guard } = options;
+    const { config, clock, loadTable, guard, extensions } = options;
     const { limits } = config;
     this.#options = options;
     this.#startedSeconds = Math.floor(clock.wallMs() / 1000);
     this.#client = new EngineClient({ clock, connectDeadlineMs: limits.connectDeadlineMs });
+    this.#adapters = createAdapters(extensions);
     this.registry = new WorkerRegistry({
       workersMax: limits.workersMax,
       table: loadTable,
       onChange: change => guard.run(() => this.#changed(change)),
     });
     const { logger } = options;
-    this.members = new Membership({ registry: this.registry, loadTable, clock, logger, limits });
+    const engines = this.#adapters;
+    this.members = new Membership({ registry: this.registry, engines, loadTable, clock, logger, limits });
     this.#monitor = this.#createMonitor();
   }
 
@@ -236,7 +242,7 @@ export class Fleet {
   #createMonitor(): WorkerMonitor {
     const { config, clock, logger, textModels, activity } = this.#options;
     const { limits } = config;
-    const adapters = createAdapters();
+    const adapters = this.#adapters;
     const { registry } = this;
     const sink: FindingSink = {
       setFacts: (slot, generation, facts) => this.#setFacts(slot, generation, facts),
