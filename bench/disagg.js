@@ -6,6 +6,7 @@
  * the conditional mode is worse than the better pure one by more than 3 % in throughput within the target or in mean E2E.
  */
 import { existsSync, writeFileSync } from 'node:fs';
+import { basename } from 'node:path';
 import { DISAGG_RANGES } from '#millrace/simulate/disagg/disagg-settings.js';
 import { resolveEngineSettings } from '#millrace/simulate/engine-settings.js';
 import { REPLAY_BLOCKS } from '#millrace/simulate/replay/replay.js';
@@ -127,7 +128,7 @@ try {
   const settings = {
     ...(trace === undefined
       ? { workload: made }
-      : { trace, arrivals: 'drawn within the trace’s steps of time' }),
+      : { trace: basename(trace), arrivals: 'drawn within the trace’s steps of time' }),
     workers,
     requests: workload.requests.length,
     load,
