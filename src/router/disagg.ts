@@ -14,10 +14,10 @@ import { expectedPrefillMs, FULL_PASS_TOKEN_MS } from './prefill-model.js';
  * only itself but all that come until it has: 1 ÷ (1 − u) milliseconds in all where the queue is busy for a share u of the
  * time. Prefill workers are there to be busy: u = 0.75. Links are not, since a prompt can always be computed where it is
  * answered and one that many requests share is sent for each of them: u = 0.93. Tuned together with `decodeWeight` 1, by
- * which each answer that stands still counts as much as the request itself, in virtual replays (`bench/disagg.js`) of a
- * conversation trace and eight made workloads, at 0.4 to 1.1 of what an aggregated fleet carries: with 10 for prompts
- * prefill workers idle while answers stand still (mean E2E + 8 % over always, where prompts share little), with 3 for links
- * siblings of one prompt queue for seconds at a full link (twice the mean E2E of an aggregated fleet).
+ * which each answer that stands still counts as much as the request itself, in virtual replays of a conversation trace and
+ * eight made workloads: 8 workers, 1 to 4 of them for prefill, 0.4 to 1.1 of what an aggregated fleet carries. With 10 for
+ * prompts prefill workers idle while answers stand still (multi-turn: mean E2E 8 % above always); with 3 for links siblings
+ * of one prompt queue for seconds at a full link (fan-out: mean E2E up to 1.7 times that of an aggregated fleet).
  */
 const QUEUE_WEIGHT = 4;
 const LINK_WEIGHT = 15;
