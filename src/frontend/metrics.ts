@@ -7,6 +7,7 @@ import { monitorEventLoopDelay } from 'node:perf_hooks';
 import { AggregatorRegistry, Gauge, type Metric, Registry } from 'prom-client';
 import { ERROR_CODES, type ErrorCode } from '../errors.js';
 import { ASK_REASONS, type AskReason, END_CAUSES, type EndCause } from '../messages/records.js';
+import { createDisaggMetrics, type DeferredAbortCounts, type DisaggMetrics } from './disagg-metrics.js';
 import { type ReadIndex, registerIndexMetrics } from './index-metrics.js';
 import { ModelCounter, ModelHistogram } from './model-histogram.js';
 import { SeriesCounter } from './series-counter.js';
@@ -35,6 +36,7 @@ export interface MetricSources {
     readonly depth: number;
   }>;
   readRetainedBytes(): number;
+  readDeferredAborts(): DeferredAbortCounts;
   readWorkerLoads(): Iterable<{
     readonly worker: string;
     readonly kind: 'prefill_tokens' | 'decode_blocks' | 'requests';
@@ -94,6 +96,7 @@ export interface EndedRequest {
 
 /** The counters of one plane. */
 export interface Metrics {
+  readonly disagg: DisaggMetrics;
   /** Gives a served model its own label; over 256 models it shares `unknown`. Returns its index for `tokens`. */
   addModel(model: string): number;
   /** Index of a model for `tokens`; that of `unknown` for one that was not added. */
@@ -269,6 +272,7 @@ export function createMetrics(models: readonly string[], sources: MetricSources,
   const indexOf = new Map<string, number>([[UNKNOWN_MODEL, 0]]);
   const perModel = createModelMetrics(registry, names);
   const counts = createRequestMetrics(registry);
+  const disagg = createDisaggMetrics(registry, names, MODELS_MAX, sources.readDeferredAborts);
   const stop = createScrapedGauges(registry, sources, thread);
   if (sources.readIngest !== null) registerIndexMetrics(registry, sources.readIngest);
   // A series that exists from the start shows its first increase; one that appears with it does not.
@@ -285,6 +289,7 @@ export function createMetrics(models: readonly string[], sources: MetricSources,
   for (const model of models) addModel(model);
 
   return {
+    disagg,
     addModel,
     modelIndex,
     requestAccepted: () => counts.accepted.add(1, thread),

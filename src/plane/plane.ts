@@ -152,7 +152,7 @@ export class Plane {
     this.#links = this.#createLinks();
     const sources = {
       readWorkerLoads: workerLoads(this.#fleet.registry, this.loadTable),
-      readWorkers: () => workerReadings(this.#fleet),
+      readWorkers: () => workerReadings(this.#fleet, this.loadTable),
       readIngest: readIngest(this.ingest, this.#board),
     };
     const tasks = socketTasks(config, textModels, memory);
@@ -162,7 +162,11 @@ export class Plane {
         ? null
         : new SocketUnit(tasks[0]!, { clock, guard, core, links: this.#links, ...sources });
     this.#sides = this.#local === null ? tasks.map(task => new RemoteUnit(task, core, clock)) : [this.#local];
-    const none = { readRetainedBytes: () => 0, readRingDepths: () => [] };
+    const none = {
+      readRetainedBytes: () => 0,
+      readDeferredAborts: () => ({ open: 0, deferred: 0, cut: 0 }),
+      readRingDepths: () => [],
+    };
     this.#metrics = this.#local?.metrics ?? createMetrics([], { ...none, ...sources }, 'main');
     this.supervisor = startPool({
       threads: this.#poolThreads,

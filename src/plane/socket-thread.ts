@@ -123,7 +123,10 @@ export class SocketThread implements RequestContext, PickContext {
     this.#breakers = new WorkerBreakers(options.limits, options.clock);
     this.link = new PoolLink(options.limits, options.clock, options.bellMemory, {
       onPlan: (plan, epoch) => this.#onPlan(plan, epoch),
-      onReject: reject => this.#requests.get(reject.request)?.onReject(reject),
+      onReject: reject => {
+        this.observer.rejected(reject);
+        this.#requests.get(reject.request)?.onReject(reject);
+      },
       onLost: request => this.#requests.get(request)?.onPoolLost(),
     });
     this.link.ended.catch((error: unknown) => this.guard.report(error));
@@ -339,7 +342,10 @@ export class SocketThread implements RequestContext, PickContext {
     const steps = plan.calls.flatMap(call => call.steps);
     const adopted = steps.filter(step => this.ledger.adopt(step.reservation, epoch, this.#options.epoch));
     const isWhole = adopted.length === steps.length;
-    if (isWhole && request?.onPlan(plan) === true) return;
+    if (isWhole && request?.onPlan(plan) === true) {
+      this.observer.placed(plan);
+      return;
+    }
     for (const step of adopted) this.ledger.release(step.reservation);
     if (!isWhole) request?.onAdoptionFailed(plan.attempt);
   }

@@ -39,10 +39,12 @@ export interface WorkerReport {
 }
 
 /** For the metrics. */
-export function workerReadings(fleet: Fleet): WorkerReadings[] {
+export function workerReadings(fleet: Fleet, loadTable: LoadTable): WorkerReadings[] {
   return fleet.registry.list().map(worker => ({
     worker: workerName(worker.url, worker.rank),
     state: worker.state,
+    role: fleet.members.configOf(worker.url).role,
+    prefillTokens: loadTable.readActivePrefillTokens(worker.slot, worker.generation),
     ...(fleet.countsOf(worker) ?? NO_COUNTS),
   }));
 }

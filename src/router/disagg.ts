@@ -4,7 +4,7 @@
  * `prefill-load` and their figures are those of Dynamo's conditional disaggregation; `cost` compares expected milliseconds.
  * Pure; pool thread.
  */
-import type { DisaggRules } from '../messages/disagg.js';
+import type { DisaggRules, SplitReason } from '../messages/disagg.js';
 import type { Selector } from './contract.js';
 import { lowest } from './policies/lowest.js';
 import { expectedPrefillMs, FULL_PASS_TOKEN_MS } from './prefill-model.js';
@@ -29,6 +29,7 @@ export interface WorkerFigures {
 /** What a comparison came to. */
 export interface HandoverJudgement {
   readonly isRemote: boolean;
+  readonly split: SplitReason;
   /** In words, with the figures that decided. */
   readonly reason: string;
 }
@@ -65,19 +66,26 @@ export function judgeHandover(
   { prefill, decode, local }: Readonly<Record<'prefill' | 'decode' | 'local', WorkerFigures>>,
   rules: DisaggRules,
 ): HandoverJudgement {
-  if (prefill.slot === decode.slot) return { isRemote: false, reason: 'one worker is the best for both' };
-  if (rules.policy === 'always') return { isRemote: true, reason: 'always' };
+  const judged = (isRemote: boolean, split: SplitReason, reason: string): HandoverJudgement => ({
+    isRemote,
+    split,
+    reason,
+  });
+  if (prefill.slot === decode.slot) return judged(false, 'same_worker', 'one worker is the best for both');
+  if (rules.policy === 'always') return judged(true, 'default', 'always');
   const kvShare = local.decodeBlocks / local.totalBlocks;
   if (kvShare > rules.decodeKvBusy)
-    return { isRemote: true, reason: `KV of the decode worker is ${(100 * kvShare).toFixed(0)} % in use` };
+    return judged(true, 'decode_busy', `KV of the decode worker is ${(100 * kvShare).toFixed(0)} % in use`);
   if (rules.policy === 'cost') return judgeCost(promptTokens, prefill, decode, local, rules);
   const ownTokens = Math.max(promptTokens - local.cachedTokens, 0);
   const ratio = ownTokens / Math.max(promptTokens, 1);
+  const toCompute = `${ownTokens} of ${promptTokens} tokens to compute`;
   if (rules.policy !== 'prefill-load' && ownTokens < rules.effIslMax && ratio <= rules.effIslRatioMax)
-    return { isRemote: false, reason: `${ownTokens} of ${promptTokens} tokens to compute` };
-  if (rules.policy !== 'isl-bounding' && prefill.activePrefillTokens > rules.prefillBusyTokens)
-    return { isRemote: false, reason: `${prefill.activePrefillTokens} tokens wait at the prefill worker` };
-  return { isRemote: true, reason: `${ownTokens} of ${promptTokens} tokens to compute` };
+    return judged(false, 'isl', toCompute);
+  const { activePrefillTokens } = prefill;
+  if (rules.policy !== 'isl-bounding' && activePrefillTokens > rules.prefillBusyTokens)
+    return judged(false, 'prefill_busy', `${activePrefillTokens} tokens wait at the prefill worker`);
+  return judged(true, 'default', toCompute);
 }
 
 function judgeCost(
@@ -93,6 +101,7 @@ function judgeCost(
   const localMs = computeMs(promptTokens, local, rules.decodeWeight);
   return {
     isRemote: remoteMs < localMs,
+    split: 'cost',
     reason: `${remoteMs.toFixed(0)} ms with hand-over, ${localMs.toFixed(0)} ms without`,
   };
 }
