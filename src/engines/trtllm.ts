@@ -10,11 +10,12 @@ import type {
   EngineAdapter,
   EngineLoad,
   Fetcher,
+  HandoverFacts,
   Poster,
   TokenizeSample,
   WorkerCapabilities,
 } from './contract.js';
-import { isPositive, readModels, readVersion, versionNotices } from './probe-answers.js';
+import { isPositive, isRecord, objectOf, readModels, readVersion, versionNotices } from './probe-answers.js';
 import { meanOf, sumOf } from './prometheus-text.js';
 import { openSseStream, type StreamScanner } from './stream-decoder.js';
 import { encodeTrtllmCall, trtllmCanary, trtllmTokenModeGap } from './trtllm-encode.js';
@@ -26,6 +27,7 @@ export const TRTLLM = 'trtllm';
 /** The first release with `token_ids` in the answers of the completions route. */
 const SINCE: readonly [number, number, number] = [1, 0, 0];
 const METRICS_PATH = '/prometheus/metrics';
+const ENDPOINT_CHARS_MAX = 1024;
 
 /** Parts of the adapter that belong to a thread. */
 export interface TrtllmAdapterOptions {
@@ -57,8 +59,8 @@ export function createTrtllmAdapter(options: TrtllmAdapterOptions = {}): EngineA
 }
 
 async function probeTrtllm(get: Fetcher): Promise<WorkerCapabilities> {
-  const paths = ['/v1/models', '/version', METRICS_PATH];
-  const [models, version, metrics] = await Promise.all(paths.map(get));
+  const paths = ['/v1/models', '/version', METRICS_PATH, '/server_info'];
+  const [models, version, metrics, info] = await Promise.all(paths.map(get));
   const versionText = readVersion(version!);
   const page = metrics!.status === 200 ? metrics!.body : null;
   return {
@@ -72,6 +74,7 @@ async function probeTrtllm(get: Fetcher): Promise<WorkerCapabilities> {
     dpRanks: null,
     // Its events are asked for over HTTP, not published.
     events: null,
+    handover: readHandover(objectOf(info!)),
     notices: [
       ...versionNotices('TensorRT-LLM', versionText, SINCE),
       ...(page === null
@@ -79,6 +82,15 @@ async function probeTrtllm(get: Fetcher): Promise<WorkerCapabilities> {
         : []),
     ],
   };
+}
+
+/** Of a server with a cache transceiver; one endpoint for each of its ranks, of which the first one is asked. */
+function readHandover(info: Readonly<Record<string, unknown>> | null): HandoverFacts {
+  const params = isRecord(info?.disaggregated_params) ? info.disaggregated_params : {};
+  const { ctx_info_endpoint: said } = params;
+  const endpoint: unknown = Array.isArray(said) ? said[0] : said;
+  const isText = typeof endpoint === 'string' && endpoint !== '' && endpoint.length <= ENDPOINT_CHARS_MAX;
+  return { role: null, kvDtype: null, bootstrapPort: null, infoEndpoint: isText ? endpoint : null };
 }
 
 function readCache(page: string): Pick<WorkerCapabilities, 'blockSize' | 'totalBlocks'> {

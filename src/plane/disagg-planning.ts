@@ -6,7 +6,7 @@ import { randomBytes, randomUUID } from 'node:crypto';
 import type { EncodedCall } from '../engines/contract.js';
 import { PEER_FIELDS } from '../engines/disagg/contract.js';
 import { FRONT } from '../engines/disagg/json-bytes.js';
-import { protocolOf } from '../engines/disagg/protocols.js';
+import { computesPrompts, protocolOf } from '../engines/disagg/protocols.js';
 import { InvalidRequestError } from '../errors.js';
 import type { DisaggProtocolName, SplitReason } from '../messages/disagg.js';
 import type { ModelView, PlanStep, WorkerView } from '../messages/records.js';
@@ -64,7 +64,11 @@ export function decideCall(
     return because('named_worker', decider.decide(asked, policy, workers));
   const local = (reason: SplitReason): DecideAnswer =>
     because(reason, decider.decide(asked, policy, split.decode));
-  if (rules.protocol === null) return local('no_protocol');
+  if (rules.protocol === null) {
+    if (split.decode.some(({ engine }) => computesPrompts(engine))) return local('no_protocol');
+    const message = 'the prefill and decode workers of this model do not fit together';
+    throw prefillRefusal('MILLRACE_NO_WORKER', message, 'no_protocol');
+  }
   const { rulesOut, decodeComputes } = protocolOf(rules.protocol);
   const why = rulesOut(request);
   if (why !== null && decodeComputes) return local('not_splittable');

@@ -3,13 +3,15 @@ import type { Config } from '../config.js';
 import type { ListedModel } from '../frontend/openai/models-response.js';
 import type { ModelView, WorkerView } from '../messages/records.js';
 import { splitModel } from './disagg-models.js';
+import type { PeerSays } from './peer-facts.js';
 import type { TextModels } from './text-models.js';
 
-/** Every model that is configured or that a worker lists. `note` is told what of it is not as it was meant. */
+/** Every model that is configured or that a worker lists. `says`: what a worker says of itself. `note` is told what of it is not as it was meant. */
 export function servedModels(
   config: Config,
   workers: readonly WorkerView[],
   textModels: Pick<TextModels, 'keyOf'>,
+  says: (worker: WorkerView) => PeerSays,
   note: (notice: string) => void,
 ): ModelView[] {
   const names = new Set([
@@ -19,7 +21,7 @@ export function servedModels(
   return [...names].map(name => {
     const own = config.models[name];
     const serving = workers.filter(({ models }) => models.some(({ id }) => id === name));
-    const { view, notices } = splitModel(name, serving, own?.disaggregation);
+    const { view, notices } = splitModel(name, serving, says, own?.disaggregation);
     for (const notice of notices) note(notice);
     return {
       name,

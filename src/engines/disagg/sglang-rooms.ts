@@ -17,6 +17,7 @@ export const sglangRooms: DisaggProtocol = {
   name: 'sglang-rooms',
   engine: 'sglang',
   takesSmallerBlocks: false,
+  needsSameVersion: false,
   // A server in decode mode refuses a request without a room.
   decodeComputes: false,
   order: 'parallel',

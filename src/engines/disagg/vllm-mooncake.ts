@@ -4,6 +4,7 @@
  * kv_connector/v1/mooncake and its example proxy, as of 2026.
  */
 import { strict as assert } from 'node:assert';
+import { bootstrapOrigin } from '../../disagg-config.js';
 import { type DisaggProtocol, ruledOutByAll } from './contract.js';
 import { withFields } from './json-bytes.js';
 import { vllmPrefillBody } from './vllm-prefill.js';
@@ -16,6 +17,7 @@ export const vllmMooncake: DisaggProtocol = {
   name: 'mooncake',
   engine: 'vllm',
   takesSmallerBlocks: false,
+  needsSameVersion: false,
   decodeComputes: true,
   order: 'parallel',
   abort: 'deferred',
@@ -28,7 +30,7 @@ export const vllmMooncake: DisaggProtocol = {
       do_remote_prefill: true,
       transfer_id: key,
       ...(peer.engineId === null ? {} : { remote_engine_id: peer.engineId }),
-      remote_bootstrap_addr: `http://${bracketed(peer.host)}:${peer.port}`,
+      remote_bootstrap_addr: bootstrapOrigin(peer),
     };
     return {
       prefill: vllmPrefillBody(prefill.body, JSON.stringify(prefillParams)),
