@@ -110,6 +110,11 @@ export class Handover {
   abort(hasEnded: boolean): void {
     this.#giveBack();
     this.#count(hasEnded && this.#state === 'moving' ? 'decode_failed' : 'dropped');
+    if (this.#state === 'moving') {
+      // Each would wait for the other: decode for KV, and the prefill worker for somebody who fetches it.
+      if (!this.#hasFailed) this.#release(this.#decodeStep);
+      this.#release(this.prefillStep);
+    }
     if (this.#state !== 'moved') this.#prefill.abort();
     this.#state = 'moved';
     this.#events = null;
@@ -160,14 +165,13 @@ export class Handover {
   #onParallelFailure(outcome: Exclude<PrefillOutcome, { kind: 'answered' }>): void {
     this.#hasFailed = true;
     this.#count(outcome.kind === 'refused' ? 'refused' : 'prefill_failed');
-    this.#releaseDecode();
+    this.#release(this.#decodeStep);
     if (outcome.kind === 'refused') this.#events?.refused(outcome.status, outcome.body);
     else this.#events?.failed(outcome.blame ?? 'protocol', outcome.code, outcome.message);
   }
 
-  /** Tells decode that its prefill will not come, where closing the connection is not enough. */
-  #releaseDecode(): void {
-    const { slot, generation, head } = this.#decodeStep;
+  /** Tells the worker of a step that the other one will not come, where closing the connection is not enough. */
+  #release({ slot, generation, head }: PlanStep): void {
     const requestId = head.find(([name]) => name === 'x-request-id')?.[1] ?? '';
     const call = this.#protocol.releaseCall(requestId);
     const origin = this.#context.originOf(slot, generation);

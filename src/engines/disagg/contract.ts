@@ -80,8 +80,8 @@ export interface DisaggProtocol {
    */
   readonly abort: 'deferred' | 'atOnce';
   /**
-   * The call to a decode worker that must be made when its prefill has failed, besides closing the connection; null: none.
-   * `requestId`: as it was encoded.
+   * The call that lets a worker go that waits for the other one, which has failed or is not wanted any more, besides closing
+   * the connection; null: none. `requestId`: as it was encoded.
    */
   releaseCall(requestId: string): AbortCall | null;
   /** Why a request cannot be split, in words; null: it can. */

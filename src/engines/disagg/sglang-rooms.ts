@@ -22,7 +22,7 @@ export const sglangRooms: DisaggProtocol = {
   decodeComputes: false,
   order: 'parallel',
   abort: 'atOnce',
-  // Decode would wait for its time-out, five minutes by default.
+  // Each would wait for its time-out, five minutes by default; one that answers in one piece is slow to see a closed connection.
   releaseCall: sglangAbortCall,
   rulesOut: ruledOutByAll,
   stage({ prefill, decode, peer, room }) {
