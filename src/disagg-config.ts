@@ -54,11 +54,6 @@ export function bootstrapOf(
   return { host: new URL(url).hostname.replace(/^\[|\]$/g, ''), port: toldPort ?? BOOTSTRAP_PORT };
 }
 
-/** Origin of a bootstrap server. */
-export function bootstrapOrigin({ host, port }: { readonly host: string; readonly port: number }): string {
-  return `http://${host.includes(':') ? `[${host}]` : host}:${port}`;
-}
-
 /** Text that an engine gave. Throws ConfigError. */
 export function engineText(raw: unknown, source: string): string {
   if (typeof raw === 'string' && raw.length > 0 && raw.length <= TEXT_CHARS_MAX) return raw;

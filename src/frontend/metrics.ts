@@ -210,6 +210,14 @@ function createRequestMetrics(registry: Registry) {
   };
 }
 
+/** A series that exists from the start shows its first increase; one that appears with it does not. */
+function startAtZero(counts: ReturnType<typeof createRequestMetrics>, thread: string): void {
+  counts.accepted.add(0, thread);
+  for (const reason of ASK_REASONS) counts.asks.add(0, reason);
+  for (const cause of END_CAUSES) counts.causes.add(0, cause);
+  for (const source of ['expected', 'reported']) counts.cachedTokens.add(0, source);
+}
+
 /** Gauges that are read at scrape time. Returns what stops the measurement of the event loop. */
 function createScrapedGauges(registry: Registry, sources: MetricSources, thread: string): () => void {
   const registers = [registry];
@@ -275,11 +283,7 @@ export function createMetrics(models: readonly string[], sources: MetricSources,
   const disagg = createDisaggMetrics(registry, names, MODELS_MAX, sources.readDeferredAborts);
   const stop = createScrapedGauges(registry, sources, thread);
   if (sources.readIngest !== null) registerIndexMetrics(registry, sources.readIngest);
-  // A series that exists from the start shows its first increase; one that appears with it does not.
-  counts.accepted.add(0, thread);
-  for (const reason of ASK_REASONS) counts.asks.add(0, reason);
-  for (const cause of END_CAUSES) counts.causes.add(0, cause);
-  for (const source of ['expected', 'reported']) counts.cachedTokens.add(0, source);
+  startAtZero(counts, thread);
 
   const modelIndex = (model: string): number => indexOf.get(model) ?? 0;
   const addModel = (model: string): number => {

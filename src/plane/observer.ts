@@ -92,6 +92,13 @@ export function metricSources(
   };
 }
 
+/** The same of a thread without sockets. */
+export const NO_SOCKET: Omit<ReturnType<typeof metricSources>, 'readWorkerLoads'> = {
+  readRetainedBytes: () => 0,
+  readDeferredAborts: () => ({ open: 0, deferred: 0, cut: 0 }),
+  readRingDepths: () => [],
+};
+
 /** What the workers carry. One thread's metrics tell it. */
 export function workerLoads(
   registry: WorkerRegistry,

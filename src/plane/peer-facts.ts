@@ -3,9 +3,9 @@
  * bootstrap servers of Mooncake the ids of their engines, for which they are asked here until they answer. What the
  * configuration says comes first (disagg-models.ts). Owned by the fleet, on the core's thread.
  */
-import { bootstrapOrigin } from '../disagg-config.js';
 import type { RegisteredWorker } from '../discovery/registry.js';
 import type { HandoverFacts, WorkerCapabilities } from '../engines/contract.js';
+import { bootstrapOrigin } from '../engines/disagg/vllm-mooncake.js';
 import type { WorkerAsk } from '../engines/health-contract.js';
 import { isRecord, objectOf } from '../engines/probe-answers.js';
 import type { Limits } from '../limits.js';

@@ -22,7 +22,7 @@ import { Fleet } from './fleet.js';
 import { readIngest } from './ingest-metrics.js';
 import type { IngestCore } from './ingest-side.js';
 import type { Replaced } from './membership.js';
-import { workerLoads } from './observer.js';
+import { NO_SOCKET, workerLoads } from './observer.js';
 import { createPlaneMemory, type PlaneMemory } from './plane-memory.js';
 import { checkNeeds, mayHaveEvents, needsIndex } from './plane-needs.js';
 import { startPool } from './pool-side.js';
@@ -162,12 +162,7 @@ export class Plane {
         ? null
         : new SocketUnit(tasks[0]!, { clock, guard, core, links: this.#links, ...sources });
     this.#sides = this.#local === null ? tasks.map(task => new RemoteUnit(task, core, clock)) : [this.#local];
-    const none = {
-      readRetainedBytes: () => 0,
-      readDeferredAborts: () => ({ open: 0, deferred: 0, cut: 0 }),
-      readRingDepths: () => [],
-    };
-    this.#metrics = this.#local?.metrics ?? createMetrics([], { ...none, ...sources }, 'main');
+    this.#metrics = this.#local?.metrics ?? createMetrics([], { ...NO_SOCKET, ...sources }, 'main');
     this.supervisor = startPool({
       threads: this.#poolThreads,
       limits,

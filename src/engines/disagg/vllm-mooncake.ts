@@ -4,13 +4,17 @@
  * kv_connector/v1/mooncake and its example proxy, as of 2026.
  */
 import { strict as assert } from 'node:assert';
-import { bootstrapOrigin } from '../../disagg-config.js';
-import { type DisaggProtocol, ruledOutByAll } from './contract.js';
+import { type DisaggProtocol, type PrefillPeer, ruledOutByAll } from './contract.js';
 import { withFields } from './json-bytes.js';
 import { vllmPrefillBody } from './vllm-prefill.js';
 
 /** Brackets around an IPv6 address. */
 export const bracketed = (host: string): string => (host.includes(':') ? `[${host}]` : host);
+
+/** Origin of a bootstrap server. */
+export function bootstrapOrigin({ host, port }: Pick<PrefillPeer, 'host' | 'port'>): string {
+  return `http://${bracketed(host)}:${port}`;
+}
 
 /** See the head of the file. */
 export const vllmMooncake: DisaggProtocol = {
