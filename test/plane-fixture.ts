@@ -166,6 +166,8 @@ export interface FixtureOptions {
   readonly adminToken?: string;
   /** Mocks are asked where they publish events and hand KV over; else they are configured with it. */
   readonly asked?: boolean;
+  /** Modules with adapters of further engines. */
+  readonly extensions?: readonly string[];
   /** Default: round-robin. */
   readonly policy?: string;
   /** Roles of the mocks and then of the fakes; those left out are both. */
@@ -243,6 +245,7 @@ export class PlaneFixture {
           httpServer: server,
           policy,
           models: options.models,
+          extensions: options.extensions,
           adminToken: options.adminToken,
           // A canary would be one request more than a test has sent.
           limits: { canaryAfterMs: 0, ...limits },

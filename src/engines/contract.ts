@@ -5,6 +5,7 @@
  */
 import type { AnswerMode, WorkerModel } from '../messages/records.js';
 import type { TokenRequest } from '../messages/token-request.js';
+import type { EngineControl } from './control-contract.js';
 
 /** What an engine says of handing KV over; null: it does not say. */
 export interface HandoverFacts {
@@ -38,7 +39,7 @@ export interface WorkerCapabilities {
   readonly notices: readonly string[];
 }
 
-/** The KV events of one data-parallel rank: ZeroMQ endpoints as this host reaches them. */
+/** The KV events of one data-parallel rank, as this host reaches them: ZeroMQ endpoints, or a URL that is polled. */
 export interface RankEvents {
   readonly publish: string;
   /** Null: batches that were lost cannot be asked for again. */
@@ -86,8 +87,8 @@ export interface EncodeInput {
   readonly requestId: string;
   /** Data-parallel rank of the worker that shall take it; null: the server is one worker. */
   readonly rank: number | null;
-  /** `workerModel` is a LoRA adapter on another model of the worker. */
-  readonly isAdapter?: boolean;
+  /** Present: `workerModel` is this LoRA adapter on another model of the worker. */
+  readonly adapter?: Pick<WorkerModel, 'parent' | 'path'>;
 }
 
 /** The HTTP call to a worker, without its host: the plan carries it to the socket thread. */
@@ -139,6 +140,8 @@ export interface EngineStream {
 /** One kind of engine. An adapter keeps no state between calls, so one instance serves a whole thread. */
 export interface EngineAdapter {
   readonly engine: string;
+  /** `owned_by` of the models that its servers list, by which `engine: auto` knows them; absent: it does not. */
+  readonly modelOwner?: string;
   /**
    * Learns what the worker can do. `origin` is where we reach it: endpoints that it names with a wildcard are on that
    * host. Throws WorkerError with a message for operators.
@@ -176,6 +179,8 @@ export interface EngineAdapter {
    * none. Closing the connection ends a request on every engine.
    */
   abortCall(requestId: string): AbortCall | null;
+  /** Loading adapters, sleep and wake. Used on the core's thread. */
+  readonly control: EngineControl;
   /**
    * The smallest request that makes the engine generate: one token after a prompt of one id, not streamed, so that status
    * 200 means that a token was made. `rank` as in EncodeInput. Runs on the registry's thread. Pure.

@@ -7,6 +7,7 @@ import type { Clock } from '../runtime/clock.js';
 import type { Logger } from '../runtime/logger.js';
 import type { EngineRequest } from './client.js';
 import type { EngineAdapter, EngineLoad, WorkerCapabilities } from './contract.js';
+import type { SleepLevel } from './control-contract.js';
 
 /** In the place of an engine's name: the probe finds out. */
 export const AUTO_ENGINE = 'auto';
@@ -30,6 +31,8 @@ export type ProbedFacts = WorkerCapabilities & { readonly foreignIds: readonly s
 export interface FindingSink {
   setFacts(slot: number, generation: number, facts: ProbedFacts): boolean;
   setHealthy(slot: number, generation: number, healthy: boolean): boolean;
+  /** It was found asleep, or (null) sleeps no more. */
+  setSleeping(slot: number, generation: number, level: SleepLevel | null): boolean;
   setScraped(
     slot: number,
     generation: number,

@@ -15,9 +15,11 @@ import type {
   TokenizeSample,
   WorkerCapabilities,
 } from './contract.js';
+import { polledEvents } from './event-endpoints.js';
 import { isPositive, isRecord, objectOf, readModels, readVersion, versionNotices } from './probe-answers.js';
 import { meanOf, sumOf } from './prometheus-text.js';
 import { openSseStream, type StreamScanner } from './stream-decoder.js';
+import { trtllmControl } from './trtllm-control.js';
 import { encodeTrtllmCall, trtllmCanary, trtllmTokenModeGap } from './trtllm-encode.js';
 import { readTokenIds } from './vllm-tokenize.js';
 
@@ -28,6 +30,7 @@ export const TRTLLM = 'trtllm';
 const SINCE: readonly [number, number, number] = [1, 0, 0];
 const METRICS_PATH = '/prometheus/metrics';
 const ENDPOINT_CHARS_MAX = 1024;
+const EVENTS_PATH = '/kv_cache_events';
 
 /** Parts of the adapter that belong to a thread. */
 export interface TrtllmAdapterOptions {
@@ -40,6 +43,7 @@ export function createTrtllmAdapter(options: TrtllmAdapterOptions = {}): EngineA
   const { scanner } = options;
   return {
     engine: TRTLLM,
+    modelOwner: 'tensorrt_llm',
     hasOpenAiFrames: true,
     healthPath: '/health',
     metricsPath: METRICS_PATH,
@@ -49,6 +53,7 @@ export function createTrtllmAdapter(options: TrtllmAdapterOptions = {}): EngineA
     parseMetrics,
     tokenModeGap: trtllmTokenModeGap,
     encode: encodeTrtllmCall,
+    control: trtllmControl,
     canary: trtllmCanary,
     abortCall: () => null,
     openStream(limits) {
@@ -58,9 +63,11 @@ export function createTrtllmAdapter(options: TrtllmAdapterOptions = {}): EngineA
   };
 }
 
-async function probeTrtllm(get: Fetcher): Promise<WorkerCapabilities> {
-  const paths = ['/v1/models', '/version', METRICS_PATH, '/server_info'];
-  const [models, version, metrics, info] = await Promise.all(paths.map(get));
+async function probeTrtllm(get: Fetcher, origin: string): Promise<WorkerCapabilities> {
+  const paths = ['/v1/models', '/version', METRICS_PATH, EVENTS_PATH, '/server_info'];
+  const [models, version, metrics, events, info] = await Promise.all(paths.map(get));
+  // A GET takes no events away, and is refused where the route is.
+  const hasEvents = events!.status === 405;
   const versionText = readVersion(version!);
   const page = metrics!.status === 200 ? metrics!.body : null;
   return {
@@ -72,14 +79,14 @@ async function probeTrtllm(get: Fetcher): Promise<WorkerCapabilities> {
     answerModes: ['token', 'relay'],
     // Attention ranks are its own affair: requests cannot name one.
     dpRanks: null,
-    // Its events are asked for over HTTP, not published.
-    events: null,
+    events: hasEvents ? polledEvents(origin, EVENTS_PATH) : null,
     handover: readHandover(objectOf(info!)),
     notices: [
       ...versionNotices('TensorRT-LLM', versionText, SINCE),
       ...(page === null
         ? ['it shows no metrics, nor its block size: set return_perf_metrics in its configuration']
         : []),
+      ...(hasEvents ? [] : [`it has no ${EVENTS_PATH}: what it holds is guessed from what is routed to it`]),
     ],
   };
 }

@@ -7,7 +7,7 @@ import { WORKER_ROLES, type WorkerRole } from '../messages/disagg.js';
 import type { ScrapedMetric } from './model-histogram.js';
 
 /** Values of the label `state`. */
-const STATES = ['probing', 'ready', 'draining', 'unavailable'] as const;
+const STATES = ['probing', 'ready', 'draining', 'sleeping', 'unavailable'] as const;
 
 /** What is read of one worker. */
 export interface WorkerReadings {
@@ -20,6 +20,8 @@ export interface WorkerReadings {
   readonly role: WorkerRole;
   /** Prompt tokens that it still has to compute for requests of this plane. */
   readonly prefillTokens: number;
+  /** Its worker link; null: it never had one. */
+  readonly link: { readonly state: 'up' | 'gone'; readonly reconnects: number } | null;
 }
 
 type Values = ScrapedMetric['values'];
@@ -63,6 +65,19 @@ const SHAPES: readonly Shape[] = [
     help: 'Signals against a worker, by cause',
     type: 'counter',
     values: ({ worker, failures }) => counted(worker, 'cause', failures),
+  },
+  {
+    name: 'millrace_worker_link_up',
+    help: 'Whether the link of a worker that has had one is up',
+    type: 'gauge',
+    values: ({ worker, link }) =>
+      link === null ? [] : [{ labels: { worker }, value: link.state === 'up' ? 1 : 0 }],
+  },
+  {
+    name: 'millrace_worker_link_reconnects_total',
+    help: 'Times that the link of a worker came again',
+    type: 'counter',
+    values: ({ worker, link }) => (link === null ? [] : [{ labels: { worker }, value: link.reconnects }]),
   },
 ];
 

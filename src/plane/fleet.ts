@@ -13,7 +13,8 @@ import {
 } from '../discovery/registry.js';
 import { createAdapters } from '../engines/adapters.js';
 import { EngineClient } from '../engines/client.js';
-import type { RankEvents } from '../engines/contract.js';
+import type { EngineAdapter, RankEvents } from '../engines/contract.js';
+import type { EngineExtension } from '../engines/extensions.js';
 import type { FindingSink, HealthCounts, ProbedFacts } from '../engines/health-contract.js';
 import { WorkerMonitor } from '../engines/monitor.js';
 import type { ListedModel } from '../frontend/openai/models-response.js';
@@ -34,6 +35,7 @@ import type { ProcessBoard } from './process-board.js';
 import { listedModels, servedModels } from './served-models.js';
 import type { TextModels } from './text-models.js';
 import type { WorkerActivity } from './worker-activity.js';
+import { WorkerControl } from './worker-control.js';
 
 /** In the place of endpoints: the events come by the worker's link. */
 export const LINK_EVENTS = 'link';
@@ -50,11 +52,20 @@ export interface FleetOptions {
   readonly logger: Logger;
   readonly guard: FaultGuard;
   readonly textModels: TextModels;
+  /** As this thread has loaded them. */
+  readonly extensions: readonly EngineExtension[];
   readonly loadTable: LoadTable;
   readonly board: ProcessBoard;
   readonly activity: WorkerActivity;
   /** Told of the workers and of where they publish; null: the plane has no prefix index. */
-  readonly ingest: Pick<IngestSide, 'addWorker' | 'addPushed' | 'removeWorker' | 'suspectWorker'> | null;
+  readonly ingest: Pick<
+    IngestSide,
+    'addWorker' | 'addPushed' | 'push' | 'removeWorker' | 'suspectWorker' | 'resumeWorker'
+  > | null;
+  /** Has the socket threads move what runs on a worker to other ones. */
+  readonly moveAway: (slot: number, generation: number) => void;
+  /** A link process is at the worker. */
+  readonly isLinked: (url: string) => boolean;
   readonly publish: (world: World, listed: readonly ListedModel[]) => void;
 }
 
@@ -62,8 +73,11 @@ export interface FleetOptions {
 export class Fleet {
   readonly registry: WorkerRegistry;
   readonly members: Membership;
+  /** What operators change of engines. */
+  readonly control: WorkerControl;
   readonly #options: FleetOptions;
   readonly #client: EngineClient;
+  readonly #adapters: ReadonlyMap<string, EngineAdapter>;
   readonly #monitor: WorkerMonitor;
   readonly #startedSeconds: number;
   readonly #peers: PeerFacts;
@@ -80,27 +94,37 @@ export class Fleet {
   #onChange: (() => void) | null = null;
 
   constructor(options: FleetOptions) {
-    const { config, clock, loadTable, guard } = options;
+    const { config, clock, loadTable, guard, extensions } = options;
     const { limits } = config;
     this.#options = options;
     this.#startedSeconds = Math.floor(clock.wallMs() / 1000);
     this.#client = new EngineClient({ clock, connectDeadlineMs: limits.connectDeadlineMs });
+    this.#adapters = createAdapters(extensions);
     this.registry = new WorkerRegistry({
       workersMax: limits.workersMax,
       table: loadTable,
       onChange: change => guard.run(() => this.#changed(change)),
     });
     const { logger } = options;
-    this.members = new Membership({ registry: this.registry, loadTable, clock, logger, limits });
     this.#peers = new PeerFacts({
+      ...{ clock, guard, logger, limits },
       ask: (request, deadlineMs, bytesMax) => this.#client.ask(request, deadlineMs, bytesMax),
-      clock,
-      guard,
-      logger,
-      limits,
       onChange: () => this.#publishWorld(),
     });
+    const adapters = this.#adapters;
+    this.members = new Membership({
+      ...{ registry: this.registry, engines: adapters, loadTable, clock, logger, limits },
+    });
     this.#monitor = this.#createMonitor();
+    this.control = new WorkerControl({
+      ...options,
+      limits,
+      registry: this.registry,
+      monitor: this.#monitor,
+      adapters,
+      ask: (request, deadlineMs, bytesMax) => this.#client.ask(request, deadlineMs, bytesMax),
+      forgetCache: worker => this.#forgetCache(worker),
+    });
   }
 
   /** Takes in every worker that is configured; the first probes leave at once. */
@@ -182,6 +206,7 @@ export class Fleet {
   /** Ends all probes. */
   stop(): void {
     this.members.stop();
+    this.control.stop();
     this.#monitor.stop();
     this.#peers.stop();
   }
@@ -199,6 +224,7 @@ export class Fleet {
     if (kind === 'added') this.#monitor.watch(worker);
     if (kind === 'removed') {
       this.#monitor.unwatch(slot, generation);
+      if (!workers.some(({ url }) => url === worker.url)) this.control.forget(worker.url);
       this.#pushed.delete(slot);
       this.#probedEvents.delete(slot);
       this.#peers.forget(slot);
@@ -211,6 +237,7 @@ export class Fleet {
       if (this.eventsOf(worker) === null) this.#tellIngest(worker);
       else ingest?.suspectWorker(slot);
     }
+    if (kind === 'state' && worker.state === 'ready') ingest?.resumeWorker(slot);
     if (kind === 'facts' || (kind === 'removed' && facts !== null)) this.#publishWorld();
     this.#onChange?.();
   }
@@ -247,14 +274,27 @@ export class Fleet {
       : { publish, replay: endpointOf(kvEventsReplay, url, rank ?? 0), topic: kvEventsTopic };
   }
 
+  /** Its engine has dropped its KV cache, whatever its events have said so far. */
+  async #forgetCache({ slot, generation, url }: RegisteredWorker): Promise<void> {
+    const { ingest, logger } = this.#options;
+    if (ingest === null || this.#indexed.get(slot) !== generation) return;
+    try {
+      await ingest.push(slot, null);
+    } catch (error) {
+      const reason = error instanceof Error ? error.message : String(error);
+      logger.warn('what a worker had cached before its sleep may still be counted', { worker: url, reason });
+    }
+  }
+
   #createMonitor(): WorkerMonitor {
     const { config, clock, logger, textModels, activity } = this.#options;
     const { limits } = config;
-    const adapters = createAdapters();
+    const adapters = this.#adapters;
     const { registry } = this;
     const sink: FindingSink = {
       setFacts: (slot, generation, facts) => this.#setFacts(slot, generation, facts),
       setHealthy: (slot, generation, healthy) => registry.setHealthy(slot, generation, healthy),
+      setSleeping: (slot, generation, level) => registry.setSleeping(slot, generation, level),
       setScraped: (slot, generation, load, nowSeconds) =>
         registry.setScraped(slot, generation, load, nowSeconds),
     };
@@ -281,9 +321,10 @@ export class Fleet {
     this.#probedEvents.set(slot, facts.events);
     this.#sayRanks(known, facts);
     const wasIndexed = this.#indexed.get(slot) === generation;
+    const models = this.control.modelsOf(known.url, facts.models);
     const saysOther = this.#peers.learn(known, facts, this.#bootstrapServerOf(known, facts));
     const told = this.#worldVersion;
-    if (!this.registry.setFacts(slot, generation, facts)) return false;
+    if (!this.registry.setFacts(slot, generation, { ...facts, models })) return false;
     if (saysOther && told === this.#worldVersion) this.#publishWorld();
     const now = this.registry.get(slot, generation)!;
     const isElsewhere = JSON.stringify(before) !== JSON.stringify(this.#endpointsOf(now));

@@ -4,26 +4,29 @@
  * begin, which only the engine's replay has. Owned by `millrace worker`; everything runs on its one thread.
  */
 
-import { createAdapters } from '../engines/adapters.js';
+import { checkEngines, createAdapters } from '../engines/adapters.js';
 import { EngineClient } from '../engines/client.js';
 import type { EngineAdapter, EngineStream, WorkerCapabilities } from '../engines/contract.js';
+import type { EngineExtension } from '../engines/extensions.js';
 import { createFrameScanner } from '../engines/frame-scanner.js';
 import type { FindingSink, MonitoredWorker } from '../engines/health-contract.js';
 import { Canary, type CanaryResult } from '../engines/link/canary.js';
 import type { EngineHealth } from '../engines/link/contract.js';
 import { type LinkAddress, showLinkAddress } from '../engines/link/link-secret.js';
-import { WorkerLink } from '../engines/link/worker-link.js';
+import type { LinkTls } from '../engines/link/link-tls.js';
+import { WorkerLanes } from '../engines/link/worker-lanes.js';
+import { WorkerLink, type WorkerLinkOptions } from '../engines/link/worker-link.js';
 import { WorkerMonitor } from '../engines/monitor.js';
 import { WorkerError } from '../errors.js';
 import type { Limits } from '../limits.js';
 import type { EventEndpoints, IndexSink } from '../router/events/contract.js';
 import { Ingest } from '../router/events/ingest.js';
-import type { ZeroMqStatus } from '../router/events/zmq-source.js';
 import { loadAddon } from '../runtime/addon.js';
 import type { Clock } from '../runtime/clock.js';
 import type { Logger } from '../runtime/logger.js';
 import type { Random } from '../runtime/random.js';
 import { AUTO_EVENTS, endpointOf, type WorkerConfig } from '../worker-config.js';
+import { sourceLimits, trtllmPolling } from './event-sources.js';
 import { probedEndpoints } from './fleet.js';
 
 /** What an agent needs. */
@@ -32,15 +35,17 @@ export interface LinkAgentOptions {
   readonly id: string;
   /** The engine as it is reached from here, and where it publishes. */
   readonly engine: WorkerConfig;
+  /** Loaded in this thread. */
+  readonly extensions: readonly EngineExtension[];
   /** Origin by which the planes know it. */
   readonly url: string;
   readonly planes: readonly LinkAddress[];
   readonly secret: Uint8Array | null;
+  /** For planes whose address has TLS. */
+  readonly tls: LinkTls | null;
   readonly makeNonce: () => Uint8Array;
   /** Time between canaries; 0: none. */
   readonly canaryPeriodMs: number;
-  /** Of `loadZeroMq`, where the engine publishes events. */
-  readonly zeroMq: ZeroMqStatus;
   readonly limits: Limits;
   readonly clock: Clock;
   readonly random: Random;
@@ -54,6 +59,8 @@ const CANARY_ANSWER_BYTES_MAX = 65_536;
 
 interface PlaneSide {
   readonly link: WorkerLink;
+  /** Its other socket threads. */
+  readonly lanes: WorkerLanes;
   /** The subscription; null while the plane is not there. */
   ingest: Ingest | null;
 }
@@ -62,11 +69,12 @@ interface PlaneSide {
 export class LinkAgent {
   readonly #options: LinkAgentOptions;
   readonly #client: EngineClient;
-  readonly #adapters = createAdapters(createFrameScanner(loadAddon()));
+  readonly #adapters: ReadonlyMap<string, EngineAdapter>;
   readonly #monitor: WorkerMonitor;
   readonly #canary: Canary | null;
   readonly #planes: PlaneSide[];
   readonly #closing = new Set<Promise<void>>();
+  #tls: LinkTls | null;
   #facts: WorkerCapabilities | null = null;
   #health: EngineHealth = {
     state: 'down',
@@ -78,10 +86,16 @@ export class LinkAgent {
   };
   #isEnding = false;
 
-  /** Throws ConfigError where a plane is on another host and there is no secret. */
+  /**
+   * Throws ConfigError where a plane is on another host and there is neither secret nor TLS, and for an engine that
+   * nobody knows.
+   */
   constructor(options: LinkAgentOptions) {
     const { clock, limits, logger, canaryPeriodMs } = options;
     this.#options = options;
+    this.#tls = options.tls;
+    this.#adapters = createAdapters(options.extensions, createFrameScanner(loadAddon()));
+    checkEngines(this.#adapters, [options.engine]);
     this.#client = new EngineClient({ clock, connectDeadlineMs: limits.connectDeadlineMs });
     this.#planes = options.planes.map(address => this.#createPlane(address));
     this.#monitor = new WorkerMonitor({
@@ -113,6 +127,11 @@ export class LinkAgent {
     this.#canary?.start();
   }
 
+  /** Connections from now on are made with these; those that are open stay. */
+  renewTls(tls: LinkTls | null): void {
+    this.#tls = tls;
+  }
+
   /**
    * Takes no new streams, waits for those that run, at most `deadlineMs`, and closes everything. Resolves with the number
    * of streams that were cut off.
@@ -121,7 +140,9 @@ export class LinkAgent {
     this.#isEnding = true;
     this.#monitor.stop();
     this.#canary?.stop();
-    const cut = await Promise.all(this.#planes.map(({ link }) => link.drain(deadlineMs)));
+    const cut = await Promise.all(
+      this.#planes.flatMap(({ link, lanes }) => [lanes.drain(deadlineMs), link.drain(deadlineMs)]),
+    );
     for (const plane of this.#planes) this.#closeEvents(plane);
     await Promise.all(this.#closing);
     await this.#client.close();
@@ -134,28 +155,41 @@ export class LinkAgent {
   }
 
   #createPlane(address: LinkAddress): PlaneSide {
-    const { id, url, engine, secret, makeNonce, clock, random, logger } = this.#options;
     const plane: PlaneSide = {
       ingest: null,
       link: new WorkerLink({
-        address,
-        secret,
-        makeNonce,
-        client: this.#client,
-        origin: engine.url,
-        worker: () => ({ id, url, capabilities: { ...this.#facts!, dpRanks: engine.dpRanks } }),
-        openStream: () => this.#openStream(),
-        clock,
-        random,
-        logger,
+        ...this.#linkOptions(address),
+        onUp: lanes => plane.lanes.set(lanes),
         onEventsWanted: () => this.#openEvents(plane, showLinkAddress(address)),
         onDown: () => this.#closeEvents(plane),
-        onEngineFault: ({ kind }) => {
-          if (kind === 'unreachable' || kind === 'reset') this.#monitor.reportFailure(SLOT, GENERATION, kind);
-        },
       }),
+      lanes: new WorkerLanes({ address, open: lane => new WorkerLink(this.#linkOptions(lane)) }),
     };
     return plane;
+  }
+
+  /** A link that carries streams and nothing else. */
+  #linkOptions(address: LinkAddress): WorkerLinkOptions {
+    const { id, url, engine, secret, makeNonce, clock, random, logger } = this.#options;
+    return {
+      address,
+      secret,
+      tls: () => this.#tls,
+      makeNonce,
+      client: this.#client,
+      origin: engine.url,
+      worker: () => ({ id, url, capabilities: { ...this.#facts!, dpRanks: engine.dpRanks } }),
+      openStream: () => this.#openStream(),
+      clock,
+      random,
+      logger,
+      onUp: () => {},
+      onEventsWanted: () => {},
+      onDown: () => {},
+      onEngineFault: ({ kind }) => {
+        if (kind === 'unreachable' || kind === 'reset') this.#monitor.reportFailure(SLOT, GENERATION, kind);
+      },
+    };
   }
 
   /** The engine's adapter; it has answered its first probe. */
@@ -184,28 +218,22 @@ export class LinkAgent {
   /** Subscribes anew for a plane: with all ranks' events from their begin. */
   #openEvents(plane: PlaneSide, name: string): void {
     this.#closeEvents(plane);
-    const { engine, zeroMq, limits, clock, random, logger } = this.#options;
+    const { engine, limits, clock, random, logger } = this.#options;
     if (engine.kvEvents === null || this.#isEnding) return;
     const { link } = plane;
     const sink: IndexSink = {
       addHolder: () => {},
       removeHolder: () => {},
       clear: rank => link.sendEvents(rank, null),
-      apply: (rank, payload) => link.sendEvents(rank, payload),
+      // Sent later than this call, for which the bytes are lent.
+      apply: (rank, payload) => link.sendEvents(rank, new Uint8Array(payload)),
       route: () => {},
       tend: () => {},
     };
     plane.ingest = new Ingest({
       sink,
-      zeroMq,
-      limits: {
-        replayDeadlineMs: limits.replayDeadlineMs,
-        eventBytesMax: limits.eventBatchBytesMax,
-        waitingBatchesMax: limits.eventQueueMax,
-        waitingBytesMax: limits.eventQueueBytesMax,
-        replayBatchesMax: limits.eventQueueMax,
-        replayBytesMax: limits.replayBytesMax,
-      },
+      polling: trtllmPolling({ clock, connectDeadlineMs: limits.connectDeadlineMs }),
+      limits: sourceLimits(limits),
       clock,
       random,
       logger,
@@ -227,13 +255,18 @@ export class LinkAgent {
 
   #findings(): FindingSink {
     return {
-      setFacts: (_slot, _generation, { foreignIds: _, ...facts }) => {
+      setFacts: (_slot, _generation, { foreignIds: _, ...found }) => {
         const before = this.#facts;
+        // Adapters come and go without another engine; planes learn of them by their own probes.
+        const facts = { ...found, models: found.models.filter(({ adapter }) => adapter !== true) };
         this.#facts = facts;
-        for (const { link } of this.#planes) {
+        for (const { link, lanes } of this.#planes) {
           if (before === null) link.start();
           // The engine came back as another one.
-          else if (JSON.stringify(before) !== JSON.stringify(facts)) link.renew();
+          else if (JSON.stringify(before) !== JSON.stringify(facts)) {
+            lanes.renew();
+            link.renew();
+          }
         }
         return true;
       },
@@ -241,6 +274,8 @@ export class LinkAgent {
         this.#tell({ state: isHealthy ? 'ready' : 'down' });
         return true;
       },
+      // Planes that have not put it to sleep find it so by their own probes.
+      setSleeping: () => true,
       setScraped: (_slot, _generation, { running, waiting, kvUsage }) => {
         this.#tell({ running, waiting, kvUsage });
         return true;

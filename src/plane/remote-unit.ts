@@ -3,6 +3,7 @@
  * is never terminated; after `stop` the thread ends by itself. Runs on the main thread.
  */
 import { SHARE_ENV, Worker } from 'node:worker_threads';
+import type { LinkTls } from '../engines/link/link-tls.js';
 import { MillraceError } from '../errors.js';
 import type { MetricSamples } from '../frontend/metrics.js';
 import type { ListedModel } from '../frontend/openai/models-response.js';
@@ -71,8 +72,20 @@ export class RemoteUnit implements SocketSide {
     this.#calls.tell('poolIsOff');
   }
 
+  leaveWorker(slot: number, generation: number): void {
+    this.#calls.tell('leaveWorker', slot, generation);
+  }
+
   listen(host: string, port: number, isShared: boolean): Promise<Listening> {
     return this.#calls.call('listen', START_DEADLINE_MS, host, port, isShared);
+  }
+
+  listenLane(): Promise<number> {
+    return this.#calls.call('listenLane', START_DEADLINE_MS);
+  }
+
+  renewTls(tls: LinkTls): void {
+    this.#calls.tell('renewTls', tls);
   }
 
   drain(deadlineMs: number): Promise<void> {

@@ -21,7 +21,7 @@ import { receiveRequest } from './receive-request.js';
 import { type AskRefusal, BEGINNING, RequestAsks, type Wanted } from './request-asks.js';
 import { endCauseOf, type RequestContext } from './request-context.js';
 import { placementHeaders } from './routing-hints.js';
-import { failureOf, type RunFailure, refusalOf } from './run-failure.js';
+import { failureOf, type RunFailure, refusalOf, SENT_AWAY } from './run-failure.js';
 
 type Phase = 'body' | 'running' | 'flushing' | 'ended';
 
@@ -99,14 +99,13 @@ export class PlaneRequest {
     if (ask !== null) this.#ask('adoption_failed', ask);
   }
 
-  onReject(reject: Reject): void {
-    const ask = this.#asks.take(reject.attempt);
+  onReject({ attempt, code, message, param, retryAfterMs }: Reject): void {
+    const ask = this.#asks.take(attempt);
     if (ask === null) return;
     if (ask.cause !== null) this.#context.observer.migrated(ask.cause, 'failed');
     // No other worker is left to try: what the last one did says more than that there is none.
-    const told = reject.code === 'MILLRACE_NO_WORKER' ? this.#lastFailure : null;
-    if (told !== null) this.fail(told.code, told.message, told.detail);
-    else this.fail(reject.code, reject.message, { param: reject.param, retryAfterMs: reject.retryAfterMs });
+    const told = code === 'MILLRACE_NO_WORKER' ? this.#lastFailure : null;
+    this.fail(told?.code ?? code, told?.message ?? message, told?.detail ?? { param, retryAfterMs });
   }
 
   /** The pool thread that was asked died. A request that loses two of them is not asked again: it may be the cause. */
@@ -124,6 +123,12 @@ export class PlaneRequest {
     if (this.#client !== null) this.#client.fail(code, message);
     else this.#port.refuse(code, message, detail, this.#phase === 'body');
     this.#end(endCauseOf(code), code);
+  }
+
+  /** The worker is about to sleep: what runs there goes on elsewhere. */
+  leaveWorker(slot: number, generation: number): void {
+    for (const run of this.#runs.filter(one => one.runsOn(slot, generation)))
+      if (this.#runs.includes(run)) this.#settleFailure(run, SENT_AWAY);
   }
 
   /** Checks every deadline of this request; called by the sweep of the socket thread. */
@@ -147,8 +152,7 @@ export class PlaneRequest {
     for (const run of [...this.#runs]) {
       const boundMs = this.#enginePaused ? null : run.overdueMs(nowMs, limits);
       if (boundMs === null || !this.#runs.includes(run)) continue;
-      const message = `the worker sent nothing for ${boundMs} ms`;
-      this.#onFailed(run, 'stalled', 'MILLRACE_WORKER_STALLED', message);
+      this.#onFailed(run, 'stalled', 'MILLRACE_WORKER_STALLED', `the worker sent nothing for ${boundMs} ms`);
     }
     this.#client?.keepAlive(nowMs, limits.keepAliveMs);
   }
@@ -159,9 +163,7 @@ export class PlaneRequest {
     if (this.#phase === 'body') this.#phase = 'running';
   }
 
-  #ask(reason: AskReason, wanted: Wanted): void {
-    this.#refused(this.#asks.send(reason, wanted));
-  }
+  #ask = (reason: AskReason, wanted: Wanted): void => this.#refused(this.#asks.send(reason, wanted));
 
   #refused(refusal: AskRefusal | null): void {
     if (refusal !== null) this.fail(refusal.code, refusal.message, refusal.detail);
@@ -233,9 +235,8 @@ export class PlaneRequest {
     if (this.#sawToken) observer.tokens(this.#plan!, count, nowMs - this.#lastEventMs);
     else {
       this.#sawToken = true;
-      const ttftMs = nowMs - this.#startedMs;
-      run.decision!.ttftMs = ttftMs;
-      observer.firstToken(this.#plan!, ttftMs);
+      run.decision!.ttftMs = nowMs - this.#startedMs;
+      observer.firstToken(this.#plan!, run.decision!.ttftMs);
       observer.tokens(this.#plan!, count, null);
     }
   }
@@ -253,8 +254,7 @@ export class PlaneRequest {
       return;
     }
     this.#answer = openAnswer(plan, this.#context, () => this.#openClient());
-    const tokens = this.#answer.takeUnary(body);
-    this.#onTokens(run, tokens, this.#context.clock.nowMs());
+    this.#onTokens(run, this.#answer.takeUnary(body), this.#context.clock.nowMs());
     const { prefillCachedTokens: cached } = plan;
     this.#port.respond(contentType, cached === undefined ? body : tellCachedTokens(body, cached));
     this.#end('completed', null);

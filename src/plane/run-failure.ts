@@ -26,6 +26,16 @@ export function failureOf(kind: AttemptFailure, code: ErrorCode, message: string
   return { kind, code, message, detail: {}, retryable: true, isOfWorker: true };
 }
 
+/** A worker that is about to sleep: nobody is to blame, and the answer goes on at another one. */
+export const SENT_AWAY: RunFailure = {
+  kind: 'reset',
+  code: 'MILLRACE_WORKER_DIED',
+  message: 'the worker was put to sleep',
+  detail: {},
+  retryable: true,
+  isOfWorker: false,
+};
+
 /** A worker that answered with an error. `retryAfterMs`: its Retry-After; 0: none. */
 export function refusalOf(error: EngineError, retryAfterMs: number): RunFailure {
   const { code, message, param, httpStatus, retryable } = error;

@@ -79,6 +79,7 @@ interface Asker {
   fail(code: ErrorCode, message: string, detail?: ErrorDetail): void;
   cut(): void;
   sweep(nowMs: number): void;
+  leaveWorker?(slot: number, generation: number): void;
 }
 
 /** The requests of one socket thread and what they share. */
@@ -193,6 +194,11 @@ export class SocketThread implements RequestContext, PickContext {
       this.#parked.delete(id);
       this.#requests.get(id)?.fail('MILLRACE_POOL_LOST', 'no planning thread is running');
     }
+  }
+
+  /** What runs on the worker goes on at other ones, where it can. */
+  leaveWorker(slot: number, generation: number): void {
+    for (const request of [...this.#requests.values()]) request.leaveWorker?.(slot, generation);
   }
 
   /** Admits nothing more and resolves when the last request has ended or the deadline has passed; the rest is cut. */

@@ -5,8 +5,11 @@
  */
 import { strict as assert } from 'node:assert';
 import { parentPort, workerData } from 'node:worker_threads';
+import { loadExtensions } from '../engines/extensions.js';
 import { systemClock } from '../runtime/clock.js';
 import { FaultGuard } from '../runtime/fault-guard.js';
+import type { LogFields, Logger } from '../runtime/logger.js';
+import { createLaneServer } from './link-access.js';
 import type { CoreSide, SocketSide, SocketTask } from './socket-side.js';
 import { SocketUnit } from './socket-unit.js';
 import { ThreadCalls } from './thread-calls.js';
@@ -15,6 +18,9 @@ import { ThreadCalls } from './thread-calls.js';
 const SCRAPE_DEADLINE_MS = 5000;
 
 const task = workerData as SocketTask;
+const { drainDeadlineMs, controlDeadlineMs } = task.config.limits;
+/** A worker that falls asleep empties first; waking takes several calls. */
+const ADMIN_DEADLINE_MS = SCRAPE_DEADLINE_MS + drainDeadlineMs + 6 * controlDeadlineMs;
 const port = parentPort;
 assert(port !== null, 'this file is the entry of a thread');
 
@@ -31,19 +37,29 @@ class ThreadUnit extends SocketUnit {
   }
 }
 
+type Level = Parameters<CoreSide['log']>[0];
+const log =
+  (level: Level) =>
+  (message: string, fields?: LogFields): void =>
+    core.tell('log', level, message, fields);
+// That a worker comes or goes, the core says once.
+const logger: Logger = { debug: log('debug'), info: log('debug'), warn: log('warn'), error: log('error') };
+
 const unit: SocketSide = new ThreadUnit(task, {
   clock,
   guard,
+  // Messages that come meanwhile wait at the port.
+  extensions: await loadExtensions(task.config.extensions, clock),
   core: {
     reportFailure: (slot, generation, failure) => core.tell('reportFailure', slot, generation, failure),
     metricsText: () => core.call('metricsText', SCRAPE_DEADLINE_MS),
     decisions: count => core.call('decisions', SCRAPE_DEADLINE_MS, count),
-    admin: call => core.call('admin', SCRAPE_DEADLINE_MS, call),
+    admin: call => core.call('admin', ADMIN_DEADLINE_MS, call),
   },
   readWorkerLoads: () => [],
   readWorkers: null,
   readIngest: null,
-  links: null,
+  links: createLaneServer(task.index, task.config, { clock, logger }),
 });
 const core: ThreadCalls<CoreSide> = new ThreadCalls(port, unit, clock);
 process.on('uncaughtException', error => guard.report(error));

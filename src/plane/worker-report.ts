@@ -2,10 +2,12 @@
 import type { RegisteredWorker } from '../discovery/registry.js';
 import type { WorkerReadings } from '../frontend/worker-metrics.js';
 import type { WorkerSplit } from '../messages/disagg.js';
+import type { WorkerModel } from '../messages/records.js';
 import type { EventEndpoints } from '../router/events/contract.js';
 import type { LoadTable } from '../router/load-table.js';
 import type { Fleet, LINK_EVENTS } from './fleet.js';
 import { workerName } from './routing-hints.js';
+import type { LinkReport, WorkerLinks } from './worker-links.js';
 
 /** Nobody watches the workers of a plane that has failed or is closing. */
 const NO_COUNTS: Pick<WorkerReadings, 'failures' | 'canaries'> = { failures: {}, canaries: {} };
@@ -17,7 +19,16 @@ export interface WorkerReport {
   readonly state: RegisteredWorker['state'];
   /** As its probe says; as configured until then. */
   readonly engine: string;
+  /** Of these the LoRA adapters are in `adapters` as well. */
   readonly models: readonly string[];
+  /** Where it has it from, and the model that it is for; null: not told. */
+  readonly adapters: readonly {
+    readonly name: string;
+    readonly parent: string | null;
+    readonly path: string | null;
+  }[];
+  /** How deep it sleeps; null: it does not. */
+  readonly sleepLevel: RegisteredWorker['sleepLevel'];
   readonly blockSize: number | null;
   readonly totalBlocks: number | null;
   /** Its part in hand-overs and where it is reached for them; null: it does all for nobody but itself. */
@@ -36,26 +47,38 @@ export interface WorkerReport {
   };
   /** Where its KV events are taken from, LINK_EVENTS for its worker link; null: nowhere. */
   readonly events: EventEndpoints | typeof LINK_EVENTS | null;
+  /** Its worker link; null: it never had one. */
+  readonly link: LinkReport | null;
   /** As in WorkerReadings. */
   readonly failures: WorkerReadings['failures'];
   readonly canaries: WorkerReadings['canaries'];
 }
 
 /** For the metrics. */
-export function workerReadings(fleet: Fleet, loadTable: LoadTable): WorkerReadings[] {
+export function workerReadings(
+  fleet: Fleet,
+  loadTable: LoadTable,
+  links: WorkerLinks | null,
+): WorkerReadings[] {
   return fleet.registry.list().map(worker => ({
     worker: workerName(worker.url, worker.rank),
     state: worker.state,
     role: fleet.splitOf(worker)?.role ?? 'both',
     prefillTokens: loadTable.readActivePrefillTokens(worker.slot, worker.generation),
     ...(fleet.countsOf(worker) ?? NO_COUNTS),
+    link: links?.reportOf(worker.url) ?? null,
   }));
 }
 
+const adaptersOf = (models: readonly WorkerModel[]): WorkerReport['adapters'] =>
+  models
+    .filter(({ adapter }) => adapter === true)
+    .map(({ id, parent = null, path = null }) => ({ name: id, parent, path }));
+
 /** For operators. */
-export function workerReports(fleet: Fleet, loadTable: LoadTable): WorkerReport[] {
+export function workerReports(fleet: Fleet, loadTable: LoadTable, links: WorkerLinks | null): WorkerReport[] {
   return fleet.registry.list().map(worker => {
-    const { slot, generation, url, rank, state, engine, facts } = worker;
+    const { slot, generation, url, rank, state, engine, facts, sleepLevel } = worker;
     const scraped = loadTable.snapshot(slot)?.scraped;
     const { failures, canaries } = fleet.countsOf(worker) ?? NO_COUNTS;
     return {
@@ -64,6 +87,8 @@ export function workerReports(fleet: Fleet, loadTable: LoadTable): WorkerReport[
       state,
       engine: facts?.engine ?? engine,
       models: facts?.models.map(({ id }) => id) ?? [],
+      adapters: adaptersOf(facts?.models ?? []),
+      sleepLevel,
       blockSize: facts?.blockSize ?? null,
       totalBlocks: facts?.totalBlocks ?? null,
       split: fleet.splitOf(worker) ?? null,
@@ -74,6 +99,7 @@ export function workerReports(fleet: Fleet, loadTable: LoadTable): WorkerReport[
       },
       reported: scraped ?? { running: null, waiting: null, kvUsage: null },
       events: fleet.eventsOf(worker),
+      link: links?.reportOf(url) ?? null,
       failures,
       canaries,
     };

@@ -53,13 +53,14 @@ function setUp(limits: Partial<typeof DEFAULT_LIMITS> = {}, rank: number | null 
     clock,
     log,
     ask,
-    adapters: createAdapters(),
+    adapters: createAdapters([]),
     findForeignIds: async () => [],
     readActivity: () => state.tokens,
     limits: { ...DEFAULT_LIMITS, ...limits },
     sink: {
       setFacts: () => true,
       setHealthy: (_slot, _generation, healthy) => changes.push({ atMs: clock.nowMs(), healthy }) > 0,
+      setSleeping: () => true,
       setScraped: () => true,
     },
   });

@@ -10,6 +10,7 @@ const NOTHING = {
   readDeferredAborts: () => ({ open: 0, deferred: 0, cut: 0 }),
   readWorkers: null,
   readWorkerLoads: () => [],
+  readLinks: null,
 };
 const READINGS: IndexReadings = {
   events: { batches: 7, gaps: 0 },
