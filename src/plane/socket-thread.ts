@@ -147,10 +147,6 @@ export class SocketThread implements RequestContext, PickContext {
     return this.#parked.size;
   }
 
-  get isDraining(): boolean {
-    return this.#draining;
-  }
-
   /** Takes a generation request. */
   accept(api: Api, port: AnswerPort): void {
     const refusal = this.#refusal();
@@ -348,10 +344,7 @@ export class SocketThread implements RequestContext, PickContext {
     const steps = plan.calls.flatMap(call => call.steps);
     const adopted = steps.filter(step => this.ledger.adopt(step.reservation, epoch, this.#options.epoch));
     const isWhole = adopted.length === steps.length;
-    if (isWhole && request?.onPlan(plan) === true) {
-      this.observer.placed(plan);
-      return;
-    }
+    if (isWhole && request?.onPlan(plan) === true) return this.observer.placed(plan);
     for (const step of adopted) this.ledger.release(step.reservation);
     if (!isWhole) request?.onAdoptionFailed(plan.attempt);
   }
