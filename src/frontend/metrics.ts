@@ -7,6 +7,7 @@ import { monitorEventLoopDelay } from 'node:perf_hooks';
 import { AggregatorRegistry, Gauge, type Metric, Registry } from 'prom-client';
 import { ERROR_CODES, type ErrorCode } from '../errors.js';
 import { ASK_REASONS, type AskReason, END_CAUSES, type EndCause } from '../messages/records.js';
+import { createDisaggMetrics, type DeferredAbortCounts, type DisaggMetrics } from './disagg-metrics.js';
 import { type ReadIndex, registerIndexMetrics } from './index-metrics.js';
 import { type LinkReadings, registerLinkMetrics } from './link-metrics.js';
 import { ModelCounter, ModelHistogram } from './model-histogram.js';
@@ -36,6 +37,7 @@ export interface MetricSources {
     readonly depth: number;
   }>;
   readRetainedBytes(): number;
+  readDeferredAborts(): DeferredAbortCounts;
   readWorkerLoads(): Iterable<{
     readonly worker: string;
     readonly kind: 'prefill_tokens' | 'decode_blocks' | 'requests';
@@ -97,6 +99,7 @@ export interface EndedRequest {
 
 /** The counters of one plane. */
 export interface Metrics {
+  readonly disagg: DisaggMetrics;
   /** Gives a served model its own label; over 256 models it shares `unknown`. Returns its index for `tokens`. */
   addModel(model: string): number;
   /** Index of a model for `tokens`; that of `unknown` for one that was not added. */
@@ -210,6 +213,14 @@ function createRequestMetrics(registry: Registry) {
   };
 }
 
+/** A series that exists from the start shows its first increase; one that appears with it does not. */
+function startAtZero(counts: ReturnType<typeof createRequestMetrics>, thread: string): void {
+  counts.accepted.add(0, thread);
+  for (const reason of ASK_REASONS) counts.asks.add(0, reason);
+  for (const cause of END_CAUSES) counts.causes.add(0, cause);
+  for (const source of ['expected', 'reported']) counts.cachedTokens.add(0, source);
+}
+
 /** Gauges that are read at scrape time. Returns what stops the measurement of the event loop. */
 function createScrapedGauges(registry: Registry, sources: MetricSources, thread: string): () => void {
   const registers = [registry];
@@ -273,13 +284,10 @@ export function createMetrics(models: readonly string[], sources: MetricSources,
   const indexOf = new Map<string, number>([[UNKNOWN_MODEL, 0]]);
   const perModel = createModelMetrics(registry, names);
   const counts = createRequestMetrics(registry);
+  const disagg = createDisaggMetrics(registry, names, MODELS_MAX, sources.readDeferredAborts);
   const stop = createScrapedGauges(registry, sources, thread);
   if (sources.readIngest !== null) registerIndexMetrics(registry, sources.readIngest);
-  // A series that exists from the start shows its first increase; one that appears with it does not.
-  counts.accepted.add(0, thread);
-  for (const reason of ASK_REASONS) counts.asks.add(0, reason);
-  for (const cause of END_CAUSES) counts.causes.add(0, cause);
-  for (const source of ['expected', 'reported']) counts.cachedTokens.add(0, source);
+  startAtZero(counts, thread);
 
   const modelIndex = (model: string): number => indexOf.get(model) ?? 0;
   const addModel = (model: string): number => {
@@ -289,6 +297,7 @@ export function createMetrics(models: readonly string[], sources: MetricSources,
   for (const model of models) addModel(model);
 
   return {
+    disagg,
     addModel,
     modelIndex,
     requestAccepted: () => counts.accepted.add(1, thread),

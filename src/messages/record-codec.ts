@@ -10,7 +10,7 @@
 import { ERROR_CODES, type ErrorCode } from '../errors.js';
 import { ByteReader } from './byte-reader.js';
 import { ByteWriter } from './byte-writer.js';
-import { bytesOf, readCalls, writeCalls } from './call-codec.js';
+import { bytesOf, readCalls, readSplit, writeCalls, writeSplit } from './call-codec.js';
 import {
   type AnswerMode,
   ASK_REASONS,
@@ -268,15 +268,15 @@ function readCandidate(reader: ByteReader): PlanCandidate {
 
 /** Bytes of a REJECT. */
 export function encodeReject(reject: Reject): Uint8Array[] {
-  return begin()
+  const out = begin()
     .integer(reject.request)
     .u32(reject.attempt)
     .u8(CODES.indexOf(reject.code))
     .string(reject.message)
     .bool(reject.param !== null)
     .string(reject.param ?? '')
-    .f64(reject.retryAfterMs)
-    .finish();
+    .f64(reject.retryAfterMs);
+  return writeSplit(out, reject.split).finish();
 }
 
 /** The REJECT in `bytes`. */
@@ -290,8 +290,9 @@ export function decodeReject(bytes: Uint8Array): Reject {
   const param = reader.string('param');
   const retryAfterMs = reader.f64('retryAfterMs');
   if (retryAfterMs < 0) throw reader.fault('retryAfterMs', 'is negative');
+  const split = readSplit(reader);
   reader.end();
-  return { request, attempt, code, message, param: hasParam ? param : null, retryAfterMs };
+  return { request, attempt, code, message, param: hasParam ? param : null, retryAfterMs, split };
 }
 
 /** Bytes of a DONE. */

@@ -12,7 +12,7 @@ import type { Timer } from '../runtime/clock.js';
 import type { AttemptEvents, AttemptFailure } from './attempt.js';
 import { EngineAttempt } from './attempt.js';
 import type { OpenDecision } from './decision-log.js';
-import { Handover } from './handover.js';
+import { Handover, type HandoverEvents } from './handover.js';
 import type { RequestContext } from './request-context.js';
 import type { CallRange } from './token-answer.js';
 
@@ -23,7 +23,7 @@ export interface RunEvents extends AttemptEvents {
 }
 
 /** The form of a whole answer that its request waits for; the fields of a PLAN. */
-export type AnswerForm = Pick<Plan, 'api' | 'mode' | 'stream'>;
+export type AnswerForm = Pick<Plan, 'api' | 'mode' | 'model' | 'stream'>;
 
 /** See the head of the file. */
 export class CallRun {
@@ -87,7 +87,7 @@ export class CallRun {
       this.#send(origin, this.step.body, events, form);
       return;
     }
-    this.#handover.start({
+    const handoverEvents: HandoverEvents = {
       send: body => {
         // For nobody it is only asked to take what was computed for it.
         if (this.#lastLimit === null || this.#handover?.mustFinish === true)
@@ -98,7 +98,8 @@ export class CallRun {
       complete: answer => this.#final(() => this.#onComplete(answer, events, form)),
       refused: (status, body) => this.#final(() => events.onRefused(status, body, 0)),
       failed: (failure, code, message) => this.#final(() => events.onFailed(failure, code, message)),
-    });
+    };
+    this.#handover.start(handoverEvents, form.model);
   }
 
   #send(origin: string, body: Uint8Array, events: RunEvents, { mode }: AnswerForm): void {
@@ -210,7 +211,7 @@ export class CallRun {
     if (this.#lastLimit !== null) this.#context.deferredAborts.give();
     this.#lastLimit?.cancel();
     this.#lastLimit = null;
-    this.#handover?.abort();
+    this.#handover?.abort(this.#isOver);
     this.#attempt?.abort();
     this.#attempt = null;
     if (this.#reservation !== RESERVATION_NONE) this.#context.ledger.release(this.#reservation);

@@ -138,7 +138,10 @@ export class FoldAnswer implements Answer {
     else if ((flags & FRAME_FLAG.finish) !== 0 && finishReasonOf(batch, row) === 'aborted')
       outcome.engineError = ABORTED;
     else if ((flags & FRAME_FLAG.comment) === 0) {
-      this.#record?.note(batch, row, flags);
+      if (this.#record?.note(batch, row, flags) === false) {
+        outcome.malformed = true;
+        return;
+      }
       if ((flags & FRAME_FLAG.usage) !== 0) this.#usage = usageOf(batch, row) ?? this.#usage;
       if ((flags & FRAME_FLAG.noChoices) === 0) outcome.tokens += tokensOf(batch, row);
       const chunk = frameObject(batch, row);

@@ -280,8 +280,9 @@ export class Planning {
     const { choiceBase, request } = wanted;
     const encode = (worker: WorkerView): EncodedCall => this.#encode(ask, model, asked, wanted, worker);
     const staged = stepsOf(decided, model, slot => this.#fleet.workerIn(slot), encode);
-    const { call, protocol, steps } = staged;
-    return { call, planned: { choiceBase, choices: request.sampling.n, promptIds, protocol, steps } };
+    const { call, protocol, split, steps } = staged;
+    const choices = request.sampling.n;
+    return { call, planned: { choiceBase, choices, promptIds, protocol, split, steps } };
   }
 
   #encode(

@@ -98,7 +98,10 @@ export class RelayAnswer implements Answer {
         this.#takeSpecial(batch, row, flags, outcome);
         if (outcome.malformed || outcome.engineError !== null) break;
       }
-      this.#record?.note(batch, row, flags);
+      if (this.#record?.note(batch, row, flags) === false) {
+        outcome.malformed = true;
+        break;
+      }
       if ((flags & NO_TEXT) === 0) outcome.tokens += countsIds ? tokensOf(batch, row) : 1;
       if (this.#cutsAny && isCut(batch, row, this.#cuts)) this.#keepPart(batch, row, flags, outcome);
       else if (tellsCached && (flags & FRAME_FLAG.usage) !== 0) this.#keepWithCached(batch, row);

@@ -5,9 +5,11 @@
 import type { EngineStream } from '../engines/contract.js';
 import type { AnswerClient } from '../engines/link/contract.js';
 import { ERROR_CODES, type ErrorCode } from '../errors.js';
+import type { FallbackCause, HandoverOutcome } from '../frontend/disagg-metrics.js';
 import type { MigrationCause, MigrationOutcome } from '../frontend/metrics.js';
 import type { Limits } from '../limits.js';
 import type { Usage } from '../messages/delta.js';
+import type { DisaggProtocolName } from '../messages/disagg.js';
 import type { AnswerMode, Ask, EndCause, Plan, PlanStep } from '../messages/records.js';
 import type { Api } from '../messages/token-request.js';
 import type { DetokenizerTable } from '../preprocess/detokenizer.js';
@@ -33,8 +35,20 @@ export interface RequestEnd {
   readonly durationMs: number;
 }
 
+/** Told of hand-overs. Times in milliseconds. */
+export interface HandoverObserver {
+  /** A prefill worker has computed a prompt. */
+  prefillAnswered(model: string, durationMs: number): void;
+  /** Decode's first token came, so long after decode was asked. */
+  handedOver(model: string, durationMs: number): void;
+  ended(protocol: DisaggProtocolName, outcome: HandoverOutcome): void;
+  /** Decode is asked to compute the prompt itself. */
+  fellBack(cause: FallbackCause): void;
+}
+
 /** Told of what is counted. No call per token: `tokens` is once per batch of frames. */
 export interface RequestObserver {
+  readonly handovers: HandoverObserver;
   planned(plan: Plan): void;
   firstToken(plan: Plan, sinceStartMs: number): void;
   /** `gapMs`: time since the batch before; null for the first one. */

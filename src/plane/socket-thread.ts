@@ -124,7 +124,10 @@ export class SocketThread implements RequestContext, PickContext {
     this.#breakers = new WorkerBreakers(options.limits, options.clock);
     this.link = new PoolLink(options.limits, options.clock, options.bellMemory, {
       onPlan: (plan, epoch) => this.#onPlan(plan, epoch),
-      onReject: reject => this.#requests.get(reject.request)?.onReject(reject),
+      onReject: reject => {
+        this.observer.rejected(reject);
+        this.#requests.get(reject.request)?.onReject(reject);
+      },
       onLost: request => this.#requests.get(request)?.onPoolLost(),
     });
     this.link.ended.catch((error: unknown) => this.guard.report(error));
@@ -142,10 +145,6 @@ export class SocketThread implements RequestContext, PickContext {
   /** Asks that wait for a pool thread to come up. */
   get parkedAsks(): number {
     return this.#parked.size;
-  }
-
-  get isDraining(): boolean {
-    return this.#draining;
   }
 
   /** Takes a generation request. */
@@ -345,7 +344,7 @@ export class SocketThread implements RequestContext, PickContext {
     const steps = plan.calls.flatMap(call => call.steps);
     const adopted = steps.filter(step => this.ledger.adopt(step.reservation, epoch, this.#options.epoch));
     const isWhole = adopted.length === steps.length;
-    if (isWhole && request?.onPlan(plan) === true) return;
+    if (isWhole && request?.onPlan(plan) === true) return this.observer.placed(plan);
     for (const step of adopted) this.ledger.release(step.reservation);
     if (!isWhole) request?.onAdoptionFailed(plan.attempt);
   }
