@@ -18,7 +18,8 @@
  *     a connection broke                the health route is asked at once; counts if that fails
  *     a stream went silent              firstTokenDeadlineMs or betweenTokensDeadlineMs, then as above, with a canary
  *
- * A stop that is shorter than one late check takes nothing out, and going out aborts no stream: it keeps new requests away.
+ * A stop that is shorter than one late check takes nothing out. Going out keeps new requests away, and tells since when the
+ * missing sign of life is missing: requests move streams that have had no token since, and no others.
  */
 
 import { MillraceError } from '../errors.js';
@@ -35,6 +36,7 @@ import {
   type FailureCause,
   type HealthCounts,
   type MonitoredWorker,
+  type Outage,
   type ProbedFacts,
   type WorkerMonitorOptions,
 } from './health-contract.js';
@@ -83,6 +85,8 @@ export class HealthWatch {
   /** Failed health checks in a row, and canaries. */
   #failedChecks = 0;
   #failedCanaries = 0;
+  /** When it last passed a health check. */
+  #passedMs = 0;
   /** Canaries took it out: only a canary brings it back. */
   #needsCanary = false;
   #saidRefused = false;
@@ -131,7 +135,8 @@ export class HealthWatch {
   reportFailure(failure: DataPathFailure): void {
     this.#counts.failures[failure]++;
     if (this.#life === null || failure === 'protocol') return;
-    if (failure === 'unreachable') this.#goDown('requests cannot reach it');
+    if (failure === 'unreachable')
+      this.#goDown('requests cannot reach it', { cause: 'unreachable', silentMs: this.#uncheckedMs });
     else {
       // A broken or silent stream may be one request's bad luck: ask the worker itself, now.
       if (!this.#checking) void this.#check();
@@ -185,15 +190,23 @@ export class HealthWatch {
 
   #passed(): void {
     this.#failedChecks = 0;
+    this.#passedMs = this.#options.clock.nowMs();
     this.#checkAfter(this.#options.limits.probePeriodMs);
+  }
+
+  /** Milliseconds since the last health check that passed. */
+  get #uncheckedMs(): number {
+    return this.#options.clock.nowMs() - this.#passedMs;
   }
 
   #failed({ reason, isRefused }: Fault): void {
     const { limits, log } = this.#options;
     if (this.#life !== null) {
       this.#failedChecks++;
-      this.#counts.failures[isRefused ? 'unreachable' : 'health']++;
-      if (isRefused || this.#failedChecks >= limits.probeFailuresMax) this.#goDown(reason);
+      const cause = isRefused ? 'unreachable' : 'health';
+      this.#counts.failures[cause]++;
+      if (isRefused || this.#failedChecks >= limits.probeFailuresMax)
+        this.#goDown(reason, { cause, silentMs: this.#uncheckedMs });
       else this.#checkAfter(limits.probePeriodMs);
       return;
     }
@@ -221,18 +234,20 @@ export class HealthWatch {
     this.#counts.failures.canary++;
     if (++this.#failedCanaries < limits.probeFailuresMax) return;
     this.#needsCanary = true;
-    this.#goDown(reason);
+    const silentMs = this.#options.clock.nowMs() - this.#canaries.silentSinceMs;
+    this.#goDown(reason, { cause: 'canary', silentMs });
   }
 
   #comeUp(life: Life, facts: ProbedFacts): void {
-    const { sink, log, limits } = this.#options;
+    const { sink, log, limits, clock } = this.#options;
     const { slot, generation } = this.worker;
     this.#life = life;
     this.#failedChecks = 0;
+    this.#passedMs = clock.nowMs();
     this.#failedCanaries = 0;
     this.#needsCanary = false;
     this.#lastReason = '';
-    if (!sink.setFacts(slot, generation, facts) || !sink.setHealthy(slot, generation, true)) {
+    if (!sink.setFacts(slot, generation, facts) || !sink.setHealthy(slot, generation, true, null)) {
       this.stop();
       return;
     }
@@ -253,7 +268,7 @@ export class HealthWatch {
     void this.#scrape();
   }
 
-  #goDown(reason: string): void {
+  #goDown(reason: string, outage: Outage): void {
     const { sink, log } = this.#options;
     const { slot, generation } = this.worker;
     this.#life = null;
@@ -265,7 +280,7 @@ export class HealthWatch {
     this.#scrapeTimer?.cancel();
     log.warn('worker is unavailable', { ...this.#name(), reason });
     this.#clearLoad();
-    if (sink.setHealthy(slot, generation, false)) this.#checkAfter(this.#backOffMs);
+    if (sink.setHealthy(slot, generation, false, outage)) this.#checkAfter(this.#backOffMs);
     else this.stop();
   }
 

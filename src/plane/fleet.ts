@@ -13,7 +13,7 @@ import {
 import { createAdapters } from '../engines/adapters.js';
 import { EngineClient } from '../engines/client.js';
 import type { RankEvents } from '../engines/contract.js';
-import type { FindingSink, HealthCounts, ProbedFacts } from '../engines/health-contract.js';
+import type { FindingSink, HealthCounts, Outage, ProbedFacts } from '../engines/health-contract.js';
 import { WorkerMonitor } from '../engines/monitor.js';
 import type { ListedModel } from '../frontend/openai/models-response.js';
 import type { ModelView, World } from '../messages/records.js';
@@ -53,6 +53,8 @@ export interface FleetOptions {
   /** Told of the workers and of where they publish; null: the plane has no prefix index. */
   readonly ingest: Pick<IngestSide, 'addWorker' | 'addPushed' | 'removeWorker' | 'suspectWorker'> | null;
   readonly publish: (world: World, listed: readonly ListedModel[]) => void;
+  /** A worker went out of rotation; null: it is back. */
+  readonly setOutage: (slot: number, generation: number, outage: Outage | null) => void;
 }
 
 /** See the head of the file. */
@@ -234,13 +236,17 @@ export class Fleet {
   }
 
   #createMonitor(): WorkerMonitor {
-    const { config, clock, logger, textModels, activity } = this.#options;
+    const { config, clock, logger, textModels, activity, setOutage } = this.#options;
     const { limits } = config;
     const adapters = createAdapters();
     const { registry } = this;
     const sink: FindingSink = {
       setFacts: (slot, generation, facts) => this.#setFacts(slot, generation, facts),
-      setHealthy: (slot, generation, healthy) => registry.setHealthy(slot, generation, healthy),
+      setHealthy: (slot, generation, healthy, outage) => {
+        const held = registry.setHealthy(slot, generation, healthy);
+        if (held) setOutage(slot, generation, outage);
+        return held;
+      },
       setScraped: (slot, generation, load, nowSeconds) =>
         registry.setScraped(slot, generation, load, nowSeconds),
     };

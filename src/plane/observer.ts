@@ -28,6 +28,7 @@ export function createObserver(metrics: Metrics): PlaneObserver {
     accepted: () => metrics.requestAccepted(),
     asked: reason => metrics.asked(reason),
     migrated: (cause, outcome) => metrics.migrated(cause, outcome),
+    hedged: outcome => metrics.hedged(outcome),
     planned: plan =>
       metrics.requestStarted(plan.model, ENDPOINTS[plan.api], plan.stream ? 'stream' : 'unary'),
     firstToken: (plan, sinceStartMs) => metrics.firstToken(plan.model, sinceStartMs / 1000),

@@ -148,6 +148,9 @@ export class Plane {
       publish: (world, listed) => {
         for (const side of this.#sides) side.setWorld(world, listed);
       },
+      setOutage: (slot, generation, outage) => {
+        for (const side of this.#sides) side.setOutage(slot, generation, outage);
+      },
     });
     this.#links = this.#createLinks();
     const sources = {

@@ -20,6 +20,8 @@ import type { ClientStream } from './client-stream.js';
 import type { DecisionLog } from './decision-log.js';
 import { DeferredAborts } from './deferred-aborts.js';
 import type { EncodedRequest } from './embed/generate-request.js';
+import { HedgePlaces } from './hedge.js';
+import { LostWorkers } from './lost-workers.js';
 import type { PlaneObserver } from './observer.js';
 import { type PickContext, type PickedWorker, PickRequest, type Reservation } from './pick-request.js';
 import { PoolLink } from './pool-link.js';
@@ -56,6 +58,8 @@ export interface SocketThreadOptions {
   readonly decisions: DecisionLog;
   /** Lower-case name of the header that names a session; '': sessions are switched off. */
   readonly sessionHeader: string;
+  /** Milliseconds after which a request for a model without a token is sent to a second worker; 0: never. */
+  readonly hedgeAfterMs: (model: string) => number;
   /** Origin of the worker in a slot, or null when it has left. */
   readonly originOf: (slot: number, generation: number) => string | null;
   /** The adapter of a worker that has an origin. */
@@ -93,12 +97,14 @@ export class SocketThread implements RequestContext, PickContext {
   readonly sessionHeader: string;
   readonly link: PoolLink;
   readonly deferredAborts: DeferredAborts;
+  readonly lostWorkers: LostWorkers;
   readonly #options: SocketThreadOptions;
   readonly #requests = new Map<number, Asker>();
   readonly #parked = new Map<number, ParkedAsk>();
   /** Reservations that callers of `pick` hold. */
   readonly #held = new Set<Reservation>();
   readonly #breakers: WorkerBreakers;
+  readonly #hedges: HedgePlaces;
   readonly #sweep: Timer;
   #dirty: ClientStream[] = [];
   #flushIsDue = false;
@@ -120,6 +126,8 @@ export class SocketThread implements RequestContext, PickContext {
     this.decisions = options.decisions;
     this.sessionHeader = options.sessionHeader;
     this.deferredAborts = new DeferredAborts(options.limits.deferredAbortsMax);
+    this.lostWorkers = new LostWorkers(options.clock);
+    this.#hedges = new HedgePlaces(options.limits.hedgePercentMax);
     this.#breakers = new WorkerBreakers(options.limits, options.clock);
     this.link = new PoolLink(options.limits, options.clock, options.bellMemory, {
       onPlan: (plan, epoch) => this.#onPlan(plan, epoch),
@@ -141,6 +149,11 @@ export class SocketThread implements RequestContext, PickContext {
   /** Asks that wait for a pool thread to come up. */
   get parkedAsks(): number {
     return this.#parked.size;
+  }
+
+  /** Requests that run on two workers. */
+  get hedgesOpen(): number {
+    return this.#hedges.open;
   }
 
   get isDraining(): boolean {
@@ -176,20 +189,22 @@ export class SocketThread implements RequestContext, PickContext {
   poolThreadUp(): void {
     for (const [id, parked] of [...this.#parked]) {
       this.#parked.delete(id);
-      if (this.ask(parked.ask, parked.body) === 'full') {
-        this.#requests
-          .get(id)
-          ?.fail('MILLRACE_OVERLOADED', 'the planning queue is full', { retryAfterMs: 1000 });
-      }
+      if (this.ask(parked.ask, parked.body) === 'full')
+        this.#refuse(parked.ask, 'MILLRACE_OVERLOADED', 'the planning queue is full', 1000);
     }
   }
 
   /** Every slot of the pool is off: what waits for it will not be planned. */
   poolIsOff(): void {
-    for (const id of [...this.#parked.keys()]) {
+    for (const [id, { ask }] of [...this.#parked]) {
       this.#parked.delete(id);
-      this.#requests.get(id)?.fail('MILLRACE_POOL_LOST', 'no planning thread is running');
+      this.#refuse(ask, 'MILLRACE_POOL_LOST', 'no planning thread is running', 0);
     }
+  }
+
+  /** Answers an ASK in the place of the pool. */
+  #refuse({ request, attempt }: SentAsk, code: ErrorCode, message: string, retryAfterMs: number): void {
+    this.#requests.get(request)?.onReject({ request, attempt, code, message, param: null, retryAfterMs });
   }
 
   /** Admits nothing more and resolves when the last request has ended or the deadline has passed; the rest is cut. */
@@ -271,7 +286,7 @@ export class SocketThread implements RequestContext, PickContext {
   }
 
   ask(ask: SentAsk, body: readonly Uint8Array[]): 'ok' | 'full' | 'off' {
-    const sent = this.link.ask({ ...ask, avoidedSlots: this.#breakers.avoided() }, body);
+    const sent = this.link.ask(withAvoided(ask, this.#breakers.avoided()), body);
     if (sent === 'none') {
       if (this.#options.board.poolIsOff) return 'off';
       this.#parked.set(ask.request, { ask, body });
@@ -310,6 +325,18 @@ export class SocketThread implements RequestContext, PickContext {
 
   noteTokens({ slot, generation }: PlanStep): void {
     this.#options.activity.add(slot, generation);
+  }
+
+  hedgeAfterMs(model: string): number {
+    return this.#options.hedgeAfterMs(model);
+  }
+
+  takeHedge(): boolean {
+    return this.#hedges.take(this.#requests.size);
+  }
+
+  giveHedge(): void {
+    this.#hedges.give();
   }
 
   markDirty(stream: ClientStream): void {
@@ -390,4 +417,9 @@ export class SocketThread implements RequestContext, PickContext {
     this.#options.board.addRequests(1);
     this.observer.accepted();
   }
+}
+
+/** The slots that a request avoids and those that all do, each once. */
+function withAvoided(ask: SentAsk, slots: readonly number[]): SentAsk {
+  return slots.length === 0 ? ask : { ...ask, avoidedSlots: [...new Set([...ask.avoidedSlots, ...slots])] };
 }

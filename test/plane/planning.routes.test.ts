@@ -128,6 +128,7 @@ async function setUp(options: SetUp = {}) {
       deadlineWallMs: 0,
       excludedSlots: [],
       avoidedSlots: [],
+      computesLocally: false,
       continuation: null,
       headers: [],
       hints: { ...NO_HINTS, ...hints },
