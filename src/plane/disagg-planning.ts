@@ -8,7 +8,7 @@ import { PEER_FIELDS } from '../engines/disagg/contract.js';
 import { FRONT } from '../engines/disagg/json-bytes.js';
 import { protocolOf } from '../engines/disagg/protocols.js';
 import { InvalidRequestError, RejectedError } from '../errors.js';
-import type { DisaggProtocolName } from '../messages/disagg.js';
+import type { DisaggProtocolName, DisaggView } from '../messages/disagg.js';
 import type { ModelView, PlanStep, WorkerView } from '../messages/records.js';
 import type { TokenRequest } from '../messages/token-request.js';
 import type { DecideAnswer, DecideRequest, Decider, Placement } from '../router/decide.js';
@@ -48,13 +48,17 @@ export interface SplitDecisionOptions {
   readonly discard: (reservation: number) => void;
 }
 
-/** Decides as the model's workers allow: one worker for the whole request, or two. Throws what its rules refuse. */
+/**
+ * Decides as the model's workers allow: one worker for the whole request, or two. `isLocal`: one, if the rules let decode
+ * workers compute prompts at all. Throws what the rules refuse.
+ */
 export function decideCall(
   { decider, discard }: SplitDecisionOptions,
   asked: DecideRequest,
   model: ModelView,
   workers: readonly WorkerView[],
   request: TokenRequest,
+  isLocal: boolean,
 ): DecideAnswer | PairPlacement {
   const { disaggregation: rules, policy } = model;
   if (rules === undefined) return decider.decide(asked, policy, workers);
@@ -64,7 +68,9 @@ export function decideCall(
   if (rules.protocol === null) return decider.decide(asked, policy, split.decode);
   const { rulesOut, decodeComputes } = protocolOf(rules.protocol);
   const why = rulesOut(request);
-  if (why !== null && decodeComputes) return decider.decide(asked, policy, split.decode);
+  const mayCompute = decodeComputes && rules.whenNoPrefill === 'local';
+  if ((why !== null && decodeComputes) || (isLocal && mayCompute))
+    return decider.decide(asked, policy, split.decode);
   if (why !== null)
     throw new InvalidRequestError(
       'MILLRACE_INVALID_REQUEST',
@@ -74,10 +80,21 @@ export function decideCall(
   const answer = decidePair(decider, asked, policy, split, applied, discard);
   const detail = { retryAfterMs: RETRY_AFTER_MS };
   if (answer === 'noPrefill')
-    throw new RejectedError('MILLRACE_NO_WORKER', 'no prefill worker is ready', detail);
+    throw new RejectedError(
+      'MILLRACE_NO_WORKER',
+      `no prefill worker is ready, and ${whyNotLocal(rules)}`,
+      detail,
+    );
   if (answer === 'prefillFull')
     throw new RejectedError('MILLRACE_OVERLOADED', 'every prefill worker has all that it may have', detail);
   return answer;
+}
+
+/** Why no decode worker computes a prompt, where none does. */
+function whyNotLocal({ protocol }: DisaggView): string {
+  return protocol !== null && !protocolOf(protocol).decodeComputes
+    ? `${protocol} has every prompt computed by one`
+    : 'decode workers may not compute prompts (whenNoPrefill is refuse)';
 }
 
 /** The worker that answers. */

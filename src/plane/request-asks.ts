@@ -107,6 +107,11 @@ export class RequestAsks {
     return this.#hints.worker !== '';
   }
 
+  /** A hand-over failed, and no attempt has done without one yet. */
+  get canSave(): boolean {
+    return this.#failedHandover && !this.#wasLocal;
+  }
+
   /** The last one was not to be handed over. */
   get wasLocal(): boolean {
     return this.#wasLocal;
@@ -144,7 +149,7 @@ export class RequestAsks {
     const isHedge = beside === 'hedge';
     if (continuation === null && !isHedge) this.#beginnings++;
     this.#open = { ...wanted, attempt, sinceMs: clock.nowMs() };
-    const isLast = continuation === null ? this.#beginnings >= limits.attemptsMax : wanted.isLast;
+    const isLast = wanted.isLast || (continuation === null && this.#beginnings >= limits.attemptsMax);
     const saves = this.#failedHandover && isLast && !isHedge;
     this.#wasLocal = saves || isHedge;
     const ask = {

@@ -117,10 +117,14 @@ export class RequestRuns {
       this.#doWithout(ask);
       return;
     }
-    if (ask.cause !== null) this.#context.observer.migrated(ask.cause, 'failed');
     const { code, message, param, retryAfterMs } = reject;
     // No other worker is left to try: what the last one did says more than that there is none.
     const told = code === 'MILLRACE_NO_WORKER' ? this.#lastFailure : null;
+    if (told !== null && this.#asks.canSave) {
+      this.#ask('worker_failed', { ...ask, isLast: true });
+      return;
+    }
+    if (ask.cause !== null) this.#context.observer.migrated(ask.cause, 'failed');
     if (told === null) this.#owner.fail(code, message, { param, retryAfterMs });
     else this.#owner.fail(told.code, `${told.message}, and ${message}`, told.detail);
   }
