@@ -4,39 +4,19 @@
  * Where the request still runs, nothing of it is given up before the PLAN is there. Owned by its request, on the socket thread.
  */
 import type { EngineError } from '../engines/engine-error.js';
-import type { ErrorCode, ErrorDetail } from '../errors.js';
-import type { AskReason, EndCause, Plan, PlanPlacement, Reject, RoutingHints } from '../messages/records.js';
+import type { ErrorCode } from '../errors.js';
+import type { AskReason, EndCause, Plan, Reject, RoutingHints } from '../messages/records.js';
 import type { Api } from '../messages/token-request.js';
-import type { Answer } from './answer.js';
 import type { AnswerPort } from './answer-port.js';
 import type { AttemptFailure } from './attempt.js';
-import { CallRun, type RunEvents } from './call-run.js';
+import { CallRun } from './call-run.js';
 import { endDecisions, type OpenDecision } from './decision-log.js';
 import { Hedge } from './hedge.js';
 import { MigrationBook } from './migration-book.js';
 import { type AskRefusal, BEGINNING, HEDGE, type OpenAsk, RequestAsks, type Wanted } from './request-asks.js';
 import type { RequestContext } from './request-context.js';
 import { exhausted, failureOf, OUTAGE, type RunFailure, refusalOf } from './run-failure.js';
-
-/** The request, as its runs see it. */
-export interface RunsOwner {
-  /** Null: none has begun. */
-  readonly answer: Answer | null;
-  /** Of the answer something was sent, which cannot be taken back. */
-  readonly isShown: boolean;
-  /** A token of the answer has come. */
-  readonly hasToken: boolean;
-  /** The client does not read: the engines are to wait. */
-  readonly isPaused: boolean;
-  eventsOf(run: CallRun): RunEvents;
-  /** Tells the client which worker answers, if nothing was sent yet. */
-  announce(worker: string, placement: PlanPlacement): void;
-  /** A run is over, and nothing of its choices is missing. */
-  onRunDone(run: CallRun): void;
-  /** The answer begins anew. */
-  forgetAnswer(): void;
-  fail(code: ErrorCode, message: string, detail?: ErrorDetail): void;
-}
+import type { RunsOwner } from './runs-owner.js';
 
 /** See the head of the file. */
 export class RequestRuns {

@@ -14,8 +14,9 @@ import type { AnswerPort, AnswerStream } from './answer-port.js';
 import type { CallRun, RunEvents } from './call-run.js';
 import { receiveRequest } from './receive-request.js';
 import { endCauseOf, type RequestContext } from './request-context.js';
-import { RequestRuns, type RunsOwner } from './request-runs.js';
+import { RequestRuns } from './request-runs.js';
 import { placementHeaders } from './routing-hints.js';
+import type { RunsOwner } from './runs-owner.js';
 
 type Phase = 'body' | 'running' | 'flushing' | 'ended';
 

@@ -130,6 +130,7 @@ t.test('who loses, leaves or is not there', async t => {
     const abort = new AbortController();
     const gone = fetch(fixture.url + COMPLETIONS, {
       method: 'POST',
+      headers: { 'content-type': 'application/json' },
       body: JSON.stringify(ask),
       signal: abort.signal,
     }).catch(() => null);
