@@ -1,12 +1,13 @@
 /**
  * The throughput and latency bench of the plane, over its real HTTP surface: `millrace serve` runs alone in a child
  * process between a bench engine and a load generator. "Per core" is units divided by the user and system CPU seconds of
- * the plane's process over a steady window. Rows: paced, burst, requests, ttft, loop, hosts, idle (see `--help`).
+ * the plane's process over a steady window. Rows: see `--help`.
  */
-import { MODES, measureIdle, measureStreams, measureTtft } from './lib/plane-run.js';
+import { measureIntake } from './lib/intake-run.js';
+import { MODES, measureIdle, measureStreams, measureTtft, WAYS } from './lib/plane-run.js';
 import { commit, machine, parseFlags, printResult, progress } from './lib/report.js';
 
-const ROWS = ['paced', 'burst', 'requests', 'ttft', 'loop', 'hosts', 'idle'];
+const ROWS = ['paced', 'burst', 'requests', 'ttft', 'loop', 'hosts', 'idle', 'link', 'intake'];
 /** Hosts of the row `hosts`; the others are compared with the first. */
 const HOSTS = /** @type {const} */ (['serve-node', 'express', 'fetch']);
 /** What the row `idle` holds: the client's half of a stream alone, and whole streams with their engine's half. */
@@ -35,6 +36,15 @@ const LOADS = {
     promptTokens: 32,
     maxTokens: 256,
   },
+  /** Answers of 40 s: a row of tokens, not of requests. Token mode. */
+  link: {
+    paced: { engineFlags: ['--mode', 'paced', '--period-ms', '20'], promptTokens: 32, maxTokens: 2048 },
+    burst: {
+      engineFlags: ['--mode', 'paced', '--period-ms', '20', '--frames-per-write', '8'],
+      promptTokens: 32,
+      maxTokens: 16_384,
+    },
+  },
   idle: {
     engineFlags: ['--mode', 'paced', '--period-ms', '1000'],
     streams: 2000,
@@ -54,6 +64,8 @@ const flags = parseFlags({
     '  loop      event-loop delay of the socket thread while 512-token and 60,000-token prompts are mixed',
     '  hosts     the paced load through `serve` on node:http, an express app and a fetch server, in one mode',
     '  idle      resident bytes per stream that gets a token every second: its client half alone, and all of it',
+    '  link      token-mode streams over HTTP and over a worker link, paced and eight tokens at a time, in turns',
+    '  intake    the same tokens on their way into the plane, without clients',
   ].join('\n'),
   flags: {
     json: { type: 'boolean', help: 'stdout is exactly one JSON object' },
@@ -79,6 +91,7 @@ const flags = parseFlags({
     'node bench/frontend.js --quick --json',
     'node bench/frontend.js --rows paced,burst --streams 400,1000 --duration 10',
     'node bench/frontend.js --rows ttft --modes token',
+    'node bench/frontend.js --rows link,intake --streams 1000 --json',
   ],
 });
 
@@ -124,6 +137,17 @@ for (const row of ROWS.filter(name => flags.rows.includes(name))) {
       const measure = () => measureIdle({ mode: headlineMode, host, ...LOADS.idle });
       plan.push({ row, mode: half, streams: LOADS.idle.streams, measure });
     }
+  } else if (row === 'link' || row === 'intake') {
+    const streams = streamCounts[streamCounts.length - 1];
+    for (const [load, { engineFlags, ...each }] of Object.entries(LOADS.link)) {
+      for (const way of WAYS) {
+        const measure = () =>
+          row === 'link'
+            ? measureStreams({ mode: 'token', engineFlags, classes: [{ streams, ...each }], timing, way })
+            : measureIntake({ engineFlags, streams, timing, way });
+        plan.push({ row, mode: `${load} ${way}`, streams, measure });
+      }
+    }
   } else {
     for (const mode of flags.modes) {
       const measure = () =>
@@ -155,6 +179,11 @@ function resultsOf(done) {
     results[row]?.[mode]?.tokensPerSecondPerCore;
   /** Tokens per second and core in relay+ids mode, divided by those in relay mode. @param {string} row */
   const idsToRelay = row => perCore(row, 'relayIds') / perCore(row, 'relay') || undefined;
+  /** CPU of the plane per token over HTTP, divided by that over the link. @param {string} row @param {string} load */
+  const httpToLink = (row, load) => perCore(row, `${load} link`) / perCore(row, `${load} http`) || undefined;
+  /** @param {string} row */
+  const httpToLinkOf = row =>
+    results[row] && { paced: httpToLink(row, 'paced'), burst: httpToLink(row, 'burst') };
   /** @param {string} host */
   const hostToServe = host => perCore('hosts', host) / perCore('hosts', HOSTS[0]) || undefined;
   return {
@@ -164,6 +193,7 @@ function resultsOf(done) {
       client: results.idle.client.bytesPerStream,
       withEngine: results.idle.withEngine.bytesPerStream,
     },
+    cpuPerTokenHttpToLink: { link: httpToLinkOf('link'), intake: httpToLinkOf('intake') },
     relayIdsToRelay: { paced: idsToRelay('paced'), burst: idsToRelay('burst') },
     requestsPerSecondPerCore: results.requests?.[headlineMode].requestsPerSecondPerCore,
     addedTtftMs: results.ttft?.[headlineMode].addedMs,
@@ -194,6 +224,7 @@ function tableRow({ row, mode, streams, seen }) {
     'plane cores': seen.planeCpuCores,
     'main thread': seen.planeMainThreadCpuCores,
     'engine cores': seen.engineCpuCores,
+    'worker cores': seen.workerCpuCores,
     'load cores': seen.loadCpuCores,
     measure: { ttft: 'added TTFT', loop: 'loop delay' }[row] ?? 'TTFT',
     'p50 ms': p50,

@@ -4,13 +4,15 @@
  * for one model. A key that does not exist is an error that names the nearest one that does.
  */
 import { availableParallelism } from 'node:os';
+import { dirname, resolve } from 'node:path';
 import { isMap, isScalar, LineCounter, parseDocument } from 'yaml';
 import { type DisaggConfig, readDisaggregation } from './disagg-config.js';
 import { ConfigError } from './errors.js';
 import { DEFAULT_LIMITS, LIMITS, type Limits } from './limits.js';
 import type { LogLevel } from './runtime/logger.js';
 import { nearestName } from './runtime/nearest-name.js';
-import { integer, type MockWorkers, oneOf, path, type Setting, settings } from './settings.js';
+import { integer, type MockWorkers, oneOf, path } from './setting-values.js';
+import { type Setting, settings } from './settings.js';
 import {
   distinctWorkers,
   type EventDefaults,
@@ -47,15 +49,21 @@ export interface Config {
   readonly kvEventsReplay: string | null;
   readonly kvEventsTopic: string;
   readonly policy: string;
+  /** Modules with adapters for further engines, as absolute paths; see engines/extensions.ts. */
+  readonly extensions: readonly string[];
   readonly tokenizer: string | null;
   /** Folder of the workers' model, absolute, or null; never together with `tokenizer`. */
   readonly modelPath: string | null;
-  /** Where worker links are taken, `HOST:PORT` or `unix:/path`; null: nowhere. */
+  /** Where worker links are taken, `HOST:PORT`, `tls://HOST:PORT` or `unix:/path`; null: nowhere. */
   readonly linkListen: string | null;
   /** File with the secret of worker links, absolute; it wins over `linkSecret`. */
   readonly linkSecretFile: string | null;
   /** The secret itself, which only the environment can give: MILLRACE_LINK_SECRET. */
   readonly linkSecret: string | null;
+  /** PEM files, absolute, of a `linkListen` with TLS: certificate and key, and the CA of the workers' certificates. */
+  readonly linkTlsCert: string | null;
+  readonly linkTlsKey: string | null;
+  readonly linkTlsCa: string | null;
   readonly httpServer: 'auto' | 'uws' | 'node';
   /** Header whose value names a session; '': sessions are switched off. */
   readonly sessionHeader: string;
@@ -118,7 +126,8 @@ function readEnvironment(
     if (!name.startsWith('MILLRACE_') || raw === undefined || OTHER_VARIABLES.includes(name)) continue;
     const setting = byName.get(name);
     if (setting === undefined) throw unknownKey('environment', name, [...byName.keys()]);
-    values[setting.key] = setting.parse(setting.several === true ? raw.split(',') : raw, name);
+    const given = setting.several === true ? raw.split(',') : raw;
+    values[setting.key] = setting.parse(given, name, process.cwd());
   }
   return values;
 }
@@ -127,10 +136,13 @@ function readEnvironment(
 interface FileSettings {
   readonly values: Record<string, unknown>;
   readonly lines: ReadonlyMap<unknown, number>;
+  /** Its own folder, absolute. */
+  readonly folder: string;
 }
 
 function readFile(file: NonNullable<ConfigSources['file']>): FileSettings {
   const lines = new Map<unknown, number>();
+  const folder = dirname(resolve(file.name));
   let document: unknown;
   try {
     const lineCounter = new LineCounter();
@@ -145,18 +157,18 @@ function readFile(file: NonNullable<ConfigSources['file']>): FileSettings {
     const [said] = (cause as Error).message.split(/:?\n/, 1);
     throw new ConfigError(`${file.name} is not valid YAML: ${said}`, { cause });
   }
-  if (document === null || document === undefined) return { values: {}, lines };
+  if (document === null || document === undefined) return { values: {}, lines, folder };
   if (typeof document !== 'object' || Array.isArray(document)) {
     throw new ConfigError(`${file.name} must hold a map of settings at its top level`);
   }
-  return { values: document as Record<string, unknown>, lines };
+  return { values: document as Record<string, unknown>, lines, folder };
 }
 
 function checkKeys(
   table: readonly Setting[],
   source: string,
   given: Record<string, unknown>,
-  lines: FileSettings['lines'] = new Map(),
+  { lines, folder }: Pick<FileSettings, 'lines' | 'folder'>,
 ): Record<string, unknown> {
   const valid = [...table.map(setting => setting.key), 'models'];
   const values: Record<string, unknown> = {};
@@ -166,12 +178,12 @@ function checkKeys(
     if (!valid.includes(key)) throw unknownKey(at, key, valid);
     if (raw === undefined || raw === null) continue;
     const setting = table.find(row => row.key === key);
-    values[key] = setting === undefined ? raw : setting.parse(raw, `${key} (${at})`);
+    values[key] = setting === undefined ? raw : setting.parse(raw, `${key} (${at})`, folder);
   }
   return values;
 }
 
-const NO_FILE: FileSettings = { values: {}, lines: new Map() };
+const noFile = (): FileSettings => ({ values: {}, lines: new Map(), folder: process.cwd() });
 
 /** A model's own tokenizer or folder takes the place of both shared ones. */
 function readTextSource(
@@ -280,10 +292,10 @@ function checkTogether(limits: Limits): void {
  */
 export function loadConfig(names: ConfigNames, sources: ConfigSources): Config {
   const table = settings(names.policies, names.tokenizers);
-  const { values, lines } = sources.file === undefined ? NO_FILE : readFile(sources.file);
-  const fileValues = checkKeys(table, sources.file?.name ?? '', values, lines);
+  const file = sources.file === undefined ? noFile() : readFile(sources.file);
+  const fileValues = checkKeys(table, sources.file?.name ?? '', file.values, file);
   const envValues = readEnvironment(table, sources.env ?? {});
-  const optionValues = checkKeys(table, 'option', { ...sources.options });
+  const optionValues = checkKeys(table, 'option', { ...sources.options }, noFile());
   const defaults = Object.fromEntries(table.map(setting => [setting.key, setting.default]));
   const merged: Record<string, unknown> = { ...defaults, ...fileValues, ...envValues, ...optionValues };
   const limits: Limits = Object.freeze({

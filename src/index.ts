@@ -1,6 +1,24 @@
 /** The public surface of the package: an embedded data plane, its handlers and calls, types of all bodies, errors. */
 
 export type { ModelConfig } from './config.js';
+export type {
+  AbortCall,
+  CanaryCall,
+  EncodedCall,
+  EncodeInput,
+  EngineAdapter,
+  EngineLoad,
+  EngineStream,
+  Fetcher,
+  FrameBatch,
+  Poster,
+  RankEvents,
+  StreamFault,
+  TokenizeSample,
+  WorkerCapabilities,
+} from './engines/contract.js';
+export type { AdapterTools, AnswerTranslator, EngineAdapterFactory } from './engines/extensions.js';
+export type { StreamLimits } from './engines/stream-decoder.js';
 export type { ErrorCode, ErrorEnvelope } from './errors.js';
 export {
   ConfigError,
@@ -24,6 +42,16 @@ export type {
 } from './frontend/openai/bodies.js';
 export type { LimitName, Limits } from './limits.js';
 export type { Delta, FinishReason, Usage } from './messages/delta.js';
+export type { AnswerMode, WorkerModel } from './messages/records.js';
+export type {
+  Api,
+  ChatMessage,
+  Output,
+  Prompt,
+  Sampling,
+  Stop,
+  TokenRequest,
+} from './messages/token-request.js';
 export type { Decision } from './plane/decision-log.js';
 export {
   createDataPlane,

@@ -151,6 +151,21 @@ export const LIMITS = {
     16_384,
     'batches of one rank in a replay, or that wait for its end',
   ),
+  eventPollPeriodMs: limit(
+    'ms',
+    10,
+    HOUR_MS,
+    100,
+    'time to the next poll for KV events after one that brought none (TensorRT-LLM)',
+  ),
+  eventPollDeadlineMs: limit(
+    'ms',
+    100,
+    HOUR_MS,
+    10_000,
+    'one poll for KV events; the server itself waits up to 2 s for one',
+  ),
+  eventPollBytesMax: limit('bytes', KIB, GIB, 64 * MIB, 'the answer to one poll for KV events'),
   replayBytesMax: limit('bytes', MIB, 16 * GIB, GIB, 'batches that one replay brings'),
   replayDeadlineMs: limit('ms', 10, HOUR_MS, 5_000, 'a replay of KV events; then the rank counts as empty'),
   approximateTtlMs: limit(

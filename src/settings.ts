@@ -3,15 +3,20 @@
  * variable, its check and its line of `--help`. `config.ts` reads all sources through this table, so that a setting
  * cannot exist in one of them only.
  */
-import { resolve } from 'node:path';
-import { ConfigError } from './errors.js';
-import { LIMITS, type LimitName } from './limits.js';
-import { WORKER_ROLES, type WorkerRole } from './messages/disagg.js';
-import { nearestName } from './runtime/nearest-name.js';
+import {
+  headerName,
+  integer,
+  limitValues,
+  mockWorkers,
+  modulePaths,
+  oneOf,
+  path,
+  type Source,
+  speed,
+  text,
+  token,
+} from './setting-values.js';
 import { AUTO_EVENTS, eventSource, eventTopic, namedWorkers, replayEndpoint } from './worker-config.js';
-
-/** How a setting was given, for error messages: `--port`, `MILLRACE_PORT`, `port in millrace.yaml`. */
-export type Source = string;
 
 /** One row of the table. */
 export interface Setting {
@@ -25,110 +30,17 @@ export interface Setting {
   readonly several?: boolean;
   readonly help: string;
   readonly default: unknown;
-  /** Checks a raw value (text from a flag or the environment, any YAML value) and gives the typed one. */
-  parse(raw: unknown, source: Source): unknown;
+  /**
+   * Checks a raw value (text from a flag or the environment, any YAML value) and gives the typed one. `folder`: what modules
+   * are relative to, that of the configuration file or the working directory.
+   */
+  parse(raw: unknown, source: Source, folder: string): unknown;
 }
-
-const shown = (raw: unknown): string => JSON.stringify(raw) ?? String(raw);
-
-/** An integer in a range. */
-export function integer(min: number, max: number, unit = '') {
-  return (raw: unknown, source: Source): number => {
-    const value = typeof raw === 'string' && /^[+-]?\d+$/.test(raw.trim()) ? Number(raw) : raw;
-    if (typeof value !== 'number' || !Number.isInteger(value) || value < min || value > max) {
-      throw new ConfigError(
-        `${source} is ${shown(raw)}; allowed: an integer from ${min} to ${max}${unit && ` ${unit}`}`,
-      );
-    }
-    return value;
-  };
-}
-
-/** One of a closed set of names. */
-export function oneOf(names: readonly string[]) {
-  return (raw: unknown, source: Source): string => {
-    if (typeof raw === 'string' && names.includes(raw)) return raw;
-    const near = typeof raw === 'string' ? nearestName(raw, names) : null;
-    throw new ConfigError(
-      `${source} is ${shown(raw)}; allowed: ${names.join(', ')}${near === null ? '' : ` (did you mean ${near}?)`}`,
-    );
-  };
-}
-
-/** A non-empty text. */
-export function text(raw: unknown, source: Source): string {
-  if (typeof raw === 'string' && raw.length > 0 && raw.length <= 4096) return raw;
-  throw new ConfigError(`${source} is ${shown(raw)}; allowed: a text of 1 to 4096 characters`);
-}
-
-/** A secret: never part of a message. */
-function token(raw: unknown, source: Source): string {
-  if (typeof raw === 'string' && /^[\x21-\x7e]{16,4096}$/.test(raw)) return raw;
-  throw new ConfigError(`${source} is not shown; allowed: 16 to 4096 visible ASCII characters, no blanks`);
-}
-
-/** The name of a header, or '' for none. */
-function headerName(raw: unknown, source: Source): string {
-  if (typeof raw === 'string' && /^[\w!#$%&'*+.^`|~-]{0,64}$/.test(raw)) return raw.toLowerCase();
-  throw new ConfigError(
-    `${source} is ${shown(raw)}; allowed: the name of a header (1 to 64 letters, digits, -), or '' for none`,
-  );
-}
-
-/** A path, made absolute. */
-export function path(raw: unknown, source: Source): string {
-  return resolve(text(raw, source));
-}
-
-/** `unlimited` or a positive factor of the modelled speed. */
-function speed(raw: unknown, source: Source): number | 'unlimited' {
-  if (raw === 'unlimited') return raw;
-  const value = typeof raw === 'string' ? Number(raw) : raw;
-  if (typeof value === 'number' && value >= 0.001 && value <= 1e6) return value;
-  throw new ConfigError(`${source} is ${shown(raw)}; allowed: a factor from 0.001 to 1000000, or unlimited`);
-}
-
-/** Mock engines to start: a number, or one for each role, with which they get a KV connector. */
-export type MockWorkers = number | Readonly<Record<WorkerRole, number>>;
-
-function mockWorkers(raw: unknown, source: Source): MockWorkers {
-  if (typeof raw !== 'object' || raw === null || Array.isArray(raw)) return integer(1, 64)(raw, source);
-  const other = Object.keys(raw).find(key => !WORKER_ROLES.some(role => role === key));
-  if (other !== undefined)
-    throw new ConfigError(`${source} has "${other}"; allowed: ${WORKER_ROLES.join(', ')}`);
-  const given = raw as Partial<Record<WorkerRole, unknown>>;
-  const count = (role: WorkerRole): number => integer(0, 64)(given[role] ?? 0, `${source}: ${role}`);
-  const counts = { prefill: count('prefill'), decode: count('decode'), both: count('both') };
-  if (counts.decode + counts.both === 0)
-    throw new ConfigError(`${source} has no worker that answers; give decode or both`);
-  return counts;
-}
-
-/** Limits by name: `name=value` texts, or a YAML map. */
-export function limitValues(raw: unknown, source: Source): Partial<Record<LimitName, number>> {
-  const entries: [string, unknown][] =
-    typeof raw === 'object' && raw !== null && !Array.isArray(raw)
-      ? Object.entries(raw)
-      : (Array.isArray(raw) ? raw : [raw]).map(entry => {
-          const [name, ...rest] = String(entry).split('=');
-          return [name!.trim(), rest.join('=')];
-        });
-  const values: Partial<Record<LimitName, number>> = {};
-  for (const [name, value] of entries) {
-    if (!Object.hasOwn(LIMITS, name)) {
-      const near = nearestName(name, Object.keys(LIMITS));
-      throw new ConfigError(`${source}: there is no limit ${shown(name)}; did you mean ${near}?`);
-    }
-    const entry = LIMITS[name as LimitName];
-    values[name as LimitName] = integer(entry.min, entry.max, entry.unit)(value, `${source}: ${name}`);
-  }
-  return values;
-}
-
 /** The rows; order is the order of `--help`. */
 export function settings(policies: readonly string[], tokenizers: readonly string[]): readonly Setting[] {
   return [
     ...serviceSettings(policies, tokenizers),
+    ...extensionSettings(),
     ...eventSettings(),
     ...linkSettings(),
     ...threadSettings(),
@@ -183,6 +95,20 @@ function serviceSettings(policies: readonly string[], tokenizers: readonly strin
   ];
 }
 
+function extensionSettings(): readonly Setting[] {
+  return [
+    {
+      key: 'extensions',
+      flag: 'extension',
+      value: 'MODULE',
+      several: true,
+      help: 'a module with an adapter for another engine: ./path.js or a package; repeat for more',
+      default: [],
+      parse: modulePaths,
+    },
+  ];
+}
+
 function eventSettings(): readonly Setting[] {
   return [
     {
@@ -218,7 +144,7 @@ function linkSettings(): readonly Setting[] {
       key: 'linkListen',
       flag: 'link-listen',
       value: 'ADDRESS',
-      help: 'where `millrace worker` links in: HOST:PORT (0: chosen by the system) or unix:/path',
+      help: 'where `millrace worker` links in: HOST:PORT, tls://HOST:PORT (0: chosen by the system) or unix:/path; N socket threads above 1 take the next N ports, or path.1 to path.N, too',
       default: null,
       parse: text,
     },
@@ -227,6 +153,30 @@ function linkSettings(): readonly Setting[] {
       flag: 'link-secret-file',
       value: 'FILE',
       help: 'the secret of both sides of a link, 16 to 4096 bytes; or the variable MILLRACE_LINK_SECRET',
+      default: null,
+      parse: path,
+    },
+    {
+      key: 'linkTlsCert',
+      flag: 'link-tls-cert',
+      value: 'FILE',
+      help: 'certificate of a tls:// linkListen, as PEM; read again on SIGHUP',
+      default: null,
+      parse: path,
+    },
+    {
+      key: 'linkTlsKey',
+      flag: 'link-tls-key',
+      value: 'FILE',
+      help: 'key of linkTlsCert, as PEM',
+      default: null,
+      parse: path,
+    },
+    {
+      key: 'linkTlsCa',
+      flag: 'link-tls-ca',
+      value: 'FILE',
+      help: 'CA of the certificates that workers must bring to a tls:// linkListen, as PEM',
       default: null,
       parse: path,
     },

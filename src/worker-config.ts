@@ -17,10 +17,10 @@ const BIND = 'bind:';
 const TCP = /^tcp:\/\/([^\s/]+):(\d{1,5})$/;
 const IPC = /^ipc:\/\/\S+$/;
 
-/** Engines that a worker can be; `auto`: its probe says which. */
-export const ENGINE_NAMES = ['auto', 'vllm', 'sglang', 'trtllm'] as const;
-/** One of ENGINE_NAMES. */
-export type EngineName = (typeof ENGINE_NAMES)[number];
+/** In the place of an engine's name: its probe says which it is. */
+const AUTO_ENGINE = 'auto';
+/** The form of an engine's name; which there are, extensions included, is known when the plane starts. */
+const ENGINE_NAME = /^[a-z][a-z0-9_-]{0,63}$/;
 
 /** In the place of an endpoint: the worker's probe says where it publishes, where its engine tells. */
 export const AUTO_EVENTS = 'auto';
@@ -31,7 +31,8 @@ const NO_EVENTS = 'off';
 export interface WorkerConfig {
   /** Origin: `http://host:port`. */
   readonly url: string;
-  readonly engine: EngineName;
+  /** `auto`, or the engine of an adapter: vllm, sglang, trtllm, or that of an extension. */
+  readonly engine: string;
   /** ZMQ endpoint at which rank 0 publishes KV events, or AUTO_EVENTS; null: none are taken. `bind:` as in EventEndpoints. */
   readonly kvEvents: string | null;
   /** ZMQ endpoint at which rank 0 repeats events; null: it does not. */
@@ -123,10 +124,12 @@ function workerUrl(raw: unknown, source: string): string {
   return url.origin;
 }
 
-function engineName(raw: unknown, source: string): EngineName {
-  const known = ENGINE_NAMES.find(name => name === raw);
-  if (known !== undefined) return known;
-  throw new ConfigError(`${source} is ${shown(raw)}; allowed: ${ENGINE_NAMES.join(', ')}`);
+/** The name of an engine. Throws ConfigError. */
+export function engineName(raw: unknown, source: string): string {
+  if (typeof raw === 'string' && ENGINE_NAME.test(raw)) return raw;
+  throw new ConfigError(
+    `${source} is ${shown(raw)}; allowed: ${AUTO_ENGINE}, vllm, sglang, trtllm, or the engine of an extension`,
+  );
 }
 
 function rankCount(raw: unknown, source: string): number {
@@ -151,7 +154,7 @@ function namedWorker(raw: unknown, source: string): NamedWorker {
   };
   return {
     url,
-    engine: read<EngineName>('engine', 'auto', engineName),
+    engine: read('engine', AUTO_ENGINE, engineName),
     kvEvents: read<string | null>('kvEvents', null, eventSource),
     kvEventsReplay: read<string | null>('kvEventsReplay', null, replayEndpoint),
     kvEventsTopic: read('kvEventsTopic', '', eventTopic),
@@ -186,7 +189,7 @@ export function endpointOf(endpoint: string | null, url: string, rank: number): 
 
 /** Fills in what the worker does not say. Throws ConfigError where its ranks cannot have the endpoints. */
 export function resolveWorker(worker: NamedWorker, defaults: EventDefaults): WorkerConfig {
-  const { url, engine = 'auto', dpRanks = 1 } = worker;
+  const { url, engine = AUTO_ENGINE, dpRanks = 1 } = worker;
   const kvEvents = worker.kvEvents === undefined ? defaults.kvEvents : worker.kvEvents;
   const replay = worker.kvEventsReplay === undefined ? defaults.kvEventsReplay : worker.kvEventsReplay;
   const isGiven = kvEvents !== null && kvEvents !== AUTO_EVENTS;
@@ -216,7 +219,7 @@ export function resolveWorker(worker: NamedWorker, defaults: EventDefaults): Wor
 /** A worker that no configuration names; what is left out has its default, and no events. */
 export function plainWorker(worker: Pick<WorkerConfig, 'url'> & Partial<WorkerConfig>): WorkerConfig {
   return Object.freeze({
-    engine: 'auto',
+    engine: AUTO_ENGINE,
     kvEvents: null,
     kvEventsReplay: null,
     kvEventsTopic: '',

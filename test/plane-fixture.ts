@@ -131,7 +131,7 @@ export function planeLeftovers(plane: Plane): string[] {
     ['requests in flight', socket.requestsInFlight],
     ['retained bytes', socket.retainedBytes],
     ['parked asks', socket.parkedAsks],
-    ['hedged requests', socket.hedgesOpen],
+    ['hedged requests', socket.hedges.open],
     ['reservations', socket.ledger.held()],
   ];
   for (let slot = 0; slot < plane.workers.length; slot++) {
@@ -166,6 +166,8 @@ export interface FixtureOptions {
   readonly adminToken?: string;
   /** Mocks are asked where they publish events, as workers are that say nothing of it. */
   readonly asked?: boolean;
+  /** Modules with adapters of further engines. */
+  readonly extensions?: readonly string[];
   /** Default: round-robin. */
   readonly policy?: string;
   /** Roles of the mocks and then of the fakes; those left out are both. */
@@ -237,6 +239,7 @@ export class PlaneFixture {
           httpServer: server,
           policy,
           models: options.models,
+          extensions: options.extensions,
           adminToken: options.adminToken,
           // A canary would be one request more than a test has sent.
           limits: { canaryAfterMs: 0, ...limits },

@@ -79,10 +79,10 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
   engines: ['types:router'],
   simulate: STAGES,
   plane: [...STAGES, 'simulate', 'config', 'worker-config', 'disagg-config'],
-  config: ['settings', 'worker-config', 'disagg-config'],
+  config: ['settings', 'setting-values', 'worker-config', 'disagg-config'],
   'worker-config': ['disagg-config'],
-  settings: ['worker-config'],
-  cli: [...STAGES, 'simulate', 'plane', 'config', 'worker-config', 'settings', 'index'],
+  settings: ['setting-values', 'worker-config'],
+  cli: [...STAGES, 'simulate', 'plane', 'config', 'worker-config', 'settings', 'setting-values', 'index'],
   index: [...STAGES, 'simulate', 'plane', 'config', 'worker-config'],
 };
 

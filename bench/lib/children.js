@@ -5,6 +5,7 @@
 import { fork, spawn } from 'node:child_process';
 import { readFileSync } from 'node:fs';
 import { createInterface } from 'node:readline';
+import { fileURLToPath } from 'node:url';
 
 const START_DEADLINE_MS = 30_000;
 const ANSWER_SLACK_MS = 30_000;
@@ -120,6 +121,20 @@ export function startLoad(script = 'load.js') {
       child.kill('SIGKILL');
     },
   };
+}
+
+const MILLRACE = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url));
+
+/**
+ * Runs `millrace worker` beside an engine. It tries to link until it is stopped.
+ * @param {string} engine  URL.
+ * @param {string} plane  Where the plane takes links.
+ * @returns {{ pid: number, stop(): void }}
+ */
+export function startWorker(engine, plane) {
+  const args = [MILLRACE, 'worker', '--engine', engine, '--plane', plane, '--log-level', 'warn'];
+  const child = own(spawn(process.execPath, args, { stdio: ['ignore', 2, 2] }));
+  return { pid: Number(child.pid), stop: () => void child.kill('SIGKILL') };
 }
 
 /**

@@ -6,8 +6,8 @@
 import { existsSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
-import { cpuSeconds, startLoad, startServer } from './children.js';
-import { median, percentile } from './report.js';
+import { cpuSeconds, startLoad, startServer, startWorker } from './children.js';
+import { median, medians, percentile } from './report.js';
 
 const ENGINE = fileURLToPath(new URL('./engine.js', import.meta.url));
 const PLANE = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url));
@@ -27,14 +27,18 @@ const MODE_FLAGS = {
 /** The modes of answer of the plane. */
 export const MODES = ['relay', 'relayIds', 'token'];
 
+/** The ways of an answer from the engine to the plane. */
+export const WAYS = /** @type {const} */ (['http', 'link']);
+
 /**
  * @typedef {'direct' | 'relay' | 'relayIds' | 'token'} Mode
+ * @typedef {typeof WAYS[number]} Way
  * @typedef {'serve' | 'serve-node' | 'express' | 'fetch' | 'plane' | 'client'} Host  What the plane runs in: `millrace serve` on
  *   its first choice of server or on node:http, or a kind of bench/lib/host.js.
  * @typedef {{ warmupMs: number, windowMs: number, windows: number }} Timing
  * @typedef {{ host: string, port: number, model: string }} Target
  * @typedef {Awaited<ReturnType<typeof startServer>>} Server
- * @typedef {{ engine: Server, plane: Server | undefined, target: Target, direct: Target, load: ReturnType<typeof startLoad> }} Rig
+ * @typedef {{ engine: Server, plane: Server | undefined, worker: ReturnType<typeof startWorker> | undefined, target: Target, direct: Target, load: ReturnType<typeof startLoad> }} Rig
  */
 
 /** @param {number} port @returns {Target} */
@@ -69,19 +73,32 @@ async function untilReady({ host, port, model }) {
   }
 }
 
+/** Waits until the engine's worker has linked in. @param {Target} target */
+async function untilLinked(target) {
+  const deadline = performance.now() + READY_DEADLINE_MS;
+  while ((await scrape(target, LINK_UP)).length === 0) {
+    if (performance.now() > deadline)
+      throw new Error(`the worker did not link within ${READY_DEADLINE_MS / 1000} s`);
+    await sleep(READY_RETRY_MS);
+  }
+}
+
 /**
- * Starts engine, plane (unless `direct`) and load generator, hands them to `use`, and stops them all whatever happens.
+ * Starts engine, plane (unless `direct`), over `link` a worker between them, and load generator, hands them to `use`, and
+ * stops them all whatever happens.
  * @template T
  * @param {Mode} mode
  * @param {readonly string[]} engineFlags
  * @param {(rig: Rig) => Promise<T>} use
  * @param {Host} host
+ * @param {Way} way
  * @returns {Promise<T>}
  */
-async function withRig(mode, engineFlags, use, host = 'serve') {
+async function withRig(mode, engineFlags, use, host = 'serve', way = 'http') {
   const engine = await startServer('the bench engine', [ENGINE, ...engineFlags, ...MODE_FLAGS[mode].engine]);
   const direct = targetAt(Number(new URL(engine.listening.url).port));
   let plane;
+  let worker;
   let load;
   try {
     if (mode !== 'direct') {
@@ -94,6 +111,7 @@ async function withRig(mode, engineFlags, use, host = 'serve') {
             '0',
             '--json',
             ...(host === 'serve-node' ? ['--http-server', 'node'] : []),
+            ...(way === 'link' ? ['--link-listen', '127.0.0.1:0'] : []),
           ]
         : ['--expose-gc', HOST, '--kind', host];
       plane = await startServer('the plane', [
@@ -105,24 +123,30 @@ async function withRig(mode, engineFlags, use, host = 'serve') {
     }
     const target = plane ? targetAt(plane.listening.port) : direct;
     if (host !== 'client') await untilReady(target);
+    if (plane && way === 'link') {
+      worker = startWorker(engine.listening.url, plane.listening.linkAddress);
+      await untilLinked(target);
+    }
     load = startLoad();
-    return await use({ engine, plane, target, direct, load });
+    return await use({ engine, plane, worker, target, direct, load });
   } catch (error) {
     const cause = plane?.failed() ?? engine.failed(); // a server that died explains all that failed after it
     throw cause === undefined ? error : new Error(cause);
   } finally {
     load?.stop();
+    worker?.stop();
     await plane?.stop();
     await engine.stop();
   }
 }
 
 /** Totals and CPU clocks at one moment. @param {Rig} rig */
-async function sample({ engine, plane, load }) {
+async function sample({ engine, plane, worker, load }) {
   const totals = await load.ask({ type: 'snapshot' }, 0);
   return {
     totals,
     plane: plane && cpuSeconds(plane.pid),
+    worker: worker && cpuSeconds(worker.pid).all,
     engine: cpuSeconds(engine.pid).all,
     load: cpuSeconds(load.pid).all,
   };
@@ -142,6 +166,9 @@ function windowOf(from, to) {
     ttftP99Ms: percentile(to.totals.ttftsMs, 99),
     engineCpuCores: (to.engine - from.engine) / seconds,
     loadCpuCores: (to.load - from.load) / seconds,
+    ...(from.worker === undefined || to.worker === undefined
+      ? {}
+      : { workerCpuCores: (to.worker - from.worker) / seconds }),
   };
   if (!from.plane || !to.plane) return rates;
   const cpu = to.plane.all - from.plane.all;
@@ -154,13 +181,6 @@ function windowOf(from, to) {
   };
 }
 
-/** Field by field the median of all windows. @param {Array<Record<string, number>>} windows */
-function medians(windows) {
-  return Object.fromEntries(
-    Object.keys(windows[0]).map(key => [key, median(windows.map(window => window[key]))]),
-  );
-}
-
 /** @param {any} totals @param {number} units  What the windows saw at least; zero means a standstill that no request reported. */
 function errorsOf(totals, units) {
   if (totals.errors > 0 || units > 0) return { errors: totals.errors, errorExamples: totals.errorExamples };
@@ -169,11 +189,11 @@ function errorsOf(totals, units) {
 
 /**
  * Closed-loop streams, and the medians of what the windows saw.
- * @param {{ mode: Mode, engineFlags: readonly string[], classes: import('./load.js').StreamClass[], timing: Timing, loopDelay?: boolean, host?: Host }} options
+ * @param {{ mode: Mode, engineFlags: readonly string[], classes: import('./load.js').StreamClass[], timing: Timing, loopDelay?: boolean, host?: Host, way?: Way }} options
  *   `loopDelay` adds `loopDelayMs`, the event-loop delay that the plane's `/metrics` report for the window.
  * @returns {Promise<any>} Figures per second and per core, `server`, `errors`, `errorExamples`.
  */
-export function measureStreams({ mode, engineFlags, classes, timing, loopDelay = false, host }) {
+export function measureStreams({ mode, engineFlags, classes, timing, loopDelay = false, host, way }) {
   const measure = async (/** @type {Rig} */ rig) => {
     rig.load.tell({ type: 'start', target: rig.target, classes });
     await sleep(timing.warmupMs);
@@ -188,9 +208,20 @@ export function measureStreams({ mode, engineFlags, classes, timing, loopDelay =
       windows.push({ ...windowOf(from, last), ...delay });
     }
     const errors = errorsOf(last?.totals, Math.min(...windows.map(window => window.tokensPerSecond)));
+    if (way === 'link') await expectLinked(rig.target);
     return { ...medians(windows), server: rig.plane?.listening.server, ...errors };
   };
-  return withRig(mode, engineFlags, measure, host);
+  return withRig(mode, engineFlags, measure, host, way);
+}
+
+const LINK_UP = /^millrace_worker_link_up\{[^}]*\} (1)$/gm;
+const HTTP_CALLS = /^millrace_link_calls_total\{way="http"\} (\d+)$/gm;
+
+/** Throws unless all calls since the link is there went over it. @param {Target} target */
+async function expectLinked(target) {
+  // The request that proved the plane ready.
+  const [[, calls] = ['', 'none']] = await scrape(target, HTTP_CALLS);
+  if (calls !== '1') throw new Error(`${calls} calls went over HTTP while the link was measured`);
 }
 
 /** Streams that are open before the first look at the memory, so that one-time costs are paid. */
@@ -256,17 +287,21 @@ export function measureTtft({ mode, engineFlags, promptTokens, maxTokens, timing
   });
 }
 
-const LOOP_DELAY = /^millrace_event_loop_delay_seconds\{[^}]*quantile="([\d.]+)"[^}]*\} (\S+)$/gm;
-
-/** The largest event-loop delay among the socket threads since the last scrape. @param {Target} target */
-async function scrapeLoopDelay({ host, port }) {
+/** The lines of `/metrics` that match. @param {Target} target @param {RegExp} line */
+async function scrape({ host, port }, line) {
   const response = await fetch(`http://${host}:${port}/metrics`, {
     signal: AbortSignal.timeout(SCRAPE_DEADLINE_MS),
   });
-  const text = await response.text();
+  return [...(await response.text()).matchAll(line)];
+}
+
+const LOOP_DELAY = /^millrace_event_loop_delay_seconds\{[^}]*quantile="([\d.]+)"[^}]*\} (\S+)$/gm;
+
+/** The largest event-loop delay among the socket threads since the last scrape. @param {Target} target */
+async function scrapeLoopDelay(target) {
   /** @type {Record<string, number>} */
   const seconds = {};
-  for (const [, quantile, value] of text.matchAll(LOOP_DELAY)) {
+  for (const [, quantile, value] of await scrape(target, LOOP_DELAY)) {
     seconds[quantile] = Math.max(seconds[quantile] ?? 0, Number(value));
   }
   for (const quantile of ['0.5', '0.99', '1']) {

@@ -53,6 +53,13 @@ export function median(values) {
   return sorted.length % 2 === 1 ? sorted[upper] : (sorted[upper - 1] + sorted[upper]) / 2;
 }
 
+/** Field by field the median. @param {Array<Record<string, number>>} windows  All with the same fields. */
+export function medians(windows) {
+  return Object.fromEntries(
+    Object.keys(windows[0]).map(key => [key, median(windows.map(window => window[key]))]),
+  );
+}
+
 /** The facts of this machine that a figure depends on. */
 export function machine() {
   return {

@@ -1,27 +1,44 @@
 /**
- * Builds the addon's core with the address and undefined-behaviour sanitizers and runs it over random and damaged
- * inputs: `node native/test/run.mjs [cases] [seed]`. Exits with the compiler's or the program's code.
+ * Builds a program of random tests with sanitizers and runs it:
+ * `node native/test/run.mjs core|transfer [cases] [seed] [sanitizers]`. `core` is what routing uses, over random and damaged
+ * inputs; `transfer` the transfer engine, against models. Sanitizers: `address,undefined` or `thread`. Exits with the
+ * compiler's or the program's code.
  */
 import { spawnSync } from 'node:child_process';
-import { mkdirSync } from 'node:fs';
+import { mkdirSync, readdirSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 
-const cases = process.argv[2] ?? '200000';
-const seed = process.argv[3] ?? String(Date.now() % 2 ** 32);
 const root = fileURLToPath(new URL('../..', import.meta.url));
-const program = 'build/sanitized';
-const index = ['holders', 'names', 'read', 'sweep', 'table', 'write'].map(part => `prefix_index_${part}`);
-const core = [
-  'block_hash',
-  'event_decode',
-  'event_reader',
-  'frame_parser',
-  'frame_scan',
-  'msgpack_reader',
-  'reserve',
-  ...index,
-].map(name => `native/core/${name}.cc`);
-const flags = ['-std=c++20', '-O1', '-g', '-Wall', '-Wextra', '-Werror', '-fno-sanitize-recover=all'];
+const sources = folder =>
+  readdirSync(`${root}/${folder}`)
+    .filter(name => name.endsWith('.cc'))
+    .map(name => `${folder}/${name}`);
+
+const PROGRAMS = {
+  core: {
+    include: ['native/include', 'native/core'],
+    sources: () => [...sources('native/test'), ...sources('native/core')],
+  },
+  transfer: {
+    include: ['native/include', 'native/transfer'],
+    sources: () => [...sources('native/test/transfer'), ...sources('native/transfer')],
+  },
+};
+
+const [
+  name = 'core',
+  cases = '200000',
+  seed = String(Date.now() % 2 ** 32),
+  sanitizers = 'address,undefined',
+] = process.argv.slice(2);
+const program = PROGRAMS[name];
+if (program === undefined) {
+  console.error(`program "${name}" is unknown; it is one of ${Object.keys(PROGRAMS).join(', ')}`);
+  process.exit(2);
+}
+const flags = ['-std=c++20', '-O1', '-g', '-Wall', '-Wextra', '-Werror', '-pthread'];
+const checks = [`-fsanitize=${sanitizers}`, '-fno-sanitize-recover=all'];
+const binary = `build/sanitized-${name}-${sanitizers.replace(',', '-')}`;
 
 function run(command, args) {
   const { status, error } = spawnSync(command, args, { cwd: root, stdio: 'inherit', timeout: 600_000 });
@@ -30,16 +47,7 @@ function run(command, args) {
 }
 
 mkdirSync(`${root}/build`, { recursive: true });
-const paths = [
-  '-Inative/include',
-  '-Inative/core',
-  'native/test/sanitized.cc',
-  'native/test/event_random.cc',
-  'native/test/index_random.cc',
-  ...core,
-  '-o',
-  program,
-];
-run(process.env.CXX ?? 'c++', [...flags, '-fsanitize=address,undefined', ...paths]);
+const include = program.include.map(folder => `-I${folder}`);
+run(process.env.CXX ?? 'c++', [...flags, ...checks, ...include, ...program.sources(), '-o', binary]);
 console.log(`seed ${seed}`);
-run(`./${program}`, [seed, cases]);
+run(`./${binary}`, [seed, cases]);

@@ -1,5 +1,5 @@
 /** What `millrace serve` tells a person when it is up: what runs, what was not found, and the line to try. */
-import type { PlaneStatus } from '../plane/plane.js';
+import type { PlaneStatus } from '../plane/plane-status.js';
 
 /** What the banner shows. */
 export interface BannerFacts {

@@ -58,7 +58,8 @@ ${flagLine('help', undefined, 'this text')}
 Every setting can come from the environment too: MILLRACE_PORT, MILLRACE_WORKERS (comma-separated), …
 A flag wins over the environment, the environment over the file.
 Secrets have no flag: ${SECRETS.map(({ key, help }) => `${key} (${help})`).join('; ')}
-SIGHUP reads the workers of --config again: new ones are added, missing ones are drained and leave.
+SIGHUP reads the workers of --config again: new ones are added, missing ones are drained and leave; and the TLS files of
+worker links, for connections from then on.
 `;
 
 function limitsTable(): string {
@@ -171,6 +172,17 @@ function reloadWorkers(
   }
 }
 
+/** SIGHUP: the TLS files of worker links are read again, whatever became of the workers. */
+function renewLinkTls(plane: Plane, logger: Logger): void {
+  try {
+    plane.renewLinkTls();
+    logger.info('SIGHUP: the TLS files of worker links were read again');
+  } catch (error) {
+    if (!(error instanceof ConfigError)) throw error;
+    logger.error('SIGHUP: worker links keep their certificate', { reason: error.message });
+  }
+}
+
 /** Resolves with the exit code once the process has been told to end and has closed everything. */
 function untilTold(
   plane: Plane,
@@ -236,6 +248,7 @@ async function run(argv: readonly string[]): Promise<number> {
   const running = plane;
   // Without a file there is nothing to read, and the signal means what it always does: the terminal has gone.
   if (flags.config !== undefined) process.on('SIGHUP', () => reloadWorkers(running, flags, given, logger));
+  if (config.linkTlsCert !== null) process.on('SIGHUP', () => renewLinkTls(running, logger));
   const code = await untilTold(plane, config, mocks, logger);
   logger.info('closed', { code });
   return code;

@@ -24,7 +24,7 @@ export interface WorkerCapabilities {
   readonly notices: readonly string[];
 }
 
-/** The KV events of one data-parallel rank: ZeroMQ endpoints as this host reaches them. */
+/** The KV events of one data-parallel rank, as this host reaches them: ZeroMQ endpoints, or a URL that is polled. */
 export interface RankEvents {
   readonly publish: string;
   /** Null: batches that were lost cannot be asked for again. */
@@ -125,6 +125,8 @@ export interface EngineStream {
 /** One kind of engine. An adapter keeps no state between calls, so one instance serves a whole thread. */
 export interface EngineAdapter {
   readonly engine: string;
+  /** `owned_by` of the models that its servers list, by which `engine: auto` knows them; absent: it does not. */
+  readonly modelOwner?: string;
   /**
    * Learns what the worker can do. `origin` is where we reach it: endpoints that it names with a wildcard are on that
    * host. Throws WorkerError with a message for operators.

@@ -46,7 +46,7 @@ export function readEngineError(
   error: Readonly<Record<string, unknown>> | null,
 ): EngineError {
   const said = messageOf(error);
-  const param = typeof error?.param === 'string' ? error.param : null;
+  const param = typeof error?.param === 'string' ? fieldOf(error.param) : null;
   if (status === 429 || status === 503) {
     return {
       code: 'MILLRACE_OVERLOADED',
@@ -89,6 +89,12 @@ export function readEngineError(
     param,
     retryable: false,
   };
+}
+
+/** vLLM names the place of what FastAPI refuses as `body.max_tokens`; text that is no JSON has a place without a field. */
+function fieldOf(param: string): string | null {
+  const field = param.replace(/^body\./, '');
+  return /^\d+$/.test(field) ? null : field;
 }
 
 function failed(status: number): EngineError {

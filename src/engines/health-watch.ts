@@ -174,7 +174,7 @@ export class HealthWatch {
     const { adapters, findForeignIds } = this.#options;
     const { url, rank, engine: named } = this.worker;
     const get = (path: string): Promise<Answer> => this.#get(path);
-    const adapter = adapters.get(named === AUTO_ENGINE ? await detectEngine(get) : named)!;
+    const adapter = adapters.get(named === AUTO_ENGINE ? await detectEngine(get, adapters) : named)!;
     const probed = await adapter.probe(get, url);
     const facts = { ...probed, foreignIds: await findForeignIds(this.worker, probed) };
     const model = facts.models.find(one => one.adapter !== true) ?? facts.models[0]!;

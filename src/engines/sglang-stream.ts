@@ -1,6 +1,6 @@
 /**
- * The decoder of SGLang's /generate stream (R5, socket thread). Each frame is read and written anew as the frame that an
- * OpenAI server with token ids would have sent, and that is scanned into the batch: so all that reads batches has one form.
+ * The decoder of SGLang's /generate stream (R5, socket thread), whose frames are written anew as OpenAI's: see
+ * translated-stream.ts.
  *
  *     data: {"text":"a","output_ids":[7],"meta_info":{"finish_reason":null,"prompt_tokens":3,"completion_tokens":1,…}}
  *  →  data: {"choices":[{"index":0,"token_ids":[7]}]}
@@ -10,12 +10,11 @@
  * a frame whose ids do not fit it has lost some (releases of 2025 dropped increments under load), and ends the stream as
  * malformed. Wire facts: `_handle_batch_output` of sglang/srt/managers/tokenizer_manager.py, 0.4.6 to main of mid 2026.
  */
-import { strict as assert } from 'node:assert';
-import type { EngineStream, FrameBatch, StreamFault } from './contract.js';
-import { isObject, rowStart } from './event-rows.js';
-import { FRAME, FRAME_FLAG, SCAN_HEADER } from './frame-descriptor.js';
+import type { EngineStream } from './contract.js';
+import { isObject } from './event-rows.js';
 import { sglangLogprobs } from './sglang-logprobs.js';
-import { openSseStream, type StreamLimits, type StreamScanner } from './stream-decoder.js';
+import type { StreamLimits, StreamScanner } from './stream-decoder.js';
+import { type FrameTranslator, openTranslatedStream } from './translated-stream.js';
 
 const OPEN_BRACE = 0x7b;
 const U32_MAX = 0xffff_ffff;
@@ -31,66 +30,20 @@ interface Choice {
 }
 
 /** Opens a decoder; the rules of `openSseStream` hold. */
-export function openGenerateStream(scanner: StreamScanner, limits: StreamLimits): EngineStream {
-  return new GenerateStream(scanner, limits);
+export function openGenerateStream(
+  scanner: StreamScanner,
+  { firstFrameBytesMax }: StreamLimits,
+): EngineStream {
+  // Any frame may repeat the whole answer, as the first one of other engines may repeat the prompt.
+  const limits = { firstFrameBytesMax, frameBytesMax: firstFrameBytesMax };
+  return openTranslatedStream(scanner, limits, new GenerateFrames());
 }
 
-class GenerateStream implements EngineStream {
-  readonly #scanner: StreamScanner;
-  readonly #source: EngineStream;
+class GenerateFrames implements FrameTranslator {
   readonly #choices = new Map<number, Choice>();
-  #fault: StreamFault | null = null;
 
-  constructor(scanner: StreamScanner, { firstFrameBytesMax }: StreamLimits) {
-    this.#scanner = scanner;
-    // Any frame may repeat the whole answer, as the first one of other engines may repeat the prompt.
-    this.#source = openSseStream(scanner, { firstFrameBytesMax, frameBytesMax: firstFrameBytesMax });
-  }
-
-  push(bytes: Uint8Array, onBatch: (batch: FrameBatch) => void): StreamFault | null {
-    assert(this.#fault === null, 'nothing is pushed after a fault');
-    let broken = false;
-    const fault = this.#source.push(bytes, batch => {
-      if (!broken) broken = !this.#translate(batch, onBatch);
-    });
-    this.#fault = broken ? 'malformed' : fault;
-    return this.#fault;
-  }
-
-  end(): StreamFault | null {
-    return this.#source.end();
-  }
-
-  /** False: a frame is not what the engine promised; those before it were handed on. */
-  #translate(batch: FrameBatch, onBatch: (batch: FrameBatch) => void): boolean {
-    const frames: string[] = [];
-    let whole = true;
-    for (let row = 0; row < batch.count && whole; row++) {
-      const frame = this.#frame(batch, row);
-      if (frame === null) whole = false;
-      else frames.push(frame);
-    }
-    // The scan writes over the rows of `batch`, which are not needed any more: its source reads none after this call.
-    if (frames.length > 0) this.#deliver(Buffer.from(frames.join('')), onBatch);
-    return whole;
-  }
-
-  #deliver(bytes: Uint8Array, onBatch: (batch: FrameBatch) => void): void {
-    const { table, ids } = this.#scanner;
-    for (let from = 0; from < bytes.byteLength; ) {
-      this.#scanner.scan(bytes, from, bytes.byteLength);
-      from += table[SCAN_HEADER.consumed]!;
-      onBatch({ bytes, count: table[SCAN_HEADER.frames]!, table, ids });
-    }
-  }
-
-  #frame(batch: FrameBatch, row: number): string | null {
-    const at = rowStart(row);
-    const flags = batch.table[at + FRAME.flags]!;
-    if ((flags & FRAME_FLAG.comment) !== 0) return ':\n\n';
-    if ((flags & FRAME_FLAG.done) !== 0) return `${this.#usage()}data: [DONE]\n\n`;
-    const start = batch.table[at + FRAME.start]!;
-    const frame = readFrame(batch.bytes.subarray(start, batch.table[at + FRAME.end]!));
+  frame(bytes: Uint8Array): string | null {
+    const frame = readFrame(bytes);
     if (frame === null) return null;
     if (frame.error !== undefined && frame.error !== null) return errorFrame(frame.error);
     return this.#answer(frame);
@@ -131,7 +84,7 @@ class GenerateStream implements EngineStream {
   }
 
   /** The frame with the counts of the answer; empty before an answer. The prompt of all choices is one. */
-  #usage(): string {
+  last(): string {
     const choices = [...this.#choices.values()];
     const promptTokens = choices[0]?.promptTokens ?? null;
     if (promptTokens === null) return '';

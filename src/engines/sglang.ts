@@ -23,6 +23,7 @@ export function createSglangAdapter(options: SglangAdapterOptions = {}): EngineA
   const { scanner } = options;
   return {
     engine: SGLANG,
+    modelOwner: 'sglang',
     hasOpenAiFrames: false,
     healthPath: '/health',
     metricsPath: '/metrics',

@@ -14,6 +14,7 @@ import type {
   TokenizeSample,
   WorkerCapabilities,
 } from './contract.js';
+import { polledEvents } from './event-endpoints.js';
 import { isPositive, readModels, readVersion, versionNotices } from './probe-answers.js';
 import { meanOf, sumOf } from './prometheus-text.js';
 import { openSseStream, type StreamScanner } from './stream-decoder.js';
@@ -26,6 +27,7 @@ export const TRTLLM = 'trtllm';
 /** The first release with `token_ids` in the answers of the completions route. */
 const SINCE: readonly [number, number, number] = [1, 0, 0];
 const METRICS_PATH = '/prometheus/metrics';
+const EVENTS_PATH = '/kv_cache_events';
 
 /** Parts of the adapter that belong to a thread. */
 export interface TrtllmAdapterOptions {
@@ -38,6 +40,7 @@ export function createTrtllmAdapter(options: TrtllmAdapterOptions = {}): EngineA
   const { scanner } = options;
   return {
     engine: TRTLLM,
+    modelOwner: 'tensorrt_llm',
     hasOpenAiFrames: true,
     healthPath: '/health',
     metricsPath: METRICS_PATH,
@@ -56,9 +59,11 @@ export function createTrtllmAdapter(options: TrtllmAdapterOptions = {}): EngineA
   };
 }
 
-async function probeTrtllm(get: Fetcher): Promise<WorkerCapabilities> {
-  const paths = ['/v1/models', '/version', METRICS_PATH];
-  const [models, version, metrics] = await Promise.all(paths.map(get));
+async function probeTrtllm(get: Fetcher, origin: string): Promise<WorkerCapabilities> {
+  const paths = ['/v1/models', '/version', METRICS_PATH, EVENTS_PATH];
+  const [models, version, metrics, events] = await Promise.all(paths.map(get));
+  // A GET takes no events away, and is refused where the route is.
+  const hasEvents = events!.status === 405;
   const versionText = readVersion(version!);
   const page = metrics!.status === 200 ? metrics!.body : null;
   return {
@@ -70,13 +75,13 @@ async function probeTrtllm(get: Fetcher): Promise<WorkerCapabilities> {
     answerModes: ['token', 'relay'],
     // Attention ranks are its own affair: requests cannot name one.
     dpRanks: null,
-    // Its events are asked for over HTTP, not published.
-    events: null,
+    events: hasEvents ? polledEvents(origin, EVENTS_PATH) : null,
     notices: [
       ...versionNotices('TensorRT-LLM', versionText, SINCE),
       ...(page === null
         ? ['it shows no metrics, nor its block size: set return_perf_metrics in its configuration']
         : []),
+      ...(hasEvents ? [] : [`it has no ${EVENTS_PATH}: what it holds is guessed from what is routed to it`]),
     ],
   };
 }

@@ -38,6 +38,7 @@ export function createVllmAdapter(options: VllmAdapterOptions = {}): EngineAdapt
   const { scanner } = options;
   return {
     engine: VLLM,
+    modelOwner: 'vllm',
     hasOpenAiFrames: true,
     healthPath: '/health',
     metricsPath: '/metrics',

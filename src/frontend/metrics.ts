@@ -8,6 +8,7 @@ import { AggregatorRegistry, Gauge, type Metric, Registry } from 'prom-client';
 import { ERROR_CODES, type ErrorCode } from '../errors.js';
 import { ASK_REASONS, type AskReason, END_CAUSES, type EndCause } from '../messages/records.js';
 import { type ReadIndex, registerIndexMetrics } from './index-metrics.js';
+import { type LinkReadings, registerLinkMetrics } from './link-metrics.js';
 import { ModelCounter, ModelHistogram } from './model-histogram.js';
 import { SeriesCounter } from './series-counter.js';
 import { registerWorkerMetrics, type WorkerReadings } from './worker-metrics.js';
@@ -44,6 +45,8 @@ export interface MetricSources {
   readonly readWorkers: (() => readonly WorkerReadings[]) | null;
   /** The prefix index; null: there is none, or another thread tells it. */
   readonly readIngest: ReadIndex | null;
+  /** The worker links of this thread; null: none are taken. */
+  readonly readLinks: (() => LinkReadings) | null;
 }
 
 /** The metrics of one thread as plain values that can be sent to another. */
@@ -234,6 +237,7 @@ function createRequestMetrics(registry: Registry) {
 function createScrapedGauges(registry: Registry, sources: MetricSources, thread: string): () => void {
   const registers = [registry];
   if (sources.readWorkers !== null) registerWorkerMetrics(registry, sources.readWorkers);
+  if (sources.readLinks !== null) registerLinkMetrics(registry, sources.readLinks);
   new Gauge({
     name: 'millrace_ring_depth',
     help: 'Records or bytes waiting in a ring',

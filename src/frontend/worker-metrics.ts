@@ -16,6 +16,8 @@ export interface WorkerReadings {
   /** Signals against it by cause, and its canaries by outcome, since it was taken in. */
   readonly failures: Readonly<Record<string, number>>;
   readonly canaries: Readonly<Record<string, number>>;
+  /** Its worker link; null: it never had one. */
+  readonly link: { readonly state: 'up' | 'gone'; readonly reconnects: number } | null;
 }
 
 type Values = ScrapedMetric['values'];
@@ -45,6 +47,19 @@ const SHAPES: readonly Shape[] = [
     help: 'Signals against a worker, by cause',
     type: 'counter',
     values: ({ worker, failures }) => counted(worker, 'cause', failures),
+  },
+  {
+    name: 'millrace_worker_link_up',
+    help: 'Whether the link of a worker that has had one is up',
+    type: 'gauge',
+    values: ({ worker, link }) =>
+      link === null ? [] : [{ labels: { worker }, value: link.state === 'up' ? 1 : 0 }],
+  },
+  {
+    name: 'millrace_worker_link_reconnects_total',
+    help: 'Times that the link of a worker came again',
+    type: 'counter',
+    values: ({ worker, link }) => (link === null ? [] : [{ labels: { worker }, value: link.reconnects }]),
   },
 ];
 

@@ -34,6 +34,8 @@ const SHAPES_PROMPT = new Set([
 ]);
 const CALLS_IN_PROMPT = /\.tool_calls$/;
 
+type SamplingState = 'penalties' | 'repetition' | 'draws';
+
 /**
  * State of sampling that an engine begins anew with a continuation, because it counts what it has generated itself and not
  * what it finds in the prompt. penalties: presence and frequency. repetition: its penalty. draws: the random numbers of a
@@ -42,11 +44,13 @@ const CALLS_IN_PROMPT = /\.tool_calls$/;
  * seed depends on the place in the sequence alone (layers/sampler.py). TensorRT-LLM: penalties look at the whole sequence
  * (kernels/penaltyKernels.cu).
  */
-const BEGINS_ANEW: Readonly<Record<string, ReadonlySet<'penalties' | 'repetition' | 'draws'>>> = {
-  vllm: new Set(['penalties', 'draws'] as const),
-  sglang: new Set(['penalties', 'repetition'] as const),
-  trtllm: new Set(['draws'] as const),
+const BEGINS_ANEW: Readonly<Record<string, readonly SamplingState[]>> = {
+  vllm: ['penalties', 'draws'],
+  sglang: ['penalties', 'repetition'],
+  trtllm: ['draws'],
 };
+/** Of an engine that an extension brings nothing is known. */
+const ALL_BEGINS_ANEW: readonly SamplingState[] = ['penalties', 'repetition', 'draws'];
 
 /** One engine call that goes on with one choice, or begins with all of them. */
 export interface ContinuedCall {
@@ -79,8 +83,8 @@ export function cannotMigrate(request: TokenRequest, mode: AnswerMode, engines: 
 
 /** The field whose effect on the rest of an answer would be another one at a second worker; '': there is none. */
 function samplingThatBeginsAnew({ sampling, unknown }: TokenRequest, engines: readonly string[]): string {
-  const restarts = (state: 'penalties' | 'repetition' | 'draws'): boolean =>
-    engines.some(engine => BEGINS_ANEW[engine]?.has(state) === true);
+  const restarts = (state: SamplingState): boolean =>
+    engines.some(engine => (BEGINS_ANEW[engine] ?? ALL_BEGINS_ANEW).includes(state));
   const { temperature, seed, presencePenalty = 0, frequencyPenalty = 0 } = sampling;
   if (presencePenalty !== 0 && restarts('penalties')) return 'presence_penalty';
   if (frequencyPenalty !== 0 && restarts('penalties')) return 'frequency_penalty';

@@ -12,7 +12,8 @@ import {
 } from '../discovery/registry.js';
 import { createAdapters } from '../engines/adapters.js';
 import { EngineClient } from '../engines/client.js';
-import type { RankEvents } from '../engines/contract.js';
+import type { EngineAdapter, RankEvents } from '../engines/contract.js';
+import type { EngineExtension } from '../engines/extensions.js';
 import type { FindingSink, HealthCounts, Outage, ProbedFacts } from '../engines/health-contract.js';
 import { WorkerMonitor } from '../engines/monitor.js';
 import type { ListedModel } from '../frontend/openai/models-response.js';
@@ -47,11 +48,16 @@ export interface FleetOptions {
   readonly logger: Logger;
   readonly guard: FaultGuard;
   readonly textModels: TextModels;
+  /** As this thread has loaded them. */
+  readonly extensions: readonly EngineExtension[];
   readonly loadTable: LoadTable;
   readonly board: ProcessBoard;
   readonly activity: WorkerActivity;
   /** Told of the workers and of where they publish; null: the plane has no prefix index. */
-  readonly ingest: Pick<IngestSide, 'addWorker' | 'addPushed' | 'removeWorker' | 'suspectWorker'> | null;
+  readonly ingest: Pick<
+    IngestSide,
+    'addWorker' | 'addPushed' | 'removeWorker' | 'suspectWorker' | 'resumeWorker'
+  > | null;
   readonly publish: (world: World, listed: readonly ListedModel[]) => void;
   /** A worker went out of rotation; null: it is back. */
   readonly setOutage: (slot: number, generation: number, outage: Outage | null) => void;
@@ -63,6 +69,7 @@ export class Fleet {
   readonly members: Membership;
   readonly #options: FleetOptions;
   readonly #client: EngineClient;
+  readonly #adapters: ReadonlyMap<string, EngineAdapter>;
   readonly #monitor: WorkerMonitor;
   readonly #startedSeconds: number;
   /** Where the ranks of a worker publish, as its last probe said, by slot. */
@@ -78,18 +85,20 @@ export class Fleet {
   #onChange: (() => void) | null = null;
 
   constructor(options: FleetOptions) {
-    const { config, clock, loadTable, guard } = options;
+    const { config, clock, loadTable, guard, extensions } = options;
     const { limits } = config;
     this.#options = options;
     this.#startedSeconds = Math.floor(clock.wallMs() / 1000);
     this.#client = new EngineClient({ clock, connectDeadlineMs: limits.connectDeadlineMs });
+    this.#adapters = createAdapters(extensions);
     this.registry = new WorkerRegistry({
       workersMax: limits.workersMax,
       table: loadTable,
       onChange: change => guard.run(() => this.#changed(change)),
     });
     const { logger } = options;
-    this.members = new Membership({ registry: this.registry, loadTable, clock, logger, limits });
+    const engines = this.#adapters;
+    this.members = new Membership({ registry: this.registry, engines, loadTable, clock, logger, limits });
     this.#monitor = this.#createMonitor();
   }
 
@@ -199,6 +208,7 @@ export class Fleet {
       if (this.eventsOf(worker) === null) this.#tellIngest(worker);
       else ingest?.suspectWorker(slot);
     }
+    if (kind === 'state' && worker.state === 'ready') ingest?.resumeWorker(slot);
     if (kind === 'facts' || (kind === 'removed' && facts !== null)) this.#publishWorld();
     this.#onChange?.();
   }
@@ -238,7 +248,7 @@ export class Fleet {
   #createMonitor(): WorkerMonitor {
     const { config, clock, logger, textModels, activity, setOutage } = this.#options;
     const { limits } = config;
-    const adapters = createAdapters();
+    const adapters = this.#adapters;
     const { registry } = this;
     const sink: FindingSink = {
       setFacts: (slot, generation, facts) => this.#setFacts(slot, generation, facts),

@@ -9,11 +9,13 @@ import type { RequestContext } from './request-context.js';
 /** The places of hedged requests on one socket thread. */
 export class HedgePlaces {
   readonly #percentMax: number;
+  readonly #inFlight: () => number;
   #open = 0;
 
-  /** @param percentMax of the requests in flight, rounded up to a whole one */
-  constructor(percentMax: number) {
+  /** @param percentMax of the requests that are `inFlight`, rounded up to a whole one */
+  constructor(percentMax: number, inFlight: () => number) {
     this.#percentMax = percentMax;
+    this.#inFlight = inFlight;
   }
 
   /** Requests that are hedged now. */
@@ -22,8 +24,8 @@ export class HedgePlaces {
   }
 
   /** Takes a place; false: there is none. */
-  take(requestsInFlight: number): boolean {
-    if (this.#open >= Math.ceil((requestsInFlight * this.#percentMax) / 100)) return false;
+  take(): boolean {
+    if (this.#open >= Math.ceil((this.#inFlight() * this.#percentMax) / 100)) return false;
     this.#open += 1;
     return true;
   }
@@ -36,10 +38,10 @@ export class HedgePlaces {
 
 /** The hedge of one request, which has one at most: from its ASK to the first token of either worker. */
 export class Hedge {
-  readonly #context: Pick<RequestContext, 'takeHedge' | 'giveHedge' | 'observer'>;
+  readonly #context: Pick<RequestContext, 'hedges' | 'observer'>;
   #state: 'none' | 'capped' | 'open' | 'over' = 'none';
 
-  constructor(context: Pick<RequestContext, 'takeHedge' | 'giveHedge' | 'observer'>) {
+  constructor(context: Pick<RequestContext, 'hedges' | 'observer'>) {
     this.#context = context;
   }
 
@@ -50,7 +52,7 @@ export class Hedge {
 
   /** Begins, where there is a place. */
   begin(): boolean {
-    if (this.#context.takeHedge()) this.#state = 'open';
+    if (this.#context.hedges.take()) this.#state = 'open';
     else if (this.#state === 'none') {
       this.#state = 'capped';
       this.#context.observer.hedged('capped');
@@ -62,7 +64,7 @@ export class Hedge {
   end(outcome: HedgeOutcome): void {
     if (this.#state !== 'open') return;
     this.#state = 'over';
-    this.#context.giveHedge();
+    this.#context.hedges.give();
     this.#context.observer.hedged(outcome);
   }
 }

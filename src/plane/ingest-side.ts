@@ -75,6 +75,8 @@ export interface IngestSide {
   removeWorker(slot: number): void;
   /** The worker does not answer; what it publishes later may be of another process. */
   suspectWorker(slot: number): void;
+  /** A worker that did not answer does again. */
+  resumeWorker(slot: number): void;
   /** Pool thread `index` has a new incarnation, whose predictions come by this ring. */
   attachRing(index: number, epoch: number, ringMemory: SharedArrayBuffer): void;
   /** The same without the addon: all events go to `port`, what the index tells comes by `news`. */

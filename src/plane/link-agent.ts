@@ -4,15 +4,18 @@
  * begin, which only the engine's replay has. Owned by `millrace worker`; everything runs on its one thread.
  */
 
-import { createAdapters } from '../engines/adapters.js';
+import { checkEngines, createAdapters } from '../engines/adapters.js';
 import { EngineClient } from '../engines/client.js';
 import type { EngineAdapter, EngineStream, WorkerCapabilities } from '../engines/contract.js';
+import type { EngineExtension } from '../engines/extensions.js';
 import { createFrameScanner } from '../engines/frame-scanner.js';
 import type { FindingSink, MonitoredWorker } from '../engines/health-contract.js';
 import { Canary, type CanaryResult } from '../engines/link/canary.js';
 import type { EngineHealth } from '../engines/link/contract.js';
 import { type LinkAddress, showLinkAddress } from '../engines/link/link-secret.js';
-import { WorkerLink } from '../engines/link/worker-link.js';
+import type { LinkTls } from '../engines/link/link-tls.js';
+import { WorkerLanes } from '../engines/link/worker-lanes.js';
+import { WorkerLink, type WorkerLinkOptions } from '../engines/link/worker-link.js';
 import { WorkerMonitor } from '../engines/monitor.js';
 import { WorkerError } from '../errors.js';
 import type { Limits } from '../limits.js';
@@ -24,6 +27,7 @@ import type { Clock } from '../runtime/clock.js';
 import type { Logger } from '../runtime/logger.js';
 import type { Random } from '../runtime/random.js';
 import { AUTO_EVENTS, endpointOf, type WorkerConfig } from '../worker-config.js';
+import { sourceLimits, trtllmPolling } from './event-sources.js';
 import { probedEndpoints } from './fleet.js';
 
 /** What an agent needs. */
@@ -32,10 +36,14 @@ export interface LinkAgentOptions {
   readonly id: string;
   /** The engine as it is reached from here, and where it publishes. */
   readonly engine: WorkerConfig;
+  /** Loaded in this thread. */
+  readonly extensions: readonly EngineExtension[];
   /** Origin by which the planes know it. */
   readonly url: string;
   readonly planes: readonly LinkAddress[];
   readonly secret: Uint8Array | null;
+  /** For planes whose address has TLS. */
+  readonly tls: LinkTls | null;
   readonly makeNonce: () => Uint8Array;
   /** Time between canaries; 0: none. */
   readonly canaryPeriodMs: number;
@@ -54,6 +62,8 @@ const CANARY_ANSWER_BYTES_MAX = 65_536;
 
 interface PlaneSide {
   readonly link: WorkerLink;
+  /** Its other socket threads. */
+  readonly lanes: WorkerLanes;
   /** The subscription; null while the plane is not there. */
   ingest: Ingest | null;
 }
@@ -62,11 +72,12 @@ interface PlaneSide {
 export class LinkAgent {
   readonly #options: LinkAgentOptions;
   readonly #client: EngineClient;
-  readonly #adapters = createAdapters(createFrameScanner(loadAddon()));
+  readonly #adapters: ReadonlyMap<string, EngineAdapter>;
   readonly #monitor: WorkerMonitor;
   readonly #canary: Canary | null;
   readonly #planes: PlaneSide[];
   readonly #closing = new Set<Promise<void>>();
+  #tls: LinkTls | null;
   #facts: WorkerCapabilities | null = null;
   #health: EngineHealth = {
     state: 'down',
@@ -78,10 +89,16 @@ export class LinkAgent {
   };
   #isEnding = false;
 
-  /** Throws ConfigError where a plane is on another host and there is no secret. */
+  /**
+   * Throws ConfigError where a plane is on another host and there is neither secret nor TLS, and for an engine that
+   * nobody knows.
+   */
   constructor(options: LinkAgentOptions) {
     const { clock, limits, logger, canaryPeriodMs } = options;
     this.#options = options;
+    this.#tls = options.tls;
+    this.#adapters = createAdapters(options.extensions, createFrameScanner(loadAddon()));
+    checkEngines(this.#adapters, [options.engine]);
     this.#client = new EngineClient({ clock, connectDeadlineMs: limits.connectDeadlineMs });
     this.#planes = options.planes.map(address => this.#createPlane(address));
     this.#monitor = new WorkerMonitor({
@@ -113,6 +130,11 @@ export class LinkAgent {
     this.#canary?.start();
   }
 
+  /** Connections from now on are made with these; those that are open stay. */
+  renewTls(tls: LinkTls | null): void {
+    this.#tls = tls;
+  }
+
   /**
    * Takes no new streams, waits for those that run, at most `deadlineMs`, and closes everything. Resolves with the number
    * of streams that were cut off.
@@ -121,7 +143,9 @@ export class LinkAgent {
     this.#isEnding = true;
     this.#monitor.stop();
     this.#canary?.stop();
-    const cut = await Promise.all(this.#planes.map(({ link }) => link.drain(deadlineMs)));
+    const cut = await Promise.all(
+      this.#planes.flatMap(({ link, lanes }) => [lanes.drain(deadlineMs), link.drain(deadlineMs)]),
+    );
     for (const plane of this.#planes) this.#closeEvents(plane);
     await Promise.all(this.#closing);
     await this.#client.close();
@@ -134,28 +158,41 @@ export class LinkAgent {
   }
 
   #createPlane(address: LinkAddress): PlaneSide {
-    const { id, url, engine, secret, makeNonce, clock, random, logger } = this.#options;
     const plane: PlaneSide = {
       ingest: null,
       link: new WorkerLink({
-        address,
-        secret,
-        makeNonce,
-        client: this.#client,
-        origin: engine.url,
-        worker: () => ({ id, url, capabilities: { ...this.#facts!, dpRanks: engine.dpRanks } }),
-        openStream: () => this.#openStream(),
-        clock,
-        random,
-        logger,
+        ...this.#linkOptions(address),
+        onUp: lanes => plane.lanes.set(lanes),
         onEventsWanted: () => this.#openEvents(plane, showLinkAddress(address)),
         onDown: () => this.#closeEvents(plane),
-        onEngineFault: ({ kind }) => {
-          if (kind === 'unreachable' || kind === 'reset') this.#monitor.reportFailure(SLOT, GENERATION, kind);
-        },
       }),
+      lanes: new WorkerLanes({ address, open: lane => new WorkerLink(this.#linkOptions(lane)) }),
     };
     return plane;
+  }
+
+  /** A link that carries streams and nothing else. */
+  #linkOptions(address: LinkAddress): WorkerLinkOptions {
+    const { id, url, engine, secret, makeNonce, clock, random, logger } = this.#options;
+    return {
+      address,
+      secret,
+      tls: () => this.#tls,
+      makeNonce,
+      client: this.#client,
+      origin: engine.url,
+      worker: () => ({ id, url, capabilities: { ...this.#facts!, dpRanks: engine.dpRanks } }),
+      openStream: () => this.#openStream(),
+      clock,
+      random,
+      logger,
+      onUp: () => {},
+      onEventsWanted: () => {},
+      onDown: () => {},
+      onEngineFault: ({ kind }) => {
+        if (kind === 'unreachable' || kind === 'reset') this.#monitor.reportFailure(SLOT, GENERATION, kind);
+      },
+    };
   }
 
   /** The engine's adapter; it has answered its first probe. */
@@ -198,14 +235,8 @@ export class LinkAgent {
     plane.ingest = new Ingest({
       sink,
       zeroMq,
-      limits: {
-        replayDeadlineMs: limits.replayDeadlineMs,
-        eventBytesMax: limits.eventBatchBytesMax,
-        waitingBatchesMax: limits.eventQueueMax,
-        waitingBytesMax: limits.eventQueueBytesMax,
-        replayBatchesMax: limits.eventQueueMax,
-        replayBytesMax: limits.replayBytesMax,
-      },
+      polling: trtllmPolling({ clock, connectDeadlineMs: limits.connectDeadlineMs }),
+      limits: sourceLimits(limits),
       clock,
       random,
       logger,
@@ -230,10 +261,13 @@ export class LinkAgent {
       setFacts: (_slot, _generation, { foreignIds: _, ...facts }) => {
         const before = this.#facts;
         this.#facts = facts;
-        for (const { link } of this.#planes) {
+        for (const { link, lanes } of this.#planes) {
           if (before === null) link.start();
           // The engine came back as another one.
-          else if (JSON.stringify(before) !== JSON.stringify(facts)) link.renew();
+          else if (JSON.stringify(before) !== JSON.stringify(facts)) {
+            lanes.renew();
+            link.renew();
+          }
         }
         return true;
       },

@@ -8,6 +8,7 @@
  */
 import { strict as assert } from 'node:assert';
 import type { RegisteredWorker, WorkerRegistry } from '../discovery/registry.js';
+import { checkEngines } from '../engines/adapters.js';
 import { ConfigError } from '../errors.js';
 import type { Limits } from '../limits.js';
 import type { LoadTable } from '../router/load-table.js';
@@ -21,6 +22,8 @@ const LEAVE_POLL_MS = 200;
 /** What it needs of its plane. */
 export interface MembershipOptions {
   readonly registry: WorkerRegistry;
+  /** By the names of the engines that there are adapters for. */
+  readonly engines: ReadonlyMap<string, unknown>;
   readonly loadTable: LoadTable;
   readonly clock: Clock;
   readonly logger: Logger;
@@ -54,10 +57,11 @@ export class Membership {
 
   /**
    * Takes in a worker; its first probe leaves at once. One that is leaving comes back as a new one. Throws ConfigError where
-   * there is no room, or the worker is a member, or would publish its events where another one does.
+   * there is no room, or no such engine, or the worker is a member, or would publish its events where another one does.
    */
   add(worker: WorkerConfig): void {
-    const { registry, limits } = this.#options;
+    const { registry, limits, engines } = this.#options;
+    checkEngines(engines, [worker]);
     const { url, dpRanks, engine } = worker;
     const isBack = this.#leaving.has(url);
     if (this.#members.has(url) && !isBack) throw new ConfigError(`worker ${url} is there already`);
@@ -114,6 +118,7 @@ export class Membership {
    * came by themselves. Throws before it changes anything.
    */
   replace(workers: readonly WorkerConfig[], isKept: (url: string) => boolean): Replaced {
+    checkEngines(this.#options.engines, workers);
     const wanted = new Map(distinctWorkers([workers]).map(worker => [worker.url, worker]));
     const slots = [...wanted.values()].reduce((sum, { dpRanks }) => sum + dpRanks, 0);
     const staying = [...this.#members.values()].filter(({ url }) => !this.#leaving.has(url));

@@ -60,7 +60,7 @@ export function createObserver(metrics: Metrics): PlaneObserver {
 export function metricSources(
   socket: () => SocketThread,
   readWorkerLoads: MetricSources['readWorkerLoads'],
-): Omit<MetricSources, 'readIngest' | 'readWorkers'> {
+): Omit<MetricSources, 'readIngest' | 'readLinks' | 'readWorkers'> {
   return {
     readRetainedBytes: () => socket().retainedBytes,
     readRingDepths: () =>

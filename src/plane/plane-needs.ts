@@ -5,7 +5,7 @@ import { createSelector } from '../router/policies/policies.js';
 import { addonStatus } from '../runtime/addon.js';
 import { AUTO_EVENTS } from '../worker-config.js';
 import { configuredWorkers } from './fleet.js';
-import { linkAccess } from './worker-links.js';
+import { linkAccess } from './link-access.js';
 
 /** Whether a worker may publish events. One that is added to a plane without such workers has its events left alone. */
 export function mayHaveEvents(config: Config): boolean {
@@ -24,18 +24,15 @@ export function needsIndex(config: Config): boolean {
 
 /** Throws ConfigError where the configuration cannot be carried out on this machine. `isEmbedded`: not a process of its own. */
 export function checkNeeds(config: Config, isEmbedded: boolean): void {
-  const { socketThreads, httpServer, linkListen, limits } = config;
+  const { socketThreads, httpServer, limits } = config;
   const slots = configuredWorkers(config).reduce((sum, { dpRanks }) => sum + dpRanks, 0);
   if (slots > limits.workersMax)
     throw new ConfigError(`more than ${limits.workersMax} workers; raise the limit workersMax`);
-  // Throws where the address or the secret of worker links cannot be used.
+  // Throws where address, secret or certificate of worker links cannot be used.
   linkAccess(config);
   if (socketThreads === 1) return;
   const needs = (what: string): ConfigError =>
     new ConfigError(`socketThreads is ${socketThreads}; above 1 it needs ${what}`);
-  // The worker side keeps one connection to a plane, which ends on one thread.
-  if (linkListen !== null)
-    throw needs('no linkListen: the streams of a worker link are on one socket thread');
   if (httpServer === 'node') throw needs('uWebSockets.js: node:http cannot share a port between threads');
   const addon = addonStatus();
   if (!addon.loaded) throw needs(`the addon, without which one thread changes the ledger: ${addon.reason}`);

@@ -5,6 +5,7 @@
  */
 import { strict as assert } from 'node:assert';
 import type { Config } from '../config.js';
+import type { EngineExtension } from '../engines/extensions.js';
 import { ConfigError } from '../errors.js';
 import { claimPort } from '../frontend/http/claim-port.js';
 import type { HttpExchange } from '../frontend/http/http-exchange.js';
@@ -18,19 +19,22 @@ import type { Logger } from '../runtime/logger.js';
 import { namedWorkers, resolveWorker, type WorkerConfig, type WorkerOptions } from '../worker-config.js';
 import { carryOutAdmin } from './admin-calls.js';
 import { type Decision, mergedDecisions } from './decision-log.js';
+import { openExtensions } from './extension-trial.js';
 import { Fleet } from './fleet.js';
 import { readIngest } from './ingest-metrics.js';
 import type { IngestCore } from './ingest-side.js';
+import { linkAccess } from './link-access.js';
 import type { Replaced } from './membership.js';
 import { workerLoads } from './observer.js';
 import { createPlaneMemory, type PlaneMemory } from './plane-memory.js';
 import { checkNeeds, mayHaveEvents, needsIndex } from './plane-needs.js';
+import type { PlaneStatus } from './plane-status.js';
 import { startPool } from './pool-side.js';
 import { ProcessBoard } from './process-board.js';
 import { RemoteIngest } from './remote-ingest.js';
 import { RemoteUnit } from './remote-unit.js';
 import type { Health } from './routes.js';
-import type { CoreSide, Listening, SocketSide, SocketTask } from './socket-side.js';
+import { type CoreSide, type Listening, type SocketSide, socketTasks } from './socket-side.js';
 import type { SocketThread } from './socket-thread.js';
 import { SocketUnit } from './socket-unit.js';
 import type { Supervisor } from './supervisor.js';
@@ -56,20 +60,11 @@ export interface PlaneOptions {
   readonly onFault?: (error: unknown, plane: Plane) => void;
 }
 
-/** What runs, for the banner and `/health`. */
-export interface PlaneStatus {
-  readonly server: 'uws' | 'node';
-  /** Why the server is not the first choice, or null. */
-  readonly serverNotice: string | null;
-  readonly addon: { readonly loaded: boolean; readonly reason: string };
-  readonly socketThreads: number;
-  readonly poolThreads: number;
-  /** Workers, and how many of them publish KV events; the cache of the others is guessed from what is routed there. */
-  readonly kvEvents: { readonly publishing: number; readonly workers: number };
-  /** Bytes that the prefix index may take; null: no policy and no worker has use for one. */
-  readonly indexBytes: number | null;
-  /** Where workers link in, as it was opened; null: nowhere. */
-  readonly linkAddress: string | null;
+/** What has to be opened before a plane can be made. */
+interface PlaneParts {
+  readonly guard: FaultGuard;
+  readonly textModels: TextModels;
+  readonly extensions: readonly EngineExtension[];
 }
 
 /** A running data plane; made by `Plane.start`, ended by `close`. */
@@ -105,10 +100,11 @@ export class Plane {
       (options.onFault ?? throwLater)(error, plane);
     });
     const guarded = { ...options, clock: guard.clock(options.clock), logger: guard.logger(options.logger) };
+    const extensions = await openExtensions(options.config, guarded.clock);
     const textModels = await TextModels.open(options.config, guarded.clock, guarded.logger);
-    plane = new Plane(guarded, guard, textModels);
+    plane = new Plane(guarded, { guard, textModels, extensions });
     try {
-      await plane.#links?.listen();
+      await plane.#links?.listen(plane.#local === null ? plane.#sides : []);
     } catch (error) {
       await plane.close(0);
       throw error;
@@ -116,9 +112,8 @@ export class Plane {
     return plane;
   }
 
-  private constructor(options: PlaneOptions, guard: FaultGuard, textModels: TextModels) {
+  private constructor(options: PlaneOptions, { guard, textModels, extensions }: PlaneParts) {
     const { config, clock, logger, seed } = options;
-    const { limits } = config;
     this.#options = options;
     this.#guard = guard;
     const hasAddon = addonStatus().loaded;
@@ -141,6 +136,7 @@ export class Plane {
       logger,
       guard,
       textModels,
+      extensions,
       loadTable: this.loadTable,
       board: this.#board,
       activity: new WorkerActivity(memory.activity),
@@ -155,7 +151,7 @@ export class Plane {
     this.#links = this.#createLinks();
     const sources = {
       readWorkerLoads: workerLoads(this.#fleet.registry, this.loadTable),
-      readWorkers: () => workerReadings(this.#fleet),
+      readWorkers: () => workerReadings(this.#fleet, this.#links),
       readIngest: readIngest(this.ingest, this.#board),
     };
     const tasks = socketTasks(config, textModels, memory);
@@ -163,18 +159,23 @@ export class Plane {
     this.#local =
       tasks.length > 1
         ? null
-        : new SocketUnit(tasks[0]!, { clock, guard, core, links: this.#links, ...sources });
+        : new SocketUnit(tasks[0]!, {
+            ...{ clock, guard, core, extensions, links: this.#links?.server ?? null },
+            ...sources,
+          });
     this.#sides = this.#local === null ? tasks.map(task => new RemoteUnit(task, core, clock)) : [this.#local];
     const none = { readRetainedBytes: () => 0, readRingDepths: () => [] };
-    this.#metrics = this.#local?.metrics ?? createMetrics([], { ...none, ...sources }, 'main');
+    const readLinks = this.#links?.server.reader(null) ?? null;
+    this.#metrics = this.#local?.metrics ?? createMetrics([], { ...none, ...sources, readLinks }, 'main');
     this.supervisor = startPool({
       threads: this.#poolThreads,
-      limits,
+      limits: config.limits,
       clock,
       logger,
       guard,
       seed,
       folders: textModels.folders,
+      extensions: config.extensions,
       memory,
       board: this.#board,
       ledger: this.ledger,
@@ -267,16 +268,18 @@ export class Plane {
 
   /** The workers in full. */
   get workerReports(): readonly WorkerReport[] {
-    return workerReports(this.#fleet, this.loadTable);
+    return workerReports(this.#fleet, this.loadTable, this.#links);
   }
 
   /**
-   * Takes in a worker while the plane runs; it serves once it has answered its probe. Throws ConfigError where the worker is
-   * wrong or known, or there is no room.
+   * Takes in a worker while the plane runs; it serves once it has answered its probe. One that joined by its link stays
+   * from then on when its link has gone. Throws ConfigError where the worker is wrong or known, or there is no room.
    */
   addWorker(worker: WorkerOptions): void {
-    for (const named of namedWorkers(worker, 'worker'))
-      this.#fleet.members.add(resolveWorker(named, this.#options.config));
+    for (const named of namedWorkers(worker, 'worker')) {
+      const config = resolveWorker(named, this.#options.config);
+      if (this.#links?.keep(config) !== true) this.#fleet.members.add(config);
+    }
   }
 
   /** Sends a worker nothing new; it stays. False: there is none at this origin. */
@@ -296,7 +299,17 @@ export class Plane {
 
   /** Has the plane serve with these workers: new ones are added, others retire. Throws ConfigError, and then changes nothing. */
   setWorkers(workers: readonly WorkerConfig[]): Replaced {
-    return this.#fleet.members.replace(workers, url => this.#links?.hasJoined(url) ?? false);
+    const replaced = this.#fleet.members.replace(workers, url => this.#links?.hasJoined(url) ?? false);
+    for (const { url } of workers) this.#links?.stays(url);
+    return replaced;
+  }
+
+  /** Reads the TLS files of worker links again, for connections from then on. Throws ConfigError, and then changes nothing. */
+  renewLinkTls(): void {
+    const tls = linkAccess(this.#options.config)?.tls ?? null;
+    if (tls === null) return;
+    this.#links!.server.renewTls(tls);
+    for (const side of this.#sides) side.renewTls(tls);
   }
 
   health(): Health {
@@ -319,6 +332,7 @@ export class Plane {
       () => this.#fleet.stop(),
       () => this.#sides.map(side => side.closeRings()),
       () => this.supervisor.close(POOL_CLOSE_DEADLINE_MS),
+      () => this.#links?.close(),
       () => Promise.all(this.#sides.map(side => side.stop())),
       () => this.ingest?.stop(),
       () => this.#fleet.close(),
@@ -358,6 +372,7 @@ export class Plane {
       metricsText: () => this.metrics(),
       decisions: count => this.decisions(count),
       admin: async call => carryOutAdmin(this, call),
+      log: (level, message, fields) => this.#options.logger[level](message, fields),
       fault: text => this.#guard.report(new Error(`a socket thread has failed: ${text}`)),
     };
   }
@@ -381,20 +396,4 @@ export class Plane {
     const task = { limits: config.limits, seed, hasEvents: mayHaveEvents(config), indexMemory, bellMemory };
     return new RemoteIngest(task, core, clock);
   }
-}
-
-/** What the socket threads are made from. */
-function socketTasks(config: Config, { tables }: TextModels, memory: PlaneMemory): SocketTask[] {
-  const threads = memory.socketBells.length;
-  return memory.socketBells.map((bellMemory, index) => ({
-    index,
-    threads,
-    config,
-    tables,
-    loadMemory: memory.load,
-    ledgerMemory: memory.ledger,
-    boardMemory: memory.board,
-    activityMemory: memory.activity,
-    bellMemory,
-  }));
 }

@@ -29,6 +29,7 @@ export interface PoolSideOptions {
   readonly guard: FaultGuard;
   readonly seed: number;
   readonly folders: readonly ModelFolder[];
+  readonly extensions: readonly string[];
   readonly memory: PlaneMemory;
   readonly board: ProcessBoard;
   readonly ledger: Ledger;
@@ -40,11 +41,12 @@ export interface PoolSideOptions {
 
 /** Starts the pool threads under a supervisor that attaches each incarnation to the other threads. */
 export function startPool(options: PoolSideOptions): Supervisor {
-  const { threads, limits, clock, logger, guard, seed, folders, memory, board, sides, ingest } = options;
+  const { threads, limits, clock, logger, guard, seed, memory, board, sides, ingest } = options;
   return new Supervisor({
     threads,
     limits,
-    folders,
+    folders: options.folders,
+    extensions: options.extensions,
     loadMemory: memory.load,
     ledgerMemory: memory.ledger,
     boardMemory: memory.board,

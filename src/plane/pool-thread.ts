@@ -8,6 +8,7 @@ import { strict as assert } from 'node:assert';
 import { parentPort } from 'node:worker_threads';
 import { createAdapters } from '../engines/adapters.js';
 import { EngineClient } from '../engines/client.js';
+import { type EngineExtension, loadExtensions } from '../engines/extensions.js';
 import type { Limits } from '../limits.js';
 import { decodeAsk, decodeDone, decodeWorld } from '../messages/record-codec.js';
 import { type Ask, RECORD_KIND, type World } from '../messages/records.js';
@@ -47,6 +48,8 @@ export interface PoolTask {
   readonly limits: Limits;
   /** The model folders that models may name, as read at start. */
   readonly folders: readonly ModelFolder[];
+  /** Modules to load: Config.extensions. */
+  readonly extensions: readonly string[];
   readonly seed: number;
 }
 
@@ -68,7 +71,12 @@ class PoolThread {
   #nextWorld: World | null = null;
   #closes = 0;
 
-  constructor(task: PoolTask, hashers: Hashers, prefixes: PoolPrefixes | null) {
+  constructor(
+    task: PoolTask,
+    hashers: Hashers,
+    prefixes: PoolPrefixes | null,
+    extensions: readonly EngineExtension[],
+  ) {
     const { links, limits, loadMemory, ledgerMemory } = task;
     const { epoch, poolBell } = links[0]!;
     this.#folders = task.folders;
@@ -87,7 +95,7 @@ class PoolThread {
       memory => new PoolLane({ memory, name, queueBytesMax: limits.ringQueueBytesMax, discard }),
     );
     this.#prefixes = prefixes;
-    const adapters = createAdapters();
+    const adapters = createAdapters(extensions);
     this.#client = new EngineClient({ clock: systemClock, connectDeadlineMs: limits.connectDeadlineMs });
     this.#remoteIds = new RemoteIds({
       limits,
@@ -194,5 +202,6 @@ export default async function run(task: PoolTask): Promise<void> {
     random: seededRandom(task.seed),
   };
   const prefixes = task.prefixes === null ? null : await openPrefixes(task.prefixes, services);
-  await new PoolThread(task, await createHashers(loadAddon()), prefixes).run();
+  const extensions = await loadExtensions(task.extensions, systemClock);
+  await new PoolThread(task, await createHashers(loadAddon()), prefixes, extensions).run();
 }

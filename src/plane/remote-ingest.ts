@@ -97,6 +97,10 @@ export class RemoteIngest implements IngestSide {
     this.#calls.tell('suspectWorker', slot);
   }
 
+  resumeWorker(slot: number): void {
+    this.#calls.tell('resumeWorker', slot);
+  }
+
   attachRing(index: number, epoch: number, ringMemory: SharedArrayBuffer): void {
     this.#calls.tell('attachRing', index, epoch, ringMemory);
   }

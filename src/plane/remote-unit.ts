@@ -4,6 +4,7 @@
  */
 import { SHARE_ENV, Worker } from 'node:worker_threads';
 import type { Outage } from '../engines/health-contract.js';
+import type { LinkTls } from '../engines/link/link-tls.js';
 import { MillraceError } from '../errors.js';
 import type { MetricSamples } from '../frontend/metrics.js';
 import type { ListedModel } from '../frontend/openai/models-response.js';
@@ -78,6 +79,14 @@ export class RemoteUnit implements SocketSide {
 
   listen(host: string, port: number, isShared: boolean): Promise<Listening> {
     return this.#calls.call('listen', START_DEADLINE_MS, host, port, isShared);
+  }
+
+  listenLane(): Promise<number> {
+    return this.#calls.call('listenLane', START_DEADLINE_MS);
+  }
+
+  renewTls(tls: LinkTls): void {
+    this.#calls.tell('renewTls', tls);
   }
 
   drain(deadlineMs: number): Promise<void> {

@@ -18,6 +18,7 @@ import type { AttemptFailure } from './attempt.js';
 import type { ClientStream } from './client-stream.js';
 import type { DecisionLog } from './decision-log.js';
 import type { DeferredAborts } from './deferred-aborts.js';
+import type { HedgePlaces } from './hedge.js';
 import type { LostWorkers } from './lost-workers.js';
 
 /** An ASK as its request makes it; the socket thread adds the slots that all its requests avoid. */
@@ -80,9 +81,8 @@ export interface RequestContext {
   readonly lostWorkers: LostWorkers;
   /** Milliseconds after which a request for a model without a token is sent to a second worker; 0: never. */
   hedgeAfterMs(model: string): number;
-  /** Takes a place among the hedged requests, which `giveHedge` gives back; false: there is none. */
-  takeHedge(): boolean;
-  giveHedge(): void;
+  /** How many requests may be. */
+  readonly hedges: HedgePlaces;
   /** A worker has brought tokens, which is the best sign of life; once per batch. */
   noteTokens(step: PlanStep): void;
   /** The stream has something to write in this loop turn. */

@@ -4,14 +4,18 @@
  */
 import type { Config } from '../config.js';
 import type { Outage } from '../engines/health-contract.js';
+import type { LinkTls } from '../engines/link/link-tls.js';
 import type { MetricSamples } from '../frontend/metrics.js';
 import type { ListedModel } from '../frontend/openai/models-response.js';
 import type { World } from '../messages/records.js';
 import type { DetokenizerTable } from '../preprocess/detokenizer.js';
+import type { LogFields, LogLevel } from '../runtime/logger.js';
 import type { AdminAnswer, AdminCall } from './admin.js';
 import type { AttemptFailure } from './attempt.js';
 import type { Decision } from './decision-log.js';
+import type { PlaneMemory } from './plane-memory.js';
 import type { LinkMemory } from './pool-link.js';
+import type { TextModels } from './text-models.js';
 
 /** What a socket thread is made from; structured-cloned, shared buffers shared. */
 export interface SocketTask {
@@ -28,6 +32,26 @@ export interface SocketTask {
   readonly activityMemory: SharedArrayBuffer;
   /** Its doorbell. */
   readonly bellMemory: SharedArrayBuffer;
+}
+
+/** The tasks of all socket threads of a plane. */
+export function socketTasks(
+  config: Config,
+  { tables }: Pick<TextModels, 'tables'>,
+  memory: PlaneMemory,
+): SocketTask[] {
+  const threads = memory.socketBells.length;
+  return memory.socketBells.map((bellMemory, index) => ({
+    index,
+    threads,
+    config,
+    tables,
+    loadMemory: memory.load,
+    ledgerMemory: memory.ledger,
+    boardMemory: memory.board,
+    activityMemory: memory.activity,
+    bellMemory,
+  }));
 }
 
 /** A server that listens. */
@@ -52,6 +76,10 @@ export interface SocketSide {
   poolIsOff(): void;
   /** Opens the HTTP server; `isShared`: other threads listen on the same port. Rejects with ConfigError. */
   listen(host: string, port: number, isShared: boolean): Promise<Listening>;
+  /** Opens its lane of worker links; resolves with the port, 0 for a path. Only with several threads. Rejects with ConfigError. */
+  listenLane(): Promise<number>;
+  /** Its lanes are taken with this certificate from now on. */
+  renewTls(tls: LinkTls): void;
   /** Admits nothing more; resolves when no request is left or the deadline has passed. */
   drain(deadlineMs: number): Promise<void>;
   /** Tells the pool threads that no ASK will follow. */
@@ -74,6 +102,8 @@ export interface CoreSide {
   decisions(count: number): Promise<readonly Decision[]>;
   /** Carries out what an operator asks for. */
   admin(call: AdminCall): Promise<AdminAnswer>;
+  /** See Logger. */
+  log(level: Exclude<LogLevel, 'silent'>, message: string, fields?: LogFields): void;
   /** An exception that no caller took: the text of its stack. */
   fault(text: string): void;
 }

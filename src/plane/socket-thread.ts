@@ -21,6 +21,7 @@ import type { DecisionLog } from './decision-log.js';
 import { DeferredAborts } from './deferred-aborts.js';
 import type { EncodedRequest } from './embed/generate-request.js';
 import { HedgePlaces } from './hedge.js';
+import { HeldReservations } from './held-reservations.js';
 import { LostWorkers } from './lost-workers.js';
 import type { PlaneObserver } from './observer.js';
 import { type PickContext, type PickedWorker, PickRequest, type Reservation } from './pick-request.js';
@@ -98,13 +99,13 @@ export class SocketThread implements RequestContext, PickContext {
   readonly link: PoolLink;
   readonly deferredAborts: DeferredAborts;
   readonly lostWorkers: LostWorkers;
+  readonly hedges: HedgePlaces;
   readonly #options: SocketThreadOptions;
   readonly #requests = new Map<number, Asker>();
   readonly #parked = new Map<number, ParkedAsk>();
-  /** Reservations that callers of `pick` hold. */
-  readonly #held = new Set<Reservation>();
+  /** Of callers of `pick`. */
+  readonly #held: HeldReservations;
   readonly #breakers: WorkerBreakers;
-  readonly #hedges: HedgePlaces;
   readonly #sweep: Timer;
   #dirty: ClientStream[] = [];
   #flushIsDue = false;
@@ -126,8 +127,9 @@ export class SocketThread implements RequestContext, PickContext {
     this.decisions = options.decisions;
     this.sessionHeader = options.sessionHeader;
     this.deferredAborts = new DeferredAborts(options.limits.deferredAbortsMax);
+    this.#held = new HeldReservations(options.clock, options.ledger);
     this.lostWorkers = new LostWorkers(options.clock);
-    this.#hedges = new HedgePlaces(options.limits.hedgePercentMax);
+    this.hedges = new HedgePlaces(options.limits.hedgePercentMax, () => this.#requests.size);
     this.#breakers = new WorkerBreakers(options.limits, options.clock);
     this.link = new PoolLink(options.limits, options.clock, options.bellMemory, {
       onPlan: (plan, epoch) => this.#onPlan(plan, epoch),
@@ -149,11 +151,6 @@ export class SocketThread implements RequestContext, PickContext {
   /** Asks that wait for a pool thread to come up. */
   get parkedAsks(): number {
     return this.#parked.size;
-  }
-
-  /** Requests that run on two workers. */
-  get hedgesOpen(): number {
-    return this.#hedges.open;
   }
 
   get isDraining(): boolean {
@@ -246,26 +243,12 @@ export class SocketThread implements RequestContext, PickContext {
   stop(): void {
     assert(this.#requests.size === 0, 'the requests were drained');
     this.#sweep.cancel();
-    for (const reservation of this.#held) reservation.release();
+    this.#held.releaseAll();
     this.link.stop();
   }
 
   hold(reservation: number, expiresInMs: number): Reservation {
-    const release = (): void => {
-      if (!this.#held.delete(held)) return;
-      timer.cancel();
-      this.ledger.release(reservation);
-    };
-    const timer = this.clock.after(expiresInMs, release);
-    const held: Reservation = Object.freeze({
-      expiresAt: this.clock.wallMs() + expiresInMs,
-      firstToken: () => {
-        if (this.#held.has(held)) this.ledger.firstToken(reservation);
-      },
-      release,
-    });
-    this.#held.add(held);
-    return held;
+    return this.#held.hold(reservation, expiresInMs);
   }
 
   forget(id: number): void {
@@ -329,14 +312,6 @@ export class SocketThread implements RequestContext, PickContext {
 
   hedgeAfterMs(model: string): number {
     return this.#options.hedgeAfterMs(model);
-  }
-
-  takeHedge(): boolean {
-    return this.#hedges.take(this.#requests.size);
-  }
-
-  giveHedge(): void {
-    this.#hedges.give();
   }
 
   markDirty(stream: ClientStream): void {

@@ -4,11 +4,15 @@
  * where `socketThreads` is above 1 (unit-thread.ts).
  */
 
+import { strict as assert } from 'node:assert';
 import { createAdapters } from '../engines/adapters.js';
 import { EngineClient } from '../engines/client.js';
 import type { EngineAdapter } from '../engines/contract.js';
+import type { EngineExtension } from '../engines/extensions.js';
 import { createFrameScanner, type FrameScanner } from '../engines/frame-scanner.js';
 import type { Outage } from '../engines/health-contract.js';
+import type { LinkServer } from '../engines/link/link-server.js';
+import type { LinkTls } from '../engines/link/link-tls.js';
 import { LinkedClient } from '../engines/link/linked-client.js';
 import { ConfigError } from '../errors.js';
 import type { HttpExchange, HttpServer } from '../frontend/http/http-exchange.js';
@@ -37,7 +41,6 @@ import { createRoutes, isApiPath, refuseUnknown } from './routes.js';
 import type { CoreSide, Listening, SocketSide, SocketTask } from './socket-side.js';
 import { SocketThread } from './socket-thread.js';
 import { WorkerActivity } from './worker-activity.js';
-import type { WorkerLinks } from './worker-links.js';
 
 /** Owner epoch of the first socket thread; pool threads count up from 1. */
 const SOCKET_EPOCH = 0x8000_0000;
@@ -46,15 +49,17 @@ const SOCKET_EPOCH = 0x8000_0000;
 export interface UnitServices {
   readonly clock: Clock;
   readonly guard: FaultGuard;
-  readonly core: Omit<CoreSide, 'fault'>;
+  readonly core: Omit<CoreSide, 'fault' | 'log'>;
+  /** As this thread has loaded them. */
+  readonly extensions: readonly EngineExtension[];
   /** Loads of the workers, which belong to one thread's metrics only; none elsewhere. */
   readonly readWorkerLoads: MetricSources['readWorkerLoads'];
   /** Of their health, for the same reason. */
   readonly readWorkers: MetricSources['readWorkers'];
   /** Of the prefix index, for the same reason. */
   readonly readIngest: MetricSources['readIngest'];
-  /** Where workers link in; null: nowhere. Only for a unit on the core's own thread. */
-  readonly links: WorkerLinks | null;
+  /** Where the workers of this thread link in: its lane, or the core's server where it runs in place; null: nowhere. */
+  readonly links: LinkServer | null;
 }
 
 /** One socket thread and its HTTP server. */
@@ -64,6 +69,8 @@ export class SocketUnit implements SocketSide {
   readonly #task: SocketTask;
   readonly #services: UnitServices;
   readonly #client: EngineClient;
+  /** Opened and closed here. */
+  readonly #lane: LinkServer | null;
   readonly #scanner: FrameScanner;
   readonly #board: ProcessBoard;
   readonly #route: (exchange: HttpExchange) => void;
@@ -80,14 +87,17 @@ export class SocketUnit implements SocketSide {
     const { limits } = config;
     const addon = loadAddon();
     this.#client = new EngineClient({ clock, connectDeadlineMs: limits.connectDeadlineMs });
+    this.#lane = threads > 1 ? links : null;
+    const linked = links === null ? null : new LinkedClient(links, this.#client);
     this.#scanner = createFrameScanner(addon);
-    this.#adapters = createAdapters(this.#scanner);
+    this.#adapters = createAdapters(services.extensions, this.#scanner);
     this.#board = new ProcessBoard(task.boardMemory);
     const { readIngest, readWorkers } = services;
     const sources = {
       ...metricSources(() => this.socket, services.readWorkerLoads),
       readIngest,
       readWorkers,
+      readLinks: links?.reader(linked!.counts) ?? null,
     };
     this.metrics = createMetrics(Object.keys(config.models), sources, `socket-${index}`);
     const loadTable = new LoadTable(task.loadMemory);
@@ -102,7 +112,7 @@ export class SocketUnit implements SocketSide {
       bellMemory: task.bellMemory,
       board: this.#board,
       ledger: new Ledger({ memory: task.ledgerMemory, loadTable, partition: null, addon }),
-      client: links === null ? this.#client : new LinkedClient(links.server, this.#client),
+      client: linked ?? this.#client,
       observer: createObserver(this.metrics),
       activity: new WorkerActivity(task.activityMemory),
       decisions: new DecisionLog(),
@@ -189,6 +199,15 @@ export class SocketUnit implements SocketSide {
     return { port: listening.port, server: server.kind, notice: server.notice };
   }
 
+  async listenLane(): Promise<number> {
+    assert(this.#lane !== null, 'this unit has a lane');
+    return (await this.#lane.listen()).port;
+  }
+
+  renewTls(tls: LinkTls): void {
+    this.#lane?.renewTls(tls);
+  }
+
   drain(deadlineMs: number): Promise<void> {
     return this.socket.drain(deadlineMs);
   }
@@ -198,10 +217,10 @@ export class SocketUnit implements SocketSide {
   }
 
   async stop(): Promise<void> {
-    const { guard, links } = this.#services;
+    const { guard } = this.#services;
     const steps: (() => unknown)[] = [
       () => this.socket.stop(),
-      () => links?.close(),
+      () => this.#lane?.close(),
       () => this.#client.close(),
       () => this.#server?.close(),
       () => this.metrics.close(),

@@ -24,6 +24,8 @@ export interface SupervisorOptions {
   readonly limits: Limits;
   /** The model folders that models may name. */
   readonly folders: readonly ModelFolder[];
+  /** Modules that each thread loads: Config.extensions. */
+  readonly extensions: readonly string[];
   readonly loadMemory: SharedArrayBuffer;
   readonly ledgerMemory: SharedArrayBuffer;
   readonly boardMemory: SharedArrayBuffer;
@@ -107,7 +109,8 @@ export class Supervisor {
 
   #start(index: number): void {
     const epoch = this.#nextEpoch++;
-    const { threads, limits, folders, loadMemory, ledgerMemory, boardMemory, seed } = this.#options;
+    const { threads, limits, folders, extensions, loadMemory, ledgerMemory, boardMemory, seed } =
+      this.#options;
     const { links, prefixes } = this.#options.attach(index, epoch);
     const task: PoolTask = {
       index,
@@ -119,6 +122,7 @@ export class Supervisor {
       boardMemory,
       limits,
       folders,
+      extensions,
       seed: seed + epoch,
     };
     this.#running++;

@@ -67,6 +67,9 @@ export class TokenAnswer {
   #open: number;
   #completionTokens = 0;
   #engineUsage: Usage | null = null;
+  /** Text of the batch that is being taken, all of one choice: what comes together leaves in one frame. */
+  #held = '';
+  #heldChoice = 0;
   /** A continuation's engine counts the tokens before it as prompt: its usage says nothing of this request. */
   #hasMigrated = false;
 
@@ -148,6 +151,7 @@ export class TokenAnswer {
         this.#takeFrame(batch, row, flags, call, outcome);
       if (outcome.engineError !== null || outcome.malformed) break;
     }
+    this.#letOut();
     outcome.tokens = this.#completionTokens - before;
     // Where the engine finished all choices itself its usage is still to come, and its connection can be kept.
     outcome.engineNotNeeded = this.#isNotNeeded(call);
@@ -219,8 +223,8 @@ export class TokenAnswer {
 
   #takeIds(index: number, choice: Choice, tokens: FrameTokens): void {
     const { ids, first, count } = tokens;
-    // Without stops of ours a frame's ids are one piece; else each id is looked at before the next one counts.
-    if (choice.stops === null && choice.logprobs === null && this.#endIds.size === 0) {
+    // What none of our stops can end is one piece; else each id is looked at before the next one counts.
+    if (choice.stops === null && choice.logprobs === null && !this.#hasEnd(tokens)) {
       this.#count(choice, count);
       this.#kept?.add(index, ids, first, count);
       this.#output.ids?.(index, ids.subarray(first, first + count));
@@ -228,6 +232,11 @@ export class TokenAnswer {
       return;
     }
     for (let at = 0; at < count && !choice.finished; at++) this.#takeId(index, choice, tokens, at);
+  }
+
+  #hasEnd({ ids, first, count }: FrameTokens): boolean {
+    for (let at = first; at < first + count; at++) if (this.#endIds.has(ids[at]!)) return true;
+    return false;
   }
 
   #takeId(index: number, choice: Choice, tokens: FrameTokens, at: number): void {
@@ -268,7 +277,21 @@ export class TokenAnswer {
   }
 
   #emit(index: number, choice: Choice, text: string): void {
-    if (text !== '') this.#output.text(index, text, choice.logprobs?.show(text));
+    if (text === '') return;
+    if (index !== this.#heldChoice || choice.logprobs !== null) this.#letOut();
+    if (choice.logprobs !== null) {
+      this.#output.text(index, text, choice.logprobs.show(text));
+      return;
+    }
+    this.#heldChoice = index;
+    this.#held += text;
+  }
+
+  #letOut(): void {
+    if (this.#held === '') return;
+    const text = this.#held;
+    this.#held = '';
+    this.#output.text(this.#heldChoice, text);
   }
 
   /** Lets out what detokenizer and stop matcher still hold, then finishes. */
@@ -283,6 +306,7 @@ export class TokenAnswer {
 
   #close(index: number, choice: Choice, reason: FinishReason, stopReason: string | number | null): void {
     assert(!choice.finished, 'a choice finishes once');
+    this.#letOut();
     choice.finished = true;
     this.#open--;
     this.#output.finish(index, reason, stopReason);

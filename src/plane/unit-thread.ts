@@ -5,8 +5,11 @@
  */
 import { strict as assert } from 'node:assert';
 import { parentPort, workerData } from 'node:worker_threads';
+import { loadExtensions } from '../engines/extensions.js';
 import { systemClock } from '../runtime/clock.js';
 import { FaultGuard } from '../runtime/fault-guard.js';
+import type { LogFields, Logger } from '../runtime/logger.js';
+import { createLaneServer } from './link-access.js';
 import type { CoreSide, SocketSide, SocketTask } from './socket-side.js';
 import { SocketUnit } from './socket-unit.js';
 import { ThreadCalls } from './thread-calls.js';
@@ -31,9 +34,19 @@ class ThreadUnit extends SocketUnit {
   }
 }
 
+type Level = Parameters<CoreSide['log']>[0];
+const log =
+  (level: Level) =>
+  (message: string, fields?: LogFields): void =>
+    core.tell('log', level, message, fields);
+// That a worker comes or goes, the core says once.
+const logger: Logger = { debug: log('debug'), info: log('debug'), warn: log('warn'), error: log('error') };
+
 const unit: SocketSide = new ThreadUnit(task, {
   clock,
   guard,
+  // Messages that come meanwhile wait at the port.
+  extensions: await loadExtensions(task.config.extensions, clock),
   core: {
     reportFailure: (slot, generation, failure) => core.tell('reportFailure', slot, generation, failure),
     metricsText: () => core.call('metricsText', SCRAPE_DEADLINE_MS),
@@ -43,7 +56,7 @@ const unit: SocketSide = new ThreadUnit(task, {
   readWorkerLoads: () => [],
   readWorkers: null,
   readIngest: null,
-  links: null,
+  links: createLaneServer(task.index, task.config, { clock, logger }),
 });
 const core: ThreadCalls<CoreSide> = new ThreadCalls(port, unit, clock);
 process.on('uncaughtException', error => guard.report(error));

@@ -1,32 +1,23 @@
 /**
  * Worker links as the plane has them (R4, R5): where they are taken, and what follows from one. A worker that nobody has
  * configured joins the fleet with its link and leaves it some time after; what a worker tells of its load goes to the
- * registry, its KV events to the ingest thread. Owned by the core, on whose thread the one socket thread runs.
+ * registry, its KV events to the ingest thread. Owned by the core, on its thread. Streams come here too where the one
+ * socket thread runs there; several have lanes of their own (link-access.ts).
  */
-import { randomBytes } from 'node:crypto';
-import { readFileSync } from 'node:fs';
 import type { Config } from '../config.js';
 import type { RegisteredWorker } from '../discovery/registry.js';
 import type { EngineHealth } from '../engines/link/contract.js';
 import type { LinkClient } from '../engines/link/link-client.js';
-import { NONCE_BYTES } from '../engines/link/link-protocol.js';
-import {
-  type LinkAddress,
-  parseLinkAddress,
-  parseSecret,
-  requireSecret,
-  showLinkAddress,
-} from '../engines/link/link-secret.js';
-import { LinkServer } from '../engines/link/link-server.js';
+import { showLinkAddress } from '../engines/link/link-secret.js';
+import type { LinkServer } from '../engines/link/link-server.js';
 import { ConfigError } from '../errors.js';
 import type { Clock, Timer } from '../runtime/clock.js';
 import type { FaultGuard } from '../runtime/fault-guard.js';
 import type { Logger } from '../runtime/logger.js';
-import { namedWorkers, resolveWorker } from '../worker-config.js';
+import { namedWorkers, resolveWorker, type WorkerConfig } from '../worker-config.js';
 import type { Fleet } from './fleet.js';
-
-/** A link that comes again may overlap with the one before. */
-const CONNECTIONS_PER_WORKER = 2;
+import { createLinkServer, linkAccess } from './link-access.js';
+import type { SocketSide } from './socket-side.js';
 
 /** What the links need of their plane. */
 export interface WorkerLinksOptions {
@@ -43,36 +34,15 @@ export interface WorkerLinksOptions {
 /** The tenant of a slot whose events come by a link; null: they are not wanted. */
 type EventTaker = Pick<RegisteredWorker, 'slot' | 'generation'> | null;
 
-/**
- * The secret of a worker link: what the file holds, else `text`; null without both. `fileSource` and `textSource` name
- * them in messages. Throws ConfigError.
- */
-export function readLinkSecret(
-  file: string | null,
-  fileSource: string,
-  text: string | null,
-  textSource: string,
-): Uint8Array | null {
-  if (file === null) return text === null ? null : parseSecret(text, textSource);
-  try {
-    return parseSecret(readFileSync(file, 'utf8'), fileSource);
-  } catch (cause) {
-    if (cause instanceof ConfigError) throw cause;
-    const { code } = cause as NodeJS.ErrnoException;
-    throw new ConfigError(`${fileSource} ${file} cannot be read: ${code}`, { cause });
-  }
-}
-
-/** Where links are taken and with what secret; null: nowhere. Throws ConfigError. */
-export function linkAccess(
-  config: Config,
-): { readonly address: LinkAddress; readonly secret: Uint8Array | null } | null {
-  const { linkListen, linkSecretFile, linkSecret } = config;
-  if (linkListen === null) return null;
-  const address = parseLinkAddress(linkListen, 'linkListen');
-  const secret = readLinkSecret(linkSecretFile, 'linkSecretFile', linkSecret, 'MILLRACE_LINK_SECRET');
-  requireSecret(address, secret);
-  return { address, secret };
+/** The link of a worker, as operators see it. */
+export interface LinkReport {
+  /** What the worker side calls itself. */
+  readonly id: string;
+  readonly state: 'up' | 'gone';
+  /** Times that it came again. */
+  readonly reconnects: number;
+  /** As in EngineHealth; null: not told. */
+  readonly canary: { readonly ms: number | null; readonly failures: number } | null;
 }
 
 /** See the head of the file. */
@@ -85,20 +55,19 @@ export class WorkerLinks {
   readonly #takers = new Map<string, Map<number, EventTaker>>();
   /** Bytes of events that the ingest thread has not applied yet. */
   #waitingBytes = 0;
+  readonly #reports = new Map<string, LinkReport>();
+  readonly #lanes: number[] = [];
   #address: string | null = null;
   #isClosed = false;
 
   /** Throws ConfigError for an address or a secret that cannot be used. */
   constructor(options: WorkerLinksOptions) {
     const { config, clock, logger, guard } = options;
-    const { limits } = config;
     this.#options = options;
-    this.server = new LinkServer({
-      ...linkAccess(config)!,
-      makeNonce: () => randomBytes(NONCE_BYTES),
+    this.server = createLinkServer(linkAccess(config)!, config, {
       clock,
       logger,
-      connectionsMax: limits.workersMax * CONNECTIONS_PER_WORKER,
+      lanes: this.#lanes,
       events: {
         onLinked: link => guard.run(() => this.#onLinked(link)),
         onEvents: (link, rank, batch) => guard.run(() => this.#onEvents(link, rank, batch)),
@@ -118,8 +87,30 @@ export class WorkerLinks {
     return this.#joined.has(url);
   }
 
-  /** Opens the address. Rejects with ConfigError. */
-  async listen(): Promise<void> {
+  /** The configuration names the worker now: it stays when its link has gone. */
+  stays(url: string): void {
+    this.#joined.get(url)?.cancel();
+    this.#joined.delete(url);
+  }
+
+  /** As `stays`, where the worker has joined; false: it has not. Throws ConfigError where it has other settings than these. */
+  keep(worker: WorkerConfig): boolean {
+    const { url } = worker;
+    if (!this.#joined.has(url)) return false;
+    if (JSON.stringify(this.#options.fleet.members.configOf(url)) !== JSON.stringify(worker))
+      throw new ConfigError(`worker ${url} has joined by its link with other settings: remove it first`);
+    this.stays(url);
+    return true;
+  }
+
+  /** The link of a worker; null: it never had one. */
+  reportOf(url: string): LinkReport | null {
+    return this.#reports.get(url) ?? null;
+  }
+
+  /** Opens the lanes of the socket threads in `sides`, and then the address, which tells of them. Rejects with ConfigError. */
+  async listen(sides: readonly Pick<SocketSide, 'listenLane'>[]): Promise<void> {
+    this.#lanes.push(...(await Promise.all(sides.map(side => side.listenLane()))));
     this.#address = showLinkAddress(await this.server.listen());
     this.#options.logger.info('worker links are taken', { address: this.#address });
   }
@@ -133,7 +124,10 @@ export class WorkerLinks {
 
   #onLinked(link: LinkClient): void {
     const { fleet } = this.#options;
-    const { url, capabilities } = link.worker!;
+    const { id, url, capabilities } = link.worker!;
+    const before = this.#reports.get(url);
+    const reconnects = before === undefined ? 0 : before.reconnects + 1;
+    this.#reports.set(url, { id, state: 'up', reconnects, canary: null });
     this.#takers.set(url, new Map());
     this.#joined.get(url)?.cancel();
     if (fleet.registry.list().some(worker => worker.url === url)) {
@@ -163,6 +157,8 @@ export class WorkerLinks {
     for (const taker of this.#takers.get(url)?.values() ?? [])
       if (taker !== null) fleet.endEvents(taker.slot, taker.generation);
     this.#takers.delete(url);
+    this.#reports.set(url, { ...this.#reports.get(url)!, state: 'gone' });
+    this.#forgetGone();
     if (!this.#joined.has(url) || this.#isClosed) return;
     this.#joined.set(
       url,
@@ -176,8 +172,18 @@ export class WorkerLinks {
     this.#options.logger.warn('a worker has left: its link did not come again', { worker: url });
   }
 
+  /** Links without a worker: of one that was taken out, or for which there was no room. */
+  #forgetGone(): void {
+    const urls = new Set(this.#options.fleet.registry.list().map(({ url }) => url));
+    for (const [url, { state }] of this.#reports)
+      if (state === 'gone' && !urls.has(url)) this.#reports.delete(url);
+  }
+
   #onHealth(link: LinkClient, health: EngineHealth): void {
     const { fleet, clock } = this.#options;
+    const report = this.#reports.get(link.worker!.url)!;
+    const canary = { ms: health.canaryMs, failures: health.canaryFailures };
+    this.#reports.set(link.worker!.url, { ...report, canary });
     // Figures of all ranks together say nothing of one.
     const worker = fleet.registry.find(link.worker!.url);
     if (worker === null) return;

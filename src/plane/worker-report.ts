@@ -5,6 +5,7 @@ import type { EventEndpoints } from '../router/events/contract.js';
 import type { LoadTable } from '../router/load-table.js';
 import type { Fleet, LINK_EVENTS } from './fleet.js';
 import { workerName } from './routing-hints.js';
+import type { LinkReport, WorkerLinks } from './worker-links.js';
 
 /** Nobody watches the workers of a plane that has failed or is closing. */
 const NO_COUNTS: Pick<WorkerReadings, 'failures' | 'canaries'> = { failures: {}, canaries: {} };
@@ -33,22 +34,25 @@ export interface WorkerReport {
   };
   /** Where its KV events are taken from, LINK_EVENTS for its worker link; null: nowhere. */
   readonly events: EventEndpoints | typeof LINK_EVENTS | null;
+  /** Its worker link; null: it never had one. */
+  readonly link: LinkReport | null;
   /** As in WorkerReadings. */
   readonly failures: WorkerReadings['failures'];
   readonly canaries: WorkerReadings['canaries'];
 }
 
 /** For the metrics. */
-export function workerReadings(fleet: Fleet): WorkerReadings[] {
+export function workerReadings(fleet: Fleet, links: WorkerLinks | null): WorkerReadings[] {
   return fleet.registry.list().map(worker => ({
     worker: workerName(worker.url, worker.rank),
     state: worker.state,
     ...(fleet.countsOf(worker) ?? NO_COUNTS),
+    link: links?.reportOf(worker.url) ?? null,
   }));
 }
 
 /** For operators. */
-export function workerReports(fleet: Fleet, loadTable: LoadTable): WorkerReport[] {
+export function workerReports(fleet: Fleet, loadTable: LoadTable, links: WorkerLinks | null): WorkerReport[] {
   return fleet.registry.list().map(worker => {
     const { slot, generation, url, rank, state, engine, facts } = worker;
     const scraped = loadTable.snapshot(slot)?.scraped;
@@ -68,6 +72,7 @@ export function workerReports(fleet: Fleet, loadTable: LoadTable): WorkerReport[
       },
       reported: scraped ?? { running: null, waiting: null, kvUsage: null },
       events: fleet.eventsOf(worker),
+      link: links?.reportOf(url) ?? null,
       failures,
       canaries,
     };

@@ -36,12 +36,14 @@ export interface Listening {
   readonly serverNotice: string | null;
   readonly addon: { readonly loaded: boolean; readonly reason: string };
   readonly poolThreads: number;
+  readonly linkAddress: string | null;
   readonly workers: readonly { readonly url: string; readonly state: string }[];
   readonly models: readonly { readonly name: string; readonly tokenizer: string | null }[];
   readonly mockPids: readonly number[];
 }
 
-function start(t: Test, args: readonly string[], env: Environment): ChildProcess {
+/** Starts `millrace <args>`; it is killed when the test ends. */
+export function launch(t: Test, args: readonly string[], env: Environment = {}): ChildProcess {
   const inherited = Object.entries(process.env).filter(([name]) => !name.startsWith('MILLRACE_'));
   const child = spawn(process.execPath, [MAIN, ...args], {
     env: { ...Object.fromEntries(inherited), ...env },
@@ -59,7 +61,7 @@ function start(t: Test, args: readonly string[], env: Environment): ChildProcess
  * error, so this does not resolve while one of them lives.
  */
 export async function runMillrace(t: Test, args: readonly string[], env: Environment = {}): Promise<Ended> {
-  const child = start(t, args, env);
+  const child = launch(t, args, env);
   let stdout = '';
   let stderr = '';
   child.stdout!.on('data', bytes => {
@@ -117,7 +119,7 @@ export class Serve {
     env: Environment = {},
     last: RegExp = /^\{/,
   ): Promise<Serve> {
-    const child = start(t, ['serve', '--port', '0', ...args], env);
+    const child = launch(t, ['serve', '--port', '0', ...args], env);
     let stderr = '';
     const collect = (bytes: unknown): void => {
       stderr += bytes;

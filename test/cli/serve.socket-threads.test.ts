@@ -1,16 +1,20 @@
-// Promise: several socket threads share the connections of one port, answer for the whole process, drain and end cleanly.
+// Promise: several socket threads share the connections of one port, answer for the whole process, drain and end cleanly;
+// a worker links to each of them.
 import { once } from 'node:events';
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { Agent, request } from 'node:http';
+import { tmpdir } from 'node:os';
 import t, { type Test } from 'tap';
 import { addonStatus } from '#millrace/runtime/addon.js';
 import { startMockEngine } from '#millrace/simulate/mock-engine.js';
-import { chatBody, postChat, runMillrace, Serve, until } from './serve-process.js';
+import { TestCa } from '../engines/link/test-certificates.js';
+import { chatBody, launch, postChat, runMillrace, Serve, until } from './serve-process.js';
 
 const THREADS = 2;
 const skip = addonStatus().loaded ? false : 'several socket threads need the addon';
 
-const start = (t: Test, args: readonly string[]): Promise<Serve> =>
-  Serve.start(t, ['--json', '--socket-threads', String(THREADS), ...args]);
+const start = (t: Test, args: readonly string[], env = {}): Promise<Serve> =>
+  Serve.start(t, ['--json', '--socket-threads', String(THREADS), ...args], env);
 
 /** Sends a request on a connection of its own and gives the whole answer. */
 async function chatAlone(url: string, more: object): Promise<string> {
@@ -99,6 +103,96 @@ t.test('SIGTERM: streams of all threads end whole, exit 0', { skip }, async t =>
   }
   t.same(await serve.exited(), [0, null]);
   t.match(engine.counters, { finished: streams.length, aborted: 0 });
+});
+
+/** Writes the certificates of both sides; gives the flags that name them. */
+function tlsFiles(folder: string, ca: TestCa): { plane: string[]; worker: string[] } {
+  const write = (name: string, text: string): string => {
+    writeFileSync(`${folder}/${name}`, text);
+    return `${folder}/${name}`;
+  };
+  const flags = (prefix: string, host: string): string[] => {
+    const { cert, key } = ca.issue(host);
+    return [
+      ...[`--${prefix}tls-cert`, write(`${host}.pem`, cert), `--${prefix}tls-key`, write(`${host}.key`, key)],
+      ...[`--${prefix}tls-ca`, write('ca.pem', ca.cert)],
+    ];
+  };
+  return { plane: flags('link-', '127.0.0.1'), worker: flags('', 'worker') };
+}
+
+t.test('a worker links to every thread, over TLS; its events and its health come once', { skip }, async t => {
+  const folder = mkdtempSync(`${tmpdir()}/lanes-`);
+  t.teardown(() => rmSync(folder, { recursive: true }));
+  const ca = new TestCa('millrace test');
+  const files = tlsFiles(folder, ca);
+  const engine = await startMockEngine({ speed: 'unlimited', blockSize: 16, eosRate: 0, events: {} });
+  t.teardown(() => engine.close());
+  const token = 'not-to-be-guessed-0123';
+  const serve = await start(
+    t,
+    [
+      ...['--link-listen', 'tls://127.0.0.1:0', ...files.plane, '--policy', 'ttft'],
+      ...['--tokenizer', 'chatml-cl100k'],
+    ],
+    { MILLRACE_ADMIN_TOKEN: token },
+  );
+  const { url, linkAddress } = serve.listening;
+  const { publish, replay } = engine.events!;
+  const link = () =>
+    launch(t, [
+      ...['worker', '--engine', engine.url, '--plane', linkAddress!, ...files.worker],
+      ...['--kv-events', publish, '--kv-events-replay', replay],
+    ]);
+  const report = async () => {
+    const headers = { authorization: `Bearer ${token}` };
+    const { workers } = (await (await fetch(`${url}/admin/workers`, { headers })).json()) as {
+      workers: { state: string; events: unknown; link: { state: string; reconnects: number } }[];
+    };
+    return workers[0];
+  };
+  const count = async (name: string, labels: string): Promise<number> =>
+    (await metric(url, name)).get(labels)!;
+  const opened = (connections: number) => async () =>
+    (await count('millrace_link_connections_total', '{event="opened"}')) === connections;
+  const calls = 40;
+  const askAll = async (): Promise<void> => {
+    const answers = await Promise.all(
+      Array.from({ length: calls }, () => chatAlone(url, { max_tokens: 20, stream: true })),
+    );
+    t.ok(answers.every(text => text.endsWith('data: [DONE]\n\n')));
+  };
+
+  const first = link();
+  await until('it has joined', async () => (await report())?.state === 'ready');
+  await until('all lanes are open', opened(1 + THREADS));
+  await askAll();
+  t.equal(await count('millrace_link_calls_total', '{way="link"}'), calls);
+  t.equal(await count('millrace_link_calls_total', '{way="http"}'), 0);
+  const shares = [...(await metric(url, 'millrace_requests_accepted_total')).values()];
+  t.equal(shares.filter(share => share > 0).length, THREADS, 'on both threads');
+  await until('its events come', async () => (await report())?.events === 'link');
+  t.match(await report(), { link: { state: 'up', reconnects: 0, canary: { failures: 0 } } });
+  const worker = `{worker="${engine.url}"}`;
+  t.equal(await count('millrace_worker_link_up', worker), 1, 'said once, not once per thread');
+
+  const gone = once(first, 'exit');
+  first.kill('SIGKILL');
+  await gone;
+  await until('the plane has seen it', async () => (await report())?.link.state === 'gone');
+  await askAll();
+  t.equal(await count('millrace_link_calls_total', '{way="http"}'), calls, 'over HTTP');
+
+  tlsFiles(folder, ca);
+  serve.child.kill('SIGHUP');
+  await serve.logged('the TLS files of worker links were read again');
+  link();
+  await until('all links are back', opened(2 * (1 + THREADS)));
+  await askAll();
+  t.equal(await count('millrace_link_calls_total', '{way="link"}'), 2 * calls);
+  t.equal(await count('millrace_worker_link_reconnects_total', worker), 1);
+  serve.child.kill('SIGTERM');
+  t.same(await serve.exited(), [0, null]);
 });
 
 t.test('what cannot be shared is refused, by name', { skip }, async t => {

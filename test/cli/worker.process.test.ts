@@ -94,7 +94,7 @@ t.test('SIGTERM waits for what runs; kill -9 resets it', async t => {
     } else response.end('');
   });
   for (const end of ['SIGKILL', 'SIGTERM'] as const) {
-    const address = { path: `${folder}/${end}`, host: null, port: 0 } as const;
+    const address = { path: `${folder}/${end}`, host: null, port: 0, isTls: false } as const;
     const plane = await startPlane(t, { address });
     const child = launch(t, [
       ...[
@@ -145,6 +145,14 @@ t.test('--help and wrong flags', async t => {
     [
       ['--engine', 'http://h:1', '--plane', '[::1]:1', '--secret-file', '/'],
       /--secret-file \/ cannot be read: EISDIR/,
+    ],
+    [
+      ['--engine', 'http://h:1', '--plane', 'tls://h:1', '--tls-cert', '/c'],
+      /--tls-cert \/c cannot be read: ENOENT/,
+    ],
+    [
+      ['--engine', 'http://h:1', '--plane', 'tls://h:1', '--tls-key', '/'],
+      /--tls-key \/ cannot be read: EISDIR/,
     ],
     [
       ['--engine', 'http://h:1', '--plane', '[::1]:1', '--log-level', 'x'],

@@ -1,5 +1,5 @@
 // Promise: settings come from file, environment and options in that order of precedence, and every wrong one is named.
-
+import { resolve } from 'node:path';
 import t from 'tap';
 import { loadConfig } from '#millrace/config.js';
 import { ConfigError } from '#millrace/errors.js';
@@ -82,6 +82,7 @@ const wrong: [string, Parameters<typeof load>[0], RegExp][] = [
     /models\.a\.contextLength is 0/,
   ],
   [
+    'hedge of a model',
     { options: { models: { a: { hedgeAfterMs: -1 } } } },
     /models\.a\.hedgeAfterMs is -1; allowed: an integer from 0 to/,
   ],
@@ -114,8 +115,30 @@ t.test('a worker names its engine; events are asked for unless they are off', t 
     { engine: 'sglang', kvEvents: null },
   ]);
   t.match(load({ options: { workers, kvEvents: 'off' } }).workers[0], { kvEvents: null });
-  t.throws(() => load({ options: { workers: [{ url: 'http://a:1', engine: 'tgi' }] } }), {
-    message: /of http:\/\/a:1, engine is "tgi"; allowed: auto, vllm, sglang, trtllm/,
+  t.throws(() => load({ options: { workers: [{ url: 'http://a:1', engine: 'v LLM' }] } }), {
+    message:
+      /of http:\/\/a:1, engine is "v LLM"; allowed: auto, vllm, sglang, trtllm, or the engine of an extension/,
   });
+  t.equal(load({ options: { workers: [{ url: 'http://a:1', engine: 'tgi' }] } }).workers[0]!.engine, 'tgi');
+  t.end();
+});
+
+t.test('modules are relative to the file that names them, else to the working directory', t => {
+  const extensionsOf = (sources: Parameters<typeof load>[0]) => load(sources).extensions;
+  const file = (text: string) => ({ file: { name: '/etc/millrace/m.yaml', text: `extensions: ${text}` } });
+  t.same(extensionsOf({}), []);
+  t.same(extensionsOf(file('[./a.js, ../b/c.js, /d.js]')), ['/etc/millrace/a.js', '/etc/b/c.js', '/d.js']);
+  t.same(extensionsOf(file('./a.js')), ['/etc/millrace/a.js']);
+  t.same(extensionsOf({ env: { MILLRACE_EXTENSIONS: './a.js,./b.js' } }), [resolve('a.js'), resolve('b.js')]);
+  t.same(extensionsOf({ options: { extensions: ['file:///x/a.js'] } }), ['/x/a.js']);
+  t.match(extensionsOf({ options: { extensions: ['tap'] } }), [/node_modules\/tap\/.+\.js$/]);
+  for (const [extensions, message] of [
+    [['./a.js', '././a.js'], /extensions \(option\) names \S+a\.js twice/],
+    [['none-of-this-name'], /is "none-of-this-name", and there is no such package from \S+ \(a path begins/],
+    [['file://host/a.js'], /not the URL of a file here/],
+    [[7], /extensions \(option\) is 7; allowed: a text/],
+    [Array.from({ length: 65 }, (_, index) => `./${index}.js`), /has 65 entries; allowed: at most 64/],
+  ] as const)
+    t.throws(() => load({ options: { extensions } }), { code: 'MILLRACE_CONFIG', message });
   t.end();
 });

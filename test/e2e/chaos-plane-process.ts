@@ -48,6 +48,7 @@ const live = new Set<Timer>();
 const errors: string[] = [];
 const killed = new WeakSet<object>();
 let plane: Plane | null = null;
+let isClosed = false;
 
 /** The real clock, whose open timers can be counted. */
 const countingClock: Clock = {
@@ -143,6 +144,7 @@ async function memory(): Promise<PlaneMemory> {
 
 async function close(): Promise<number> {
   await plane!.close(0);
+  isClosed = true;
   setImmediate(() => process.disconnect());
   return live.size;
 }
@@ -156,4 +158,9 @@ async function answer(command: Command): Promise<unknown> {
 
 process.on('message', (message: { id: number; command: Command }) => {
   void answer(message.command).then(value => process.send!({ id: message.id, value }));
+});
+
+// A test that is cut off takes its plane with it; one that has closed the plane waits for it to end by itself.
+process.on('disconnect', () => {
+  if (!isClosed) process.exit(1);
 });

@@ -18,8 +18,11 @@ function start(file: string) {
   return child;
 }
 
-t.test('all of them are run here', async t => {
-  t.same(readdirSync(FOLDER).sort(), [...SERVERS, 'no-http.js', 'disagg.yaml'].sort());
+/** Run by extensions.serve.test.ts and the contract suite. */
+const EXTENSION = 'lmdeploy-adapter.js';
+
+t.test('all of them are run', async t => {
+  t.same(readdirSync(FOLDER).sort(), [...SERVERS, 'no-http.js', 'disagg.yaml', EXTENSION].sort());
 });
 
 for (const file of SERVERS) {

@@ -2,13 +2,12 @@
 import t from 'tap';
 import { createAdapters } from '#millrace/engines/adapters.js';
 import { detectEngine } from '#millrace/engines/engine-detection.js';
-import { AUTO_ENGINE } from '#millrace/engines/health-contract.js';
 import { startMockEngine } from '#millrace/simulate/mock-engine.js';
-import { ENGINE_NAMES } from '#millrace/worker-config.js';
 
-t.test('the names of the configuration are those of the adapters', async t => {
-  t.same([...ENGINE_NAMES].sort(), [AUTO_ENGINE, ...createAdapters().keys()].sort());
-});
+const adapters = new Map<string, { modelOwner?: string }>([
+  ...createAdapters([]),
+  ['other', { modelOwner: 'them' }],
+]);
 
 const pages = (known: Record<string, string>) => {
   const asked: string[] = [];
@@ -25,15 +24,20 @@ t.test('by who owns the models, then by a route', async t => {
     ['vllm', 'vllm'],
     ['sglang', 'sglang'],
     ['tensorrt_llm', 'trtllm'],
+    ['them', 'other'],
   ] as const) {
     const { get, asked } = pages({ '/v1/models': owned(owner) });
-    t.equal(await detectEngine(get), engine);
+    t.equal(await detectEngine(get, adapters), engine);
     t.same(asked, ['/v1/models'], 'one GET');
   }
   for (const path of ['/get_server_info', '/server_info'])
-    t.equal(await detectEngine(pages({ '/v1/models': owned('us'), [path]: '{}' }).get), 'sglang');
-  t.equal(await detectEngine(pages({ '/v1/models': owned('us') }).get), 'vllm', 'one that hides itself');
-  await t.rejects(detectEngine(pages({}).get), { code: 'MILLRACE_WORKER_PROTOCOL' });
+    t.equal(await detectEngine(pages({ '/v1/models': owned('us'), [path]: '{}' }).get, adapters), 'sglang');
+  t.equal(
+    await detectEngine(pages({ '/v1/models': owned('us') }).get, adapters),
+    'vllm',
+    'one that hides itself',
+  );
+  await t.rejects(detectEngine(pages({}).get, adapters), { code: 'MILLRACE_WORKER_PROTOCOL' });
 });
 
 t.test('each mock engine is taken for what it plays', async t => {
@@ -44,8 +48,8 @@ t.test('each mock engine is taken for what it plays', async t => {
       const answer = await fetch(mock.url + path);
       return { status: answer.status, body: await answer.text() };
     };
-    t.equal(await detectEngine(get), engine);
-    const adapter = createAdapters().get(engine)!;
+    t.equal(await detectEngine(get, adapters), engine);
+    const adapter = createAdapters([]).get(engine)!;
     const { method, path, head, body } = adapter.canary('mock-model', null);
     const canary = await fetch(mock.url + path, { method, headers: head.map(pair => [...pair]), body });
     t.equal(canary.status, 200, 'and takes its canary');

@@ -53,7 +53,7 @@ function setUp(limits: Partial<typeof DEFAULT_LIMITS> = {}, rank: number | null 
     clock,
     log,
     ask,
-    adapters: createAdapters(),
+    adapters: createAdapters([]),
     findForeignIds: async () => [],
     readActivity: () => state.tokens,
     limits: { ...DEFAULT_LIMITS, ...limits },

@@ -135,6 +135,7 @@ trtllm_kv_cache_missed_blocks_total{model_name="m"} 70.0
         '/v1/models': [200, '{"data":[{"id":"m","owned_by":"tensorrt_llm"}]}'],
         '/version': [200, '{"version":"1.1.0rc2"}'],
         '/prometheus/metrics': [200, page],
+        '/kv_cache_events': [405, ''],
         ...changes,
       }),
       ORIGIN,
@@ -148,12 +149,13 @@ trtllm_kv_cache_missed_blocks_total{model_name="m"} 70.0
     returnsTokenIds: true,
     answerModes: ['token', 'relay'],
     dpRanks: null,
-    events: null,
+    events: [{ publish: `${ORIGIN}/kv_cache_events`, replay: null, topic: '' }],
     notices: [],
   });
-  const bare = await probe({ '/version': [404, ''], '/prometheus/metrics': [404, ''] });
-  t.match(bare, { version: null, blockSize: null, totalBlocks: null });
-  t.match(bare.notices, [/does not tell its version/, /return_perf_metrics/]);
+  const none: [number, string] = [404, ''];
+  const bare = await probe({ '/version': none, '/prometheus/metrics': none, '/kv_cache_events': none });
+  t.match(bare, { version: null, blockSize: null, totalBlocks: null, events: null });
+  t.match(bare.notices, [/does not tell its version/, /return_perf_metrics/, /no \/kv_cache_events/]);
   t.same(trtllm.parseMetrics(page), {
     running: 2,
     waiting: 1,

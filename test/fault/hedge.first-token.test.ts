@@ -173,7 +173,7 @@ t.test('no second worker: the first one is waited for', async t => {
     const reply = fixture.post(COMPLETIONS, ask);
     await until(() => calls.length === 1, 'it is asked');
     fixture.tick(DUE_MS);
-    await until(() => fixture.plane.socket.hedgesOpen === 0, 'there is none');
+    await until(() => fixture.plane.socket.hedges.open === 0, 'there is none');
     fixture.tick(10 * AFTER_MS);
     finish(calls[0]!);
     t.equal(streamedText(await reply), 'Hello');
@@ -191,10 +191,10 @@ t.test('only a share of the requests runs twice', async t => {
     fixture.tick(DUE_MS);
     await until(() => calls.length === 6, 'two of them twice');
     fixture.tick(AFTER_MS);
-    t.equal(fixture.plane.socket.hedgesOpen, 2);
+    t.equal(fixture.plane.socket.hedges.open, 2);
     t.equal(await countOf(fixture, 'capped'), 2, 'each is counted once');
     finish(calls[4]!);
-    await until(() => fixture.plane.socket.hedgesOpen === 1, 'its place is free');
+    await until(() => fixture.plane.socket.hedges.open === 1, 'its place is free');
     fixture.tick(100);
     await until(() => calls.length === 7, 'it goes to another one');
     for (const call of calls) if (!call.closed && call !== calls[4]) finish(call);

@@ -9,6 +9,7 @@ const NOTHING = {
   readRetainedBytes: () => 0,
   readWorkers: null,
   readWorkerLoads: () => [],
+  readLinks: null,
 };
 const READINGS: IndexReadings = {
   events: { batches: 7, gaps: 0 },

@@ -9,6 +9,7 @@ const SOURCES: MetricSources = {
   readWorkers: null,
   readWorkerLoads: () => [{ worker: 'w0', kind: 'prefill_tokens', load: 77 }],
   readIngest: null,
+  readLinks: null,
 };
 
 const REQUEST: EndedRequest = {

@@ -112,6 +112,7 @@ t.test('a socket thread that dies as it starts: who waits is told, else the core
     metricsText: async () => '',
     decisions: async () => [],
     admin: async () => ({ status: 200, value: null }) as const,
+    log: () => {},
     fault: (text: string) => {
       faults.push(text);
       told.dispatchEvent(new Event('fault'));

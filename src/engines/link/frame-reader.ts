@@ -40,11 +40,16 @@ export class LinkReader {
   /** Bytes [at, fill) are received and not yet told. */
   #at = 0;
   #fill = 0;
-  #sequence = 0;
+  #frames = 0;
   #isStopped = false;
 
   constructor(frameBytesMax: number) {
     this.frameBytesMax = frameBytesMax;
+  }
+
+  /** Frames told so far; the lower 32 bits are the sequence of the next one. */
+  get frames(): number {
+    return this.#frames;
   }
 
   /** Nothing more is told. */
@@ -65,10 +70,11 @@ export class LinkReader {
       const length = view.getUint32(at + LINK_HEADER.length, true);
       if (length > this.frameBytesMax) return `a frame of ${length} bytes; ${this.frameBytesMax} are allowed`;
       const sequence = view.getUint32(at + LINK_HEADER.sequence, true);
-      if (sequence !== this.#sequence) return `frame ${sequence} came where frame ${this.#sequence} was due`;
+      if (sequence !== this.#frames >>> 0)
+        return `frame ${sequence} came where frame ${this.#frames >>> 0} was due`;
       const spanBytes = frameSpanBytes(length);
       if (this.#fill - at < spanBytes) break;
-      this.#sequence = (sequence + 1) >>> 0;
+      this.#frames += 1;
       this.#at = at + spanBytes;
       frame.kind = view.getUint16(at + LINK_HEADER.kind, true);
       frame.flags = view.getUint16(at + LINK_HEADER.flags, true);

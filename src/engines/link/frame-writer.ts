@@ -23,13 +23,19 @@ export class LinkWriter {
   #view = new DataView(this.#bytes.buffer);
   #words = new Uint32Array(this.#bytes.buffer);
   #at = 0;
-  #sequence = 0;
-  /** Where the STEP frame that is being filled begins, or NONE. */
+  #frames = 0;
+  /** Where the STEP frame that is being filled begins, or NONE; and the last entry in it. */
   #stepAt = NONE;
+  #entryAt = NONE;
 
   /** Bytes that `take` would give. */
   get size(): number {
     return this.#at;
+  }
+
+  /** Frames so far; the lower 32 bits are the sequence of the next one. */
+  get frames(): number {
+    return this.#frames;
   }
 
   /** Appends a frame whose payload is `parts`, one after the other; copied. */
@@ -55,7 +61,10 @@ export class LinkWriter {
     this.#at = at + 4;
   }
 
-  /** Appends ids [first, first + count) of `ids` for a stream to the STEP frame of this turn. */
+  /**
+   * Appends ids [first, first + count) of `ids` for a stream to the STEP frame of this turn, to its last entry where that
+   * is of the same choice and goes on. Returns the bytes that they take there.
+   */
   entry(
     stream: number,
     choice: number,
@@ -63,10 +72,21 @@ export class LinkWriter {
     ids: Uint32Array,
     first: number,
     count: number,
-  ): void {
+  ): number {
     const entryBytes = STEP_ENTRY_BYTES + count * 4;
     if (this.#stepAt !== NONE && this.#at - this.#stepAt + entryBytes > STEP_BYTES_MAX) this.#endStep();
     this.#reserve(LINK_HEADER_BYTES + entryBytes);
+    if (this.#goesOn(stream, choice)) {
+      const at = this.#entryAt;
+      this.#bytes[at + STEP_ENTRY.finish] = finish;
+      this.#view.setUint16(
+        at + STEP_ENTRY.count,
+        this.#view.getUint16(at + STEP_ENTRY.count, true) + count,
+        true,
+      );
+      this.#at = this.#putIds(this.#at, ids, first, count);
+      return count * 4;
+    }
     if (this.#stepAt === NONE) {
       this.#stepAt = this.#at;
       this.#at = this.#begin(LINK_KIND.step, 0, 0, 0);
@@ -77,10 +97,28 @@ export class LinkWriter {
     this.#bytes[at + STEP_ENTRY.choice] = choice;
     this.#bytes[at + STEP_ENTRY.finish] = finish;
     view.setUint16(at + STEP_ENTRY.count, count, true);
-    let word = (at + STEP_ENTRY_BYTES) >> 2;
+    this.#entryAt = at;
+    this.#at = this.#putIds(at + STEP_ENTRY_BYTES, ids, first, count);
+    return entryBytes;
+  }
+
+  /** Whether the last entry is of this choice and has not finished. A STEP is too short for the count to overflow. */
+  #goesOn(stream: number, choice: number): boolean {
+    const at = this.#entryAt;
+    return (
+      at !== NONE &&
+      this.#bytes[at + STEP_ENTRY.finish] === 0 &&
+      this.#bytes[at + STEP_ENTRY.choice] === choice &&
+      this.#view.getUint32(at + STEP_ENTRY.stream, true) === stream
+    );
+  }
+
+  /** Returns where they end. */
+  #putIds(at: number, ids: Uint32Array, first: number, count: number): number {
+    let word = at >> 2;
     // Mostly one id: a loop beats `subarray` and `set`.
     for (let from = first; from < first + count; from++) this.#words[word++] = ids[from]!;
-    this.#at = at + entryBytes;
+    return at + count * 4;
   }
 
   /** Everything since the last call, or null; the bytes are the caller's. */
@@ -100,8 +138,8 @@ export class LinkWriter {
     view.setUint16(at + LINK_HEADER.kind, kind, true);
     view.setUint16(at + LINK_HEADER.flags, flags, true);
     view.setUint32(at + LINK_HEADER.stream, stream, true);
-    view.setUint32(at + LINK_HEADER.sequence, this.#sequence, true);
-    this.#sequence = (this.#sequence + 1) >>> 0;
+    view.setUint32(at + LINK_HEADER.sequence, this.#frames, true);
+    this.#frames += 1;
     return at + LINK_HEADER_BYTES;
   }
 
@@ -110,6 +148,7 @@ export class LinkWriter {
     const length = this.#at - this.#stepAt - LINK_HEADER_BYTES;
     this.#view.setUint32(this.#stepAt + LINK_HEADER.length, length, true);
     this.#stepAt = NONE;
+    this.#entryAt = NONE;
   }
 
   #reserve(more: number): void {

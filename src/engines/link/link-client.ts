@@ -8,12 +8,13 @@ import type { Clock } from '../../runtime/clock.js';
 import type { EngineCall, EngineFault } from '../client.js';
 import type { AnswerClient, AnswerRequest, EngineHealth, LinkedWorker, RowSink } from './contract.js';
 import { type LinkFrame, payloadOf } from './frame-reader.js';
-import { LinkConnection } from './link-connection.js';
+import { LinkConnection, type LinkTraffic } from './link-connection.js';
 import { PlaneHandshake } from './link-handshake.js';
 import { decodeEvents, decodeFail, decodeHead, decodeHealth, encodeOpening } from './link-messages.js';
 import {
   FINISH_CODES,
   HEAD_BYTES_MAX,
+  LINK_CAPABILITIES,
   LINK_CAPABILITY,
   LINK_FLAG,
   LINK_KIND,
@@ -43,6 +44,9 @@ export interface LinkClientOptions {
   readonly clock: Clock;
   readonly limits: LinkLimits;
   readonly events: LinkEvents;
+  /** Ports of the plane's lanes, 0 for a unix socket; none: the streams go over this connection. */
+  readonly lanes: readonly number[];
+  readonly traffic: LinkTraffic;
 }
 
 const FAULT_MESSAGES = {
@@ -68,14 +72,14 @@ export class LinkClient implements AnswerClient {
   #isLeaving = false;
 
   constructor(options: LinkClientOptions) {
-    const { socket, secret, nonce, clock, limits } = options;
+    const { socket, secret, nonce, clock, limits, traffic } = options;
     this.#options = options;
-    const capabilities = LINK_CAPABILITY.steps | LINK_CAPABILITY.events;
-    this.#handshake = new PlaneHandshake({ secret, capabilities, nonce });
+    this.#handshake = new PlaneHandshake({ secret, capabilities: LINK_CAPABILITIES, nonce });
     this.#connection = new LinkConnection({
       socket,
       clock,
       limits,
+      traffic,
       onFrame: frame => (this.#worker === null ? this.#onHandshake(frame) : this.#onFrame(frame)),
       onClosed: fault => this.#onClosed(fault),
     });
@@ -159,11 +163,18 @@ export class LinkClient implements AnswerClient {
         this.#worker = ok.worker;
         this.#bodyWindowBytes = ok.bodyWindowBytes;
         this.#connection.establish();
-        this.#connection.sendWord(LINK_KIND.welcome, 0, this.#options.limits.answerWindowBytes);
+        this.#welcome();
         this.#options.events.onOpen(this);
       }
     }
     return true;
+  }
+
+  #welcome(): void {
+    const { limits, lanes } = this.#options;
+    const takesLanes = (this.#capabilities & LINK_CAPABILITY.lanes) !== 0;
+    const words = Uint32Array.of(limits.answerWindowBytes, ...(takesLanes ? lanes : []));
+    this.#connection.send(LINK_KIND.welcome, 0, [new Uint8Array(words.buffer)]);
   }
 
   #onFrame(frame: LinkFrame): boolean {

@@ -4,6 +4,7 @@
  * it does not know. Owned by a PlaneLink or a LinkClient, on its thread; all I/O of a link is here.
  */
 import type { Socket } from 'node:net';
+import { TLSSocket } from 'node:tls';
 import { RecordError } from '../../messages/byte-reader.js';
 import type { Clock, Timer } from '../../runtime/clock.js';
 import { type LinkFrame, LinkReader, payloadOf } from './frame-reader.js';
@@ -19,7 +20,7 @@ import {
 
 /** What a connection needs of its side. Nothing is called after `onClosed`. */
 export interface LinkConnectionOptions {
-  /** Connected or connecting. */
+  /** Connected or connecting; a TLSSocket of the worker side is connecting. */
   readonly socket: Socket;
   readonly clock: Clock;
   readonly limits: LinkLimits;
@@ -31,6 +32,16 @@ export interface LinkConnectionOptions {
   readonly onCongested?: () => void;
   /** The unsent bytes are below the bound again after `isCongested`. */
   readonly onDrain?: () => void;
+  /** Where its bytes and frames are counted, with those of other connections. */
+  readonly traffic?: LinkTraffic;
+}
+
+/** Bytes and frames of connections, as this side sees them, heads and TLS not counted. */
+export interface LinkTraffic {
+  bytesIn: number;
+  bytesOut: number;
+  framesIn: number;
+  framesOut: number;
 }
 
 /** Time that unsent bytes of a connection that has ended may still take. */
@@ -49,6 +60,8 @@ export class LinkConnection {
   #pinger: Timer | null = null;
   #pongTimer: Timer | null = null;
   #pings = 0;
+  /** Frames that were written, of those that the writer has made. */
+  #framesOut = 0;
 
   constructor(options: LinkConnectionOptions) {
     const { socket, clock, limits } = options;
@@ -58,7 +71,7 @@ export class LinkConnection {
       this.fail('handshake', `the handshake took longer than ${limits.handshakeDeadlineMs} ms`),
     );
     let isConnected = !socket.connecting;
-    socket.once('connect', () => {
+    socket.once(socket instanceof TLSSocket ? 'secureConnect' : 'connect', () => {
       isConnected = true;
     });
     socket.setNoDelay(true);
@@ -68,7 +81,9 @@ export class LinkConnection {
     socket.on('close', () => this.#end({ kind: 'closed', message: 'the connection of the link closed' }));
     socket.on('error', error => {
       const code = (error as NodeJS.ErrnoException).code ?? error.message;
-      this.#end({ kind: isConnected ? 'closed' : 'unreachable', message: `connection error ${code}` });
+      if (socket instanceof TLSSocket && !isConnected && socket.authorizationError != null)
+        this.#end({ kind: 'auth', message: `the certificate of the plane is not accepted: ${code}` });
+      else this.#end({ kind: isConnected ? 'closed' : 'unreachable', message: `connection error ${code}` });
     });
   }
 
@@ -109,7 +124,7 @@ export class LinkConnection {
     this.#flushLater();
   }
 
-  /** Adds ids of a stream to the STEP of this turn. */
+  /** Adds ids of a stream to the STEP of this turn. Returns the bytes that they take there; 0 once the connection has ended. */
   sendEntry(
     stream: number,
     choice: number,
@@ -117,10 +132,10 @@ export class LinkConnection {
     ids: Uint32Array,
     first: number,
     count: number,
-  ): void {
-    if (this.#fault !== null) return;
-    this.#writer.entry(stream, choice, finish, ids, first, count);
+  ): number {
+    if (this.#fault !== null) return 0;
     this.#flushLater();
+    return this.#writer.entry(stream, choice, finish, ids, first, count);
   }
 
   /** Tells the peer why and ends the connection. */
@@ -140,22 +155,27 @@ export class LinkConnection {
 
   #onData(chunk: Uint8Array): void {
     if (this.#fault !== null) return;
+    const { traffic } = this.#options;
+    const framesBefore = this.#reader.frames;
     try {
-      const problem = this.#reader.push(chunk, frame => this.#onFrame(frame));
+      const problem = this.#reader.push(chunk, this.#takeFrame);
       if (problem !== null) this.fail('protocol', problem);
     } catch (error) {
       if (!(error instanceof RecordError)) throw error;
       this.fail('protocol', error.message);
     }
+    if (traffic === undefined) return;
+    traffic.bytesIn += chunk.length;
+    traffic.framesIn += this.#reader.frames - framesBefore;
   }
 
-  #onFrame(frame: LinkFrame): void {
+  readonly #takeFrame = (frame: LinkFrame): void => {
     if (frame.kind === LINK_KIND.ping) this.send(LINK_KIND.pong, 0, [payloadOf(frame)]);
     else if (frame.kind === LINK_KIND.pong) this.#onPong(frame);
     else if (frame.kind === LINK_KIND.refuse) this.#end(decodeRefusal(payloadOf(frame)));
     else if (!this.#options.onFrame(frame) && (frame.flags & LINK_FLAG.critical) !== 0)
       this.fail('protocol', `a frame of kind ${frame.kind}, which must be understood, is not known here`);
-  }
+  };
 
   #ping(): void {
     // One at a time: the deadline runs from the oldest ping without an answer.
@@ -192,8 +212,13 @@ export class LinkConnection {
     if (this.#fault !== null) return;
     const bytes = this.#writer.take();
     if (bytes === null) return;
-    const { socket, limits } = this.#options;
+    const { socket, limits, traffic } = this.#options;
     socket.write(bytes);
+    if (traffic !== undefined) {
+      traffic.bytesOut += bytes.length;
+      traffic.framesOut += this.#writer.frames - this.#framesOut;
+      this.#framesOut = this.#writer.frames;
+    }
     if (this.#isCongested || socket.writableLength <= limits.sendQueueBytesMax) {
       if (socket.writableLength > limits.unsentBytesMax)
         this.#end({ kind: 'closed', message: `the other side leaves ${limits.unsentBytesMax} bytes unread` });

@@ -7,7 +7,7 @@
  *       HELLO      versions, capabilities, nonce ──▶
  *       ◀── CHALLENGE  version, nonce, proof of the plane         (REFUSE and close at any point instead)
  *       REGISTER   proof of the worker, engine, models ──▶
- *       ◀── WELCOME    window of an answer
+ *       ◀── WELCOME    window of an answer, lanes
  *       ◀── OPEN BODY* ─── CREDIT ──▶  HEAD (STEP | DATA)* (END | FAIL) ──▶   ◀── CREDIT, CANCEL      per stream
  *       EVENTS, HEALTH ──▶      ◀── PING, PONG, GOAWAY ──▶                                            stream 0
  *
@@ -21,7 +21,8 @@
  * `sequence` counts the frames of one direction from 0 and wraps at 2^32: a frame that is lost, doubled or repeated from
  * elsewhere is a protocol error. `stream` is 0 for what belongs to no stream. A kind that is not known is an error where
  * its flag `critical` is set, and skipped where it is not. A STEP holds all ids that the streams of one connection got in
- * one turn of the worker's event loop; its payload is a row of entries, several of one stream in order:
+ * one turn of the worker's event loop; its payload is a row of entries, several of one stream in order, and what came
+ * together for one choice in one entry:
  *
  *     byte  0        4        5        6       8
  *           stream   choice   finish   count   ids: count × u32
@@ -32,7 +33,12 @@
  * credit of the worker in the same way. Whoever sends more than it has breaks the protocol, and the connection closes.
  * **Streams** are numbered by the plane, rising from 1, never used twice. Each OPEN gets exactly one END or FAIL, after
  * a CANCEL too. **Proofs** are HMAC-SHA256 with the shared secret over the handshake so far, with the side's own name in
- * front, so that neither can be used as the other; they say who is there. They do not hide the frames that follow.
+ * front, so that neither can be used as the other; they say who is there. They do not hide the frames that follow, which
+ * TLS around the connection does.
+ * **Lanes.** WELCOME is the window (u32) and, where both sides have the capability, one u32 for each lane: a plane with
+ * several socket threads has a lane of its own to each, at that port of the same host, or beside the plane's unix socket,
+ * where the word is 0. The worker side opens them all, each with a handshake of its own. Their streams go over them, and
+ * nothing else: KV events and health stay on the connection whose WELCOME named them, which then carries no streams.
  */
 
 /** Versions that this build speaks, both ends included. */
@@ -46,7 +52,13 @@ export const LINK_CAPABILITY = {
   steps: 1,
   /** KV events. */
   events: 2,
+  /** Lanes; without it the streams of a plane with several socket threads go over HTTP. */
+  lanes: 4,
 } as const;
+/** What this build offers, on both sides. */
+export const LINK_CAPABILITIES = LINK_CAPABILITY.steps | LINK_CAPABILITY.events | LINK_CAPABILITY.lanes;
+/** Most lanes of a plane. */
+export const LANES_MAX = 64;
 
 /** Bytes of a frame before its payload. */
 export const LINK_HEADER_BYTES = 16;

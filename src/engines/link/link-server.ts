@@ -1,19 +1,22 @@
 /**
- * LinkServer (R5): where the workers of one socket thread link in. It listens on a unix socket or a TCP port, makes a
- * LinkClient of each connection and knows which link leads to which engine: `linkTo` for an attempt. One worker side per
- * engine URL counts, the newest: one that connects again has often lost the old connection before we notice.
+ * LinkServer (R5): where workers link in to one thread. It listens on a unix socket or a TCP port, with or without TLS,
+ * makes a LinkClient of each connection and knows which link leads to which engine: `linkTo` for an attempt. One worker
+ * side per engine URL counts, the newest: one that connects again has often lost the old connection before we notice.
  */
 import { strict as assert } from 'node:assert';
 import { once } from 'node:events';
 import { chmodSync, unlinkSync } from 'node:fs';
 import { type AddressInfo, connect, createServer, type Server, type Socket } from 'node:net';
+import { createServer as createTlsServer, type Server as TlsServer } from 'node:tls';
 import { ConfigError } from '../../errors.js';
 import type { Clock } from '../../runtime/clock.js';
 import type { Logger } from '../../runtime/logger.js';
 import type { EngineHealth } from './contract.js';
 import { LinkClient, type LinkEvents } from './link-client.js';
+import type { LinkTraffic } from './link-connection.js';
 import { LINK_LIMITS, type LinkFault, type LinkLimits } from './link-protocol.js';
-import { type LinkAddress, requireSecret, showLinkAddress } from './link-secret.js';
+import { type LinkAddress, requireTrust, showLinkAddress } from './link-secret.js';
+import { contextOf, type LinkTls, serverOptions } from './link-tls.js';
 
 /** What a server tells its plane; links are admitted ones only. */
 export interface LinkServerEvents {
@@ -29,8 +32,12 @@ export interface LinkServerEvents {
 /** What a LinkServer needs. */
 export interface LinkServerOptions {
   readonly address: LinkAddress;
-  /** Of `parseSecret`; null only where no other host can reach the address. */
+  /** Of `parseSecret`; null only where no other host can reach the address, or certificates say who is there. */
   readonly secret: Uint8Array | null;
+  /** With a certificate, for an address with TLS; null for all others. */
+  readonly tls: LinkTls | null;
+  /** See LinkClientOptions. */
+  readonly lanes: readonly number[];
   /** NONCE_BYTES that nobody can foretell. */
   readonly makeNonce: () => Uint8Array;
   readonly clock: Clock;
@@ -41,8 +48,16 @@ export interface LinkServerOptions {
   readonly connectionsMax: number;
 }
 
+/** What a server counts since its start; connections: admitted, ended after that, and turned away. */
+export interface LinkCounts {
+  readonly traffic: LinkTraffic;
+  readonly connections: { opened: number; ended: number; refused: number };
+}
+
 /** See the head of the file. */
 export class LinkServer {
+  readonly traffic: LinkTraffic = { bytesIn: 0, bytesOut: 0, framesIn: 0, framesOut: 0 };
+  readonly connections: LinkCounts['connections'] = { opened: 0, ended: 0, refused: 0 };
   readonly #options: LinkServerOptions;
   readonly #server: Server;
   /** Every connection, admitted or not. */
@@ -50,11 +65,26 @@ export class LinkServer {
   readonly #byUrl = new Map<string, LinkClient>();
   #isClosed = false;
 
-  /** Throws ConfigError where the address leaves the host and there is no secret. */
+  /** Throws ConfigError where the address leaves the host and it cannot be told who connects. */
   constructor(options: LinkServerOptions) {
-    requireSecret(options.address, options.secret);
+    const { address, secret, tls, limits = LINK_LIMITS, connectionsMax } = options;
+    requireTrust('plane', address, secret, tls);
+    assert(address.isTls === (tls !== null), 'an address with TLS comes with its certificate');
     this.#options = options;
-    this.#server = createServer(socket => this.#onConnection(socket));
+    const onConnection = (socket: Socket): void => this.#onConnection(socket);
+    this.#server =
+      tls === null
+        ? createServer(onConnection)
+        : createTlsServer(serverOptions(tls, limits.handshakeDeadlineMs), onConnection);
+    this.#server.on('tlsClientError', (error: Error) => this.#refused(`TLS: ${error.message}`));
+    // Those whose TLS handshake has not ended count too.
+    if (tls !== null) this.#server.maxConnections = connectionsMax;
+  }
+
+  /** Connections from now on are taken with this certificate. Only with TLS; what it is asked of workers stays. */
+  renewTls(tls: LinkTls): void {
+    assert(this.#options.tls !== null, 'the server has TLS');
+    (this.#server as TlsServer).setSecureContext(contextOf(tls));
   }
 
   /** Listens. Resolves with the address in use, with the port that the system chose. Rejects with ConfigError. */
@@ -73,13 +103,19 @@ export class LinkServer {
         cause,
       });
     }
-    return path !== null ? address : { path, host, port: (this.#server.address() as AddressInfo).port };
+    return path !== null ? address : { ...address, port: (this.#server.address() as AddressInfo).port };
   }
 
   /** The open link to the engine that planes know by `url`, or null: it has none, or none that takes a call now. */
   linkTo(url: string): LinkClient | null {
     const link = this.#byUrl.get(url);
     return link?.isAccepting === true ? link : null;
+  }
+
+  /** Reads what metrics tell of it, with the `calls` of its thread. */
+  reader<Calls>(calls: Calls): () => LinkCounts & { readonly calls: Calls } {
+    const { traffic, connections } = this;
+    return () => ({ traffic, connections, calls });
   }
 
   /** Every admitted link. */
@@ -98,9 +134,9 @@ export class LinkServer {
   }
 
   #onConnection(socket: Socket): void {
-    const { secret, makeNonce, clock, connectionsMax, limits = LINK_LIMITS } = this.#options;
+    const { secret, makeNonce, clock, connectionsMax, lanes, limits = LINK_LIMITS } = this.#options;
     if (this.#isClosed || this.#links.size >= connectionsMax) {
-      this.#options.logger.warn('a worker link is refused: too many connections', { connectionsMax });
+      this.#refused(`more than ${connectionsMax} connections`);
       socket.destroy();
       return;
     }
@@ -114,7 +150,14 @@ export class LinkServer {
       },
       onClosed: (link, fault) => this.#onClosed(link, fault),
     };
-    this.#links.add(new LinkClient({ socket, secret, nonce: makeNonce(), clock, limits, events }));
+    const { traffic } = this;
+    const nonce = makeNonce();
+    this.#links.add(new LinkClient({ socket, secret, nonce, clock, limits, events, lanes, traffic }));
+  }
+
+  #refused(reason: string): void {
+    this.connections.refused += 1;
+    this.#options.logger.warn('a worker link was not admitted', { reason });
   }
 
   #isCurrent(link: LinkClient): boolean {
@@ -124,6 +167,7 @@ export class LinkServer {
   #onOpen(link: LinkClient): void {
     const { id, url } = link.worker!;
     const { logger, events } = this.#options;
+    this.connections.opened += 1;
     const before = this.#byUrl.get(url);
     before?.close();
     this.#byUrl.set(url, link);
@@ -137,9 +181,10 @@ export class LinkServer {
     const { kind, message } = fault;
     const { worker } = link;
     if (worker === null) {
-      logger.warn('a worker link was not admitted', { fault: kind, reason: message });
+      this.#refused(`${kind}: ${message}`);
       return;
     }
+    this.connections.ended += 1;
     logger[kind === 'closed' ? 'info' : 'warn']('a worker link ended', {
       worker: worker.url,
       fault: kind,

@@ -3,7 +3,6 @@
  * what the plane opens and forwards KV events and health; when the connection ends it drops its streams and connects
  * again with back-off. One per plane in the `millrace worker` process, all over one EngineClient.
  */
-import { connect, type Socket } from 'node:net';
 import type { Clock, Timer } from '../../runtime/clock.js';
 import type { Logger } from '../../runtime/logger.js';
 import type { Random } from '../../runtime/random.js';
@@ -11,15 +10,18 @@ import type { EngineClient, EngineFault } from '../client.js';
 import type { EngineStream } from '../contract.js';
 import type { EngineHealth, LinkedWorker } from './contract.js';
 import { LINK_LIMITS, type LinkFault, type LinkLimits } from './link-protocol.js';
-import { type LinkAddress, requireSecret, showLinkAddress } from './link-secret.js';
+import { type LinkAddress, requireTrust, showLinkAddress } from './link-secret.js';
+import { connectLink, type LinkTls } from './link-tls.js';
 import { WorkerSession } from './worker-session.js';
 
 /** What a WorkerLink needs. */
 export interface WorkerLinkOptions {
   /** Of the plane. */
   readonly address: LinkAddress;
-  /** Of `parseSecret`; null only where the plane is on this host. */
+  /** Of `parseSecret`; null only where the plane is on this host, or its certificate says that it is the one. */
   readonly secret: Uint8Array | null;
+  /** Asked at each connection, where the address has TLS. */
+  readonly tls: () => LinkTls | null;
   /** NONCE_BYTES that nobody can foretell. */
   readonly makeNonce: () => Uint8Array;
   readonly client: EngineClient;
@@ -33,6 +35,8 @@ export interface WorkerLinkOptions {
   readonly random: Random;
   readonly logger: Logger;
   readonly limits?: LinkLimits;
+  /** The plane has admitted us; its lanes as in WELCOME. */
+  readonly onUp: (lanes: readonly number[]) => void;
   /** The plane wants the KV events of all ranks from their begin: it has admitted us, or lost some. */
   readonly onEventsWanted: () => void;
   /** The plane is gone, and what it knew of events with it. */
@@ -53,9 +57,9 @@ export class WorkerLink {
   #isDraining = false;
   #onIdle: (() => void) | null = null;
 
-  /** Throws ConfigError where the plane is on another host and there is no secret. */
+  /** Throws ConfigError where the plane is on another host and there is neither secret nor TLS. */
   constructor(options: WorkerLinkOptions) {
-    requireSecret(options.address, options.secret);
+    requireTrust('worker', options.address, options.secret, null);
     this.#options = options;
     this.#limits = options.limits ?? LINK_LIMITS;
   }
@@ -116,11 +120,9 @@ export class WorkerLink {
   }
 
   #connect(): void {
-    const { address, secret, makeNonce, client, origin, worker, openStream, clock } = this.#options;
-    const socket: Socket =
-      address.path !== null ? connect(address.path) : connect(address.port, address.host);
+    const { address, secret, tls, makeNonce, client, origin, worker, openStream, clock } = this.#options;
     this.#session = new WorkerSession({
-      socket,
+      socket: connectLink(address, tls()),
       secret,
       nonce: makeNonce(),
       client,
@@ -129,7 +131,7 @@ export class WorkerLink {
       openStream,
       clock,
       limits: this.#limits,
-      onUp: () => this.#onUp(),
+      onUp: lanes => this.#onUp(lanes),
       onEventsLost: () => this.#options.onEventsWanted(),
       onStreamOver: fault => {
         if (fault !== null && fault.kind !== 'aborted') this.#options.onEngineFault(fault);
@@ -139,11 +141,12 @@ export class WorkerLink {
     });
   }
 
-  #onUp(): void {
-    const { address, logger, clock, onEventsWanted } = this.#options;
+  #onUp(lanes: readonly number[]): void {
+    const { address, logger, clock, onUp, onEventsWanted } = this.#options;
     this.#upSinceMs = clock.nowMs();
     logger.info('linked to a data plane', { plane: showLinkAddress(address) });
     if (this.#health !== null) this.#session!.sendHealth(this.#health);
+    onUp(lanes);
     onEventsWanted();
   }
 

@@ -21,6 +21,8 @@ import {
 } from './link-messages.js';
 import {
   HEAD_BYTES_MAX,
+  LANES_MAX,
+  LINK_CAPABILITIES,
   LINK_CAPABILITY,
   LINK_FLAG,
   LINK_KIND,
@@ -29,6 +31,8 @@ import {
   STEP_BYTES_MAX,
 } from './link-protocol.js';
 import { WorkerStream } from './worker-stream.js';
+
+const PORT_MAX = 65_535;
 
 /** What a session needs of its link. Nothing is called after `onClosed`. */
 export interface WorkerSessionOptions {
@@ -42,7 +46,8 @@ export interface WorkerSessionOptions {
   readonly openStream: () => EngineStream | null;
   readonly clock: Clock;
   readonly limits: LinkLimits;
-  readonly onUp: () => void;
+  /** Admitted; the plane's lanes as in WELCOME. */
+  readonly onUp: (lanes: readonly number[]) => void;
   /** Events were dropped because the plane did not keep up; it does now, and wants them from the begin. */
   readonly onEventsLost: () => void;
   /** A stream has ended; the fault of the engine's call, or null. */
@@ -70,8 +75,7 @@ export class WorkerSession {
   constructor(options: WorkerSessionOptions) {
     const { socket, secret, nonce, clock, limits } = options;
     this.#options = options;
-    const capabilities = LINK_CAPABILITY.steps | LINK_CAPABILITY.events;
-    this.#handshake = new WorkerHandshake({ secret, capabilities, nonce });
+    this.#handshake = new WorkerHandshake({ secret, capabilities: LINK_CAPABILITIES, nonce });
     this.#connection = new LinkConnection({
       socket,
       clock,
@@ -145,18 +149,27 @@ export class WorkerSession {
   }
 
   #onWelcome(frame: LinkFrame): void {
-    const bytes = frame.end - frame.start === 4 ? frame.view.getUint32(frame.start, true) : 0;
-    if (bytes < STEP_BYTES_MAX) {
+    const words = (frame.end - frame.start) / 4;
+    if (!Number.isInteger(words) || words < 1 || words > 1 + LANES_MAX) {
       this.#connection.fail(
         'protocol',
-        `WELCOME with a window of ${bytes} bytes; at least ${STEP_BYTES_MAX}`,
+        `WELCOME with ${words * 4} bytes; allowed: words, 1 to ${1 + LANES_MAX}`,
       );
       return;
     }
-    this.#answerWindowBytes = bytes;
+    const first = frame.start >> 2;
+    const [bytes, ...lanes] = frame.words.subarray(first, first + words);
+    if (bytes! < STEP_BYTES_MAX || lanes.some(port => port > PORT_MAX)) {
+      this.#connection.fail(
+        'protocol',
+        `WELCOME with a window of ${bytes} bytes and lanes at ${lanes}; at least ${STEP_BYTES_MAX} bytes, and ports`,
+      );
+      return;
+    }
+    this.#answerWindowBytes = bytes!;
     this.#isUp = true;
     this.#connection.establish();
-    this.#options.onUp();
+    this.#options.onUp(lanes);
   }
 
   #onFrame(frame: LinkFrame): boolean {

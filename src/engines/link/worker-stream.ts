@@ -187,8 +187,7 @@ export class WorkerStream implements AnswerSink {
   }
 
   #pass(choice: number, finish: number, ids: Uint32Array, first: number, count: number): void {
-    this.#credit -= STEP_ENTRY_BYTES + count * 4;
-    this.#options.connection.sendEntry(this.id, choice, finish, ids, first, count);
+    this.#credit -= this.#options.connection.sendEntry(this.id, choice, finish, ids, first, count);
   }
 
   #sendBytes(bytes: Uint8Array): void {

@@ -1,6 +1,6 @@
 /**
  * Ingest (R4): all event sources of the process and the sink that they feed. It opens a source for each worker rank that
- * publishes events, joins it with its RankStream and its ReplayClient, passes on what pool threads routed, and ticks the
+ * publishes events, joins it with its RankStream and its ReplayClient, polls those that are polled, passes on what pool threads routed, and ticks the
  * sink. Owns the sources, their counts and the window of event lags; runs on the ingest thread, or on the one pool thread
  * where there is no addon. It does not throw for what engines or discovery send.
  */
@@ -11,16 +11,19 @@ import {
   type EventEndpoints,
   type HolderFacts,
   type IndexSink,
+  isPolled,
+  type PolledProtocol,
   type RoutedPrompt,
   SOURCE_COUNTERS,
   type SourceCounts,
 } from './contract.js';
+import { PolledSource, type PollLimits } from './polled-source.js';
 import { RankStream } from './rank-stream.js';
 import { ReplayClient } from './replay-client.js';
 import { type ZeroMqStatus, ZmqSource } from './zmq-source.js';
 
 /** Bounds of every source. */
-export interface SourceLimits {
+export interface SourceLimits extends PollLimits {
   /** Longest time from a gap to the end of its replay; then the rank is cleared. */
   readonly replayDeadlineMs: number;
   /** Largest batch; the connection of an engine that sends a longer one is made anew. */
@@ -38,6 +41,8 @@ export interface IngestOptions {
   readonly sink: IndexSink;
   /** Of `loadZeroMq`. Where it did not load, workers with events are taken as workers without. */
   readonly zeroMq: ZeroMqStatus;
+  /** How servers are polled that publish nothing. */
+  readonly polling: PolledProtocol;
   readonly limits: SourceLimits;
   readonly clock: Clock;
   readonly random: Random;
@@ -55,10 +60,15 @@ const TEND_PERIOD_MS = 250;
 /** Batches in the window of lags. */
 const LAG_WINDOW = 4096;
 
+/** The source of one worker rank. */
 interface Rank {
-  readonly source: ZmqSource;
-  readonly stream: RankStream;
-  readonly replays: ReplayClient | null;
+  /** Its events come from the first one on; false: the source says when they do. */
+  readonly hasEvents: boolean;
+  start(): void;
+  /** The worker does not answer; and it does again. */
+  suspect(): void;
+  resume(): void;
+  close(): Promise<unknown>;
 }
 
 /** Sources, streams and replays of all worker ranks, in front of one sink. */
@@ -87,10 +97,10 @@ export class Ingest {
     if (this.#isClosed) return;
     this.#closeRank(holder);
     const rank = endpoints === null || !facts.hasEvents ? null : this.#openRank(holder, facts, endpoints);
-    this.#options.sink.addHolder(holder, { ...facts, hasEvents: rank !== null });
+    this.#options.sink.addHolder(holder, { ...facts, hasEvents: rank?.hasEvents === true });
     if (rank === null) return;
     this.#ranks.set(holder, rank);
-    rank.stream.start();
+    rank.start();
   }
 
   /** Makes a worker rank known whose batches come by `push`, in order and without gaps; one that is known is replaced. */
@@ -116,7 +126,12 @@ export class Ingest {
 
   /** A worker rank does not answer: what comes from it later may be of another process. */
   suspect(holder: number): void {
-    this.#ranks.get(holder)?.stream.suspect();
+    this.#ranks.get(holder)?.suspect();
+  }
+
+  /** A worker rank that did not answer does again. */
+  resume(holder: number): void {
+    this.#ranks.get(holder)?.resume();
   }
 
   /** Passes on what a pool thread sent to a worker. */
@@ -147,6 +162,37 @@ export class Ingest {
   }
 
   #openRank(holder: number, facts: HolderFacts, endpoints: EventEndpoints): Rank | null {
+    return isPolled(endpoints)
+      ? this.#openPolled(holder, facts, endpoints.publish)
+      : this.#openSubscribed(holder, facts, endpoints);
+  }
+
+  #openPolled(holder: number, facts: HolderFacts, url: string): Rank {
+    const { polling: protocol, limits, clock, random, logger, sink } = this.#options;
+    const source = new PolledSource({
+      url,
+      name: facts.name,
+      protocol,
+      limits,
+      blockSize: facts.blockSize,
+      counts: this.#counts,
+      clock,
+      random,
+      logger,
+      follow: hasEvents => sink.addHolder(holder, { ...facts, hasEvents }),
+      deliver: payload => sink.apply(holder, payload),
+      clear: () => sink.clear(holder),
+    });
+    return {
+      hasEvents: false,
+      start: () => source.start(),
+      suspect: () => source.pause(),
+      resume: () => source.resume(),
+      close: () => source.close(),
+    };
+  }
+
+  #openSubscribed(holder: number, facts: HolderFacts, endpoints: EventEndpoints): Rank | null {
     const { zeroMq, limits, clock, random, logger, sink } = this.#options;
     if (zeroMq.zmq === null) {
       if (!this.#hasWarned)
@@ -199,7 +245,13 @@ export class Ingest {
         logger,
         onBatch: (sequence, payload) => stream.live(sequence, payload),
       });
-      return { source, stream, replays };
+      return {
+        hasEvents: true,
+        start: () => stream.start(),
+        suspect: () => stream.suspect(),
+        resume: () => {},
+        close: () => Promise.all([source.close(), replays?.close()]),
+      };
     } catch (error) {
       logger.error('the event endpoints of a worker are wrong: what it holds is guessed', {
         worker: facts.name,
@@ -213,9 +265,7 @@ export class Ingest {
     const rank = this.#ranks.get(holder);
     if (rank === undefined) return;
     this.#ranks.delete(holder);
-    const closed = Promise.all([rank.source.close(), rank.replays?.close()]).finally(() =>
-      this.#closing.delete(closed),
-    );
+    const closed = rank.close().finally(() => this.#closing.delete(closed));
     this.#closing.add(closed);
   }
 

@@ -14,11 +14,15 @@ export interface TtftOptions {
    * fewer have: time of an idle worker costs nobody anything, and a prefix that is in demand spreads to it.
    */
   readonly workWeight: number;
-  /** Per millisecond of prefill and request of the worker that is held up by it. */
+  /**
+   * Per millisecond of prefill and request of the worker that is held up by it. Requests that wait for their own prefill
+   * count with the running ones, so a large weight sends work to few long prompts instead of many short ones: at 0.005
+   * the mean time to first token near saturation is 12 to 17 % above `least-loaded`, at 0.002 at most 4 %.
+   */
   readonly decodeWeight: number;
 }
 
-const DEFAULTS: TtftOptions = { workWeight: 0.5, decodeWeight: 0.005 };
+const DEFAULTS: TtftOptions = { workWeight: 0.5, decodeWeight: 0.002 };
 
 /** Makes the selector. */
 export function createTtft(options: Partial<TtftOptions> = {}): Selector {

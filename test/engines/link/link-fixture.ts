@@ -14,6 +14,7 @@ import type { LinkClient } from '#millrace/engines/link/link-client.js';
 import { LINK_LIMITS, type LinkFault, type LinkLimits } from '#millrace/engines/link/link-protocol.js';
 import type { LinkAddress } from '#millrace/engines/link/link-secret.js';
 import { LinkServer } from '#millrace/engines/link/link-server.js';
+import type { LinkTls } from '#millrace/engines/link/link-tls.js';
 import { WorkerLink } from '#millrace/engines/link/worker-link.js';
 import { createVllmAdapter } from '#millrace/engines/vllm.js';
 import { type Clock, systemClock } from '#millrace/runtime/clock.js';
@@ -22,7 +23,7 @@ import { seededRandom } from '#millrace/runtime/random.js';
 
 export const SECRET = Buffer.from('a secret of more than sixteen bytes');
 export const QUIET = createLogger({ level: 'silent', format: 'text' });
-export const LOOPBACK: LinkAddress = { path: null, host: '127.0.0.1', port: 0 };
+export const LOOPBACK: LinkAddress = { path: null, host: '127.0.0.1', port: 0, isTls: false };
 export const makeNonce = (): Uint8Array => randomBytes(32);
 const STREAM_LIMITS = { firstFrameBytesMax: 1 << 20, frameBytesMax: 1 << 18 };
 
@@ -176,6 +177,8 @@ export interface LinkSetup {
   readonly secret?: Uint8Array | null;
   readonly address?: LinkAddress;
   readonly connectionsMax?: number;
+  readonly tls?: LinkTls | null;
+  readonly lanes?: readonly number[];
   readonly onHealth?: () => void;
 }
 
@@ -191,6 +194,8 @@ export async function startPlane(t: Test, setup: LinkSetup = {}): Promise<PlaneE
     clock: setup.clock ?? systemClock,
     logger: QUIET,
     limits: { ...LINK_LIMITS, ...setup.limits },
+    tls: setup.tls ?? null,
+    lanes: setup.lanes ?? [],
     connectionsMax: setup.connectionsMax ?? 64,
     events: {
       onLinked: link => linked.set(link),
@@ -215,6 +220,7 @@ export interface WorkerEnd {
 }
 
 export interface WorkerSetup extends LinkSetup {
+  readonly onUp?: (lanes: readonly number[]) => void;
   readonly onEventsWanted?: () => void;
   readonly onDown?: () => void;
   readonly logger?: Logger;
@@ -241,6 +247,8 @@ export function startWorker(
     random: seededRandom(1),
     logger: setup.logger ?? QUIET,
     limits: { ...LINK_LIMITS, ...setup.limits },
+    tls: () => setup.tls ?? null,
+    onUp: setup.onUp ?? (() => {}),
     onEventsWanted: setup.onEventsWanted ?? (() => {}),
     onDown: setup.onDown ?? (() => {}),
     onEngineFault: fault => engineFaults.push(fault),

@@ -171,7 +171,7 @@ t.test('a link that is gone: running streams are reset, the next calls go over H
     response.write(idsFrame([1]));
     if (request.url === '/http') response.end(DONE);
   });
-  const address = { path: `${folder}/plane.sock`, host: null, port: 0 } as const;
+  const address = { path: `${folder}/plane.sock`, host: null, port: 0, isTls: false } as const;
   const plane = await startPlane(t, { address, secret: null });
   const { link: workerLink } = startWorker(t, address, origin, { secret: null });
   await plane.linked;

@@ -5,20 +5,35 @@ import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import t from 'tap';
 import { encodeHello } from '#millrace/engines/link/link-messages.js';
-import { LINK_KIND, LINK_LIMITS } from '#millrace/engines/link/link-protocol.js';
+import {
+  LANES_MAX,
+  LINK_CAPABILITIES,
+  LINK_KIND,
+  LINK_LIMITS,
+} from '#millrace/engines/link/link-protocol.js';
 import {
   checkProof,
   isLocalAddress,
+  laneAddress,
   makeProof,
   parseLinkAddress,
   parseSecret,
-  requireSecret,
+  requireTrust,
   showLinkAddress,
 } from '#millrace/engines/link/link-secret.js';
 import { LinkServer } from '#millrace/engines/link/link-server.js';
 import { ManualClock, systemClock } from '#millrace/runtime/clock.js';
 import { createLogger } from '#millrace/runtime/logger.js';
-import { LOOPBACK, makeNonce, QUIET, SECRET, signal, startPlane, startWorker } from './link-fixture.js';
+import {
+  LOOPBACK,
+  makeNonce,
+  QUIET,
+  SECRET,
+  signal,
+  startPlane,
+  startWorker,
+  WORKER,
+} from './link-fixture.js';
 import { connectRaw, linkRaw, listenRaw, type RawPeer } from './raw-peer.js';
 
 const ENGINE = 'http://127.0.0.1:1';
@@ -143,13 +158,43 @@ t.test('the newest link to an engine counts', async t => {
   t.notOk(second.socket.closed);
 });
 
-t.test('a window that is too small for one STEP is refused by the worker side', async t => {
-  const linked = signal<RawPeer>();
-  const address = await listenRaw(t, peer => linked.set(peer), 100);
-  startWorker(t, address, ENGINE);
-  const peer = await linked.done;
-  await peer.closed;
-  t.match(peer.refusal, { kind: 'protocol', message: /window of 100 bytes/ });
+t.test('a WELCOME with a window too small for one STEP, or lanes that are none, is refused', async t => {
+  const window = LINK_LIMITS.answerWindowBytes;
+  const wrong: [welcome: number[], message: RegExp][] = [
+    [[100], /window of 100 bytes/],
+    [[], /WELCOME with 0 bytes/],
+    [[window, 65_536], /lanes at 65536/],
+    [[window, ...new Array<number>(LANES_MAX + 1).fill(1)], /WELCOME with 264 bytes/],
+  ];
+  for (const [welcome, message] of wrong) {
+    const linked = signal<RawPeer>();
+    const address = await listenRaw(t, peer => linked.set(peer), welcome);
+    startWorker(t, address, ENGINE);
+    const peer = await linked.done;
+    await peer.closed;
+    t.match(peer.refusal, { kind: 'protocol', message });
+  }
+});
+
+t.test('lanes are told to a worker side that knows of them', async t => {
+  const { address } = await startPlane(t, { lanes: [7001, 7002] });
+  const up = signal<readonly number[]>();
+  startWorker(t, address, ENGINE, { onUp: lanes => up.set(lanes) });
+  t.same(await up.done, [7001, 7002]);
+  const bytesOf = (peer: RawPeer): number =>
+    peer.got.find(({ kind }) => kind === LINK_KIND.welcome)!.payload.length;
+  t.equal(bytesOf(await linkRaw(t, address, { ...WORKER, url: 'http://other:1' }, LINK_CAPABILITIES)), 12);
+  t.equal(bytesOf(await linkRaw(t, address)), 4, 'an older one is told the window alone');
+  const { isTls } = address;
+  t.same(laneAddress(address, 1, 7002), { ...address, port: 7002, isTls });
+  const local = parseLinkAddress('unix:/run/a.sock', 'x');
+  t.equal(showLinkAddress(laneAddress(local, 0, 0)), 'unix:/run/a.sock.1');
+  t.throws(() => laneAddress(address, 0, 65_536), {
+    code: 'MILLRACE_CONFIG',
+    message: /there is no port 65536/,
+  });
+  const longest = parseLinkAddress(`unix:/${'a'.repeat(106)}`, 'x');
+  t.throws(() => laneAddress(longest, 0, 0), { code: 'MILLRACE_CONFIG', message: /longer than 107 bytes/ });
 });
 
 t.test('a socket that a dead process left is replaced, one that is in use is not', async t => {
@@ -160,7 +205,7 @@ t.test('a socket that a dead process left is replaced, one that is in use is not
   await once(dead, 'listening');
   renameSync(`${folder}/dead.sock`, path);
   dead.close();
-  const address = { path, host: null, port: 0 } as const;
+  const address = { path, host: null, port: 0, isTls: false } as const;
   await startPlane(t, { address });
   await t.rejects(startPlane(t, { address }), {
     code: 'MILLRACE_CONFIG',
@@ -169,9 +214,14 @@ t.test('a socket that a dead process left is replaced, one that is in use is not
 });
 
 t.test('addresses and secrets', async t => {
-  t.same(parseLinkAddress('unix:/run/a.sock', 'x'), { path: '/run/a.sock', host: null, port: 0 });
-  t.same(parseLinkAddress('[::1]:80', 'x'), { path: null, host: '::1', port: 80 });
-  for (const text of ['h:1', 'unix:/a', '[::2]:65535'])
+  t.same(parseLinkAddress('unix:/run/a.sock', 'x'), {
+    path: '/run/a.sock',
+    host: null,
+    port: 0,
+    isTls: false,
+  });
+  t.same(parseLinkAddress('[::1]:80', 'x'), { path: null, host: '::1', port: 80, isTls: false });
+  for (const text of ['h:1', 'unix:/a', '[::2]:65535', 'tls://h:1', 'tls://[::2]:0'])
     t.equal(showLinkAddress(parseLinkAddress(text, 'x')), text);
   for (const text of [
     '',
@@ -183,6 +233,8 @@ t.test('addresses and secrets', async t => {
     ':80',
     'a b:1',
     'http://h:1',
+    'tls:h:1',
+    'tls://unix:/a',
   ])
     t.throws(
       () => parseLinkAddress(text, '--plane'),
@@ -193,17 +245,28 @@ t.test('addresses and secrets', async t => {
     t.ok(isLocalAddress(parseLinkAddress(text, 'x')), text);
   for (const text of ['10.0.0.1:1', '0.0.0.0:1', 'engine:1', '127.0.0.1.evil:1', '[::]:1']) {
     t.notOk(isLocalAddress(parseLinkAddress(text, 'x')), text);
-    t.throws(() => requireSecret(parseLinkAddress(text, 'x'), null), {
+    const plain = parseLinkAddress(text, 'x');
+    const secured = parseLinkAddress(`tls://${text}`, 'x');
+    for (const side of ['worker', 'plane'] as const) {
+      const message = /leaves this host/;
+      t.throws(() => requireTrust(side, plain, null, null), { code: 'MILLRACE_CONFIG', message });
+      requireTrust(side, plain, SECRET, null);
+      requireTrust(side, secured, SECRET, null);
+    }
+    requireTrust('worker', secured, null, null);
+    requireTrust('plane', secured, null, { cert: 'c', key: 'k', ca: 'ca' });
+    t.throws(() => requireTrust('plane', secured, null, { cert: 'c', key: 'k', ca: null }), {
       code: 'MILLRACE_CONFIG',
-      message: /leaves this host/,
+      message: /does not know who connects: name the CA/,
     });
-    requireSecret(parseLinkAddress(text, 'x'), SECRET);
   }
   t.throws(
     () =>
       new LinkServer({
         address: { ...LOOPBACK, host: '0.0.0.0' } as typeof LOOPBACK,
         secret: null,
+        tls: null,
+        lanes: [],
         makeNonce,
         clock: systemClock,
         logger: QUIET,

@@ -84,14 +84,16 @@ t.test(
 
 t.test('without credit nothing is sent; with it, exactly as much as it allows, rows whole', async t => {
   const linked = signal<RawPeer>();
-  const address = await listenRaw(t, peer => linked.set(peer), STEP_BYTES_MAX);
+  const address = await listenRaw(t, peer => linked.set(peer), [STEP_BYTES_MAX]);
   const bytes = 'b'.repeat(3 * STEP_BYTES_MAX);
   const perFrame = 8 + 50 * 4;
   const rows = Math.floor(STEP_BYTES_MAX / perFrame);
   const origin = await startEngine(t, (request, response) => {
     response.writeHead(200, request.url === '/bytes' ? {} : SSE);
-    const frame = idsFrame(Array.from({ length: 50 }, (_, at) => at));
-    response.end(request.url === '/bytes' ? bytes : frame.repeat(rows + 3) + DONE);
+    const ids = Array.from({ length: 50 }, (_, at) => at);
+    // Of one choice they would share an entry.
+    const frames = Array.from({ length: rows + 3 }, (_, at) => idsFrame(ids, at % 2));
+    response.end(request.url === '/bytes' ? bytes : frames.join('') + DONE);
   });
   startWorker(t, address, origin);
   const peer = await linked.done;
@@ -140,7 +142,7 @@ t.test(
     const linked = signal<RawPeer>();
     const up = signal<void>();
     const lost: number[] = [];
-    const address = await listenRaw(t, peer => linked.set(peer), 1 << 30);
+    const address = await listenRaw(t, peer => linked.set(peer), [1 << 30]);
     const total = 64 << 20;
     const written = { bytes: 0 };
     const origin = await startEngine(t, (_request, response) => {

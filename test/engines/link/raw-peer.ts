@@ -88,9 +88,10 @@ export async function linkRaw(
   t: Test,
   address: LinkAddress,
   worker: LinkedWorker = WORKER,
+  capabilities = CAPABILITIES,
 ): Promise<RawPeer> {
   const peer = await connectRaw(t, address);
-  const handshake = new WorkerHandshake({ secret: SECRET, capabilities: CAPABILITIES, nonce: makeNonce() });
+  const handshake = new WorkerHandshake({ secret: SECRET, capabilities, nonce: makeNonce() });
   peer.send(LINK_KIND.hello, 0, handshake.hello());
   const { payload } = await peer.until(LINK_KIND.challenge);
   const { ok } = handshake.register(payload, { worker, bodyWindowBytes: LINK_LIMITS.bodyWindowBytes });
@@ -103,14 +104,14 @@ export async function linkRaw(
 export async function listenRaw(
   t: Test,
   onLinked: (peer: RawPeer) => void,
-  welcomeBytes = LINK_LIMITS.answerWindowBytes,
+  welcome: readonly number[] = [LINK_LIMITS.answerWindowBytes],
 ): Promise<LinkAddress> {
   const admit = async (peer: RawPeer): Promise<void> => {
     const handshake = new PlaneHandshake({ secret: SECRET, capabilities: CAPABILITIES, nonce: makeNonce() });
     const { ok } = handshake.challenge((await peer.until(LINK_KIND.hello)).payload);
     peer.send(LINK_KIND.challenge, 0, ok!.bytes);
     handshake.admit((await peer.until(LINK_KIND.register)).payload);
-    peer.writer.word(LINK_KIND.welcome, 0, welcomeBytes);
+    peer.writer.frame(LINK_KIND.welcome, 0, 0, [new Uint8Array(Uint32Array.from(welcome).buffer)]);
     peer.flush();
     onLinked(peer);
   };

@@ -1,7 +1,13 @@
 // Promise: over real sockets an Ingest brings each rank's batches to the sink in order, once, fills gaps by replay, clears
 // a rank whose gap stays, survives engines that restart, keep silent or send rubbish, and closes under load.
+import assert from 'node:assert';
 import t, { type Test } from 'tap';
-import type { EventEndpoints, HolderFacts, IndexSink } from '#millrace/router/events/contract.js';
+import type {
+  EventEndpoints,
+  HolderFacts,
+  IndexSink,
+  PolledProtocol,
+} from '#millrace/router/events/contract.js';
 import { Ingest, type IngestOptions } from '#millrace/router/events/ingest.js';
 import { loadZeroMq } from '#millrace/router/events/zmq-source.js';
 import { ManualClock, systemClock } from '#millrace/runtime/clock.js';
@@ -49,13 +55,24 @@ class NotingSink implements IndexSink {
   }
 }
 
+/** No worker here is polled. */
+const polling: PolledProtocol = {
+  connect: url => assert.fail(url),
+  read: body => assert.fail(body),
+  createTranslator: () => assert.fail(),
+};
+
 async function startIngest(options: Partial<IngestOptions> = {}) {
   const sink = new NotingSink();
   const lines: string[] = [];
   const ingest = new Ingest({
     sink,
     zeroMq: await loadZeroMq(),
+    polling,
     limits: {
+      eventPollPeriodMs: 100,
+      eventPollDeadlineMs: 5000,
+      eventPollBytesMax: 1_000_000,
       replayDeadlineMs: 5000,
       eventBytesMax: 1_000_000,
       waitingBatchesMax: 100_000,
@@ -249,7 +266,7 @@ t.test(
     const { sink, ingest, lines } = await startIngest();
     ingest.addWorker(1, facts(), null);
     ingest.addWorker(2, { ...facts(), hasEvents: false }, endpoints);
-    for (const wrong of ['http://127.0.0.1:1', 'tcp://*', 'bind:', 'tcp://127.0.0.1:99999', '']) {
+    for (const wrong of ['https://127.0.0.1:1', 'tcp://*', 'bind:', 'tcp://127.0.0.1:99999', '']) {
       ingest.addWorker(3, facts(), { ...endpoints, publish: wrong });
       ingest.addWorker(4, facts(), { ...endpoints, replay: wrong });
     }

@@ -1,13 +1,14 @@
 /**
- * The plane's end of bench/link.js in a process of its own: it holds many token streams open, over HTTP or over a worker
- * link, decodes them as an attempt does and counts their ids. Forked; says over IPC where it listens, and after each
- * window what it counted and what CPU time that took. Nothing here but the way to the worker differs between the two.
+ * The engine's half of a plane in a process of its own, without clients: it holds many token streams open, over HTTP or
+ * over a worker link, decodes them as an attempt does and counts their ids. Prints `{"event":"listening","address":…}`;
+ * every message is answered with what it has counted and what CPU time that took. Nothing but the way differs.
  */
 import { randomBytes } from 'node:crypto';
 import { EngineClient } from '#millrace/engines/client.js';
 import { rowStart } from '#millrace/engines/event-rows.js';
 import { FRAME } from '#millrace/engines/frame-descriptor.js';
 import { createFrameScanner } from '#millrace/engines/frame-scanner.js';
+import { showLinkAddress } from '#millrace/engines/link/link-secret.js';
 import { LinkServer } from '#millrace/engines/link/link-server.js';
 import { createVllmAdapter } from '#millrace/engines/vllm.js';
 import { loadAddon } from '#millrace/runtime/addon.js';
@@ -18,9 +19,7 @@ const MAX_TOKENS = 100_000;
 const LIMITS = { firstFrameBytesMax: 4 << 20, frameBytesMax: 256 << 10 };
 const addon = loadAddon();
 const adapter = createVllmAdapter({ scanner: createFrameScanner(addon) });
-const counts = { tokens: 0, rowTokens: 0, begun: 0, failed: 0 };
-/** @type {import('#millrace/engines/client.js').EngineCall[]} */
-let calls = [];
+const counts = { tokens: 0, rowTokens: 0, begun: 0, failed: 0, isLinked: false };
 
 /** @param {import('#millrace/engines/contract.js').FrameBatch} batch */
 function count({ table, ids, count: rows }) {
@@ -65,14 +64,18 @@ function makeSink() {
 
 const http = new EngineClient({ clock: systemClock, connectDeadlineMs: 10_000 });
 const server = new LinkServer({
-  address: { path: null, host: '127.0.0.1', port: 0 },
+  address: { path: null, host: '127.0.0.1', port: 0, isTls: false },
   secret: null,
+  tls: null,
+  lanes: [],
   makeNonce: () => randomBytes(32),
   clock: systemClock,
   logger: createLogger({ level: 'warn', format: 'text' }),
   connectionsMax: 4,
   events: {
-    onLinked: () => process.send({ event: 'linked' }),
+    onLinked: () => {
+      counts.isLinked = true;
+    },
     onEvents: () => {},
     onHealth: () => {},
     onUnlinked: () => {},
@@ -92,36 +95,15 @@ function open({ way, origin, streams }) {
     }),
   );
   const head = [['content-type', 'application/json']];
-  Object.assign(counts, { tokens: 0, rowTokens: 0, begun: 0, failed: 0 });
-  calls = Array.from({ length: streams }, () =>
-    client.send({ origin, method: 'POST', path: '/v1/completions', head, body, wantsRows: true }, makeSink()),
-  );
+  for (let stream = 0; stream < streams; stream += 1)
+    client.send({ origin, method: 'POST', path: '/v1/completions', head, body, wantsRows: true }, makeSink());
 }
 
-let startCpu = process.cpuUsage();
-let startMs = 0;
-let startTokens = 0;
 process.on('message', message => {
   if (message.do === 'open') open(message);
-  else if (message.do === 'begin') {
-    startCpu = process.cpuUsage();
-    startMs = performance.now();
-    startTokens = counts.tokens;
-  } else if (message.do === 'close') {
-    for (const call of calls) call.abort();
-  }
-  if (message.do === 'end' || message.do === 'open' || message.do === 'look') {
-    const { user, system } = process.cpuUsage(startCpu);
-    process.send({
-      event: 'counts',
-      ...counts,
-      windowTokens: counts.tokens - startTokens,
-      cpuSeconds: (user + system) / 1e6,
-      wallSeconds: (performance.now() - startMs) / 1000,
-      addon: addon !== null,
-    });
-  }
+  const { user, system } = process.cpuUsage();
+  process.send({ ...counts, atMs: performance.now(), cpuSeconds: (user + system) / 1e6 });
 });
-process.on('disconnect', () => process.exit(0));
-const { port } = await server.listen();
-process.send({ event: 'listening', port });
+process.stdin.on('end', () => process.exit(0)).resume();
+const address = showLinkAddress(await server.listen());
+process.stdout.write(`${JSON.stringify({ event: 'listening', address })}\n`);

@@ -1,0 +1,29 @@
+// What the random tests of the transfer core share: a failed check ends the program with its words.
+#pragma once
+
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+#include <string>
+
+namespace millrace::kv::test {
+
+inline void check(bool holds, const std::string& what) {
+  if (holds) return;
+  std::fprintf(stderr, "failed: %s\n", what.c_str());
+  std::abort();
+}
+
+// From `least` to `most`.
+inline uint32_t pick(std::mt19937& random, uint32_t least, uint32_t most) {
+  return least + static_cast<uint32_t>(random() % (most - least + 1));
+}
+
+// Steps of a block table against a model, and threads that work on blocks while they are reused.
+void table_random(std::mt19937& random, uint32_t steps);
+
+// Random layouts, and every run of a plan against a copy element by element.
+void plan_random(std::mt19937& random, uint32_t cases);
+
+}  // namespace millrace::kv::test

@@ -1,0 +1,11 @@
+// Random tests of the transfer core: `main SEED CASES`. Built by run.mjs, with sanitizers.
+#include "check.h"
+
+int main(int, char** argv) {
+  const auto seed = static_cast<uint32_t>(std::strtoul(argv[1], nullptr, 10));
+  const auto cases = static_cast<uint32_t>(std::strtoul(argv[2], nullptr, 10));
+  std::mt19937 random(seed);
+  millrace::kv::test::plan_random(random, cases);
+  millrace::kv::test::table_random(random, cases * 10);
+  std::printf("%u cases without a finding\n", cases);
+}
