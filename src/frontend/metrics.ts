@@ -286,6 +286,15 @@ function createScrapedGauges(registry: Registry, sources: MetricSources, thread:
   return () => delay.disable();
 }
 
+/** A series that exists from the start shows its first increase; one that appears with it does not. */
+function beginSeries(counts: ReturnType<typeof createRequestMetrics>, thread: string): void {
+  counts.accepted.add(0, thread);
+  for (const reason of ASK_REASONS) counts.asks.add(0, reason);
+  for (const outcome of HEDGE_OUTCOMES) counts.hedges.add(0, outcome);
+  for (const cause of END_CAUSES) counts.causes.add(0, cause);
+  for (const source of ['expected', 'reported']) counts.cachedTokens.add(0, source);
+}
+
 /**
  * Creates the metrics of one thread of a plane, with a registry of its own. `models` are added as by `addModel`;
  * `thread` labels what is told of each thread by itself.
@@ -298,12 +307,7 @@ export function createMetrics(models: readonly string[], sources: MetricSources,
   const counts = createRequestMetrics(registry);
   const stop = createScrapedGauges(registry, sources, thread);
   if (sources.readIngest !== null) registerIndexMetrics(registry, sources.readIngest);
-  // A series that exists from the start shows its first increase; one that appears with it does not.
-  counts.accepted.add(0, thread);
-  for (const reason of ASK_REASONS) counts.asks.add(0, reason);
-  for (const outcome of HEDGE_OUTCOMES) counts.hedges.add(0, outcome);
-  for (const cause of END_CAUSES) counts.causes.add(0, cause);
-  for (const source of ['expected', 'reported']) counts.cachedTokens.add(0, source);
+  beginSeries(counts, thread);
 
   const modelIndex = (model: string): number => indexOf.get(model) ?? 0;
   const addModel = (model: string): number => {

@@ -141,12 +141,9 @@ export class Plane {
       board: this.#board,
       activity: new WorkerActivity(memory.activity),
       ingest: this.ingest,
-      publish: (world, listed) => {
-        for (const side of this.#sides) side.setWorld(world, listed);
-      },
-      setOutage: (slot, generation, outage) => {
-        for (const side of this.#sides) side.setOutage(slot, generation, outage);
-      },
+      publish: (world, listed) => this.#tellSides(side => side.setWorld(world, listed)),
+      setOutage: (slot, generation, outage) =>
+        this.#tellSides(side => side.setOutage(slot, generation, outage)),
     });
     this.#links = this.#createLinks();
     const sources = {
@@ -184,6 +181,10 @@ export class Plane {
       restarted: () => this.#metrics.poolThreadRestarted(),
     });
     this.#fleet.start();
+  }
+
+  #tellSides(tell: (side: SocketSide) => void): void {
+    for (const side of this.#sides) tell(side);
   }
 
   /** Opens the HTTP server of each socket thread, all on one port. Rejects with ConfigError. */

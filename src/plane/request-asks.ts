@@ -35,13 +35,14 @@ export interface OpenAsk extends Wanted {
   readonly sinceMs: number;
 }
 
-/** A whole answer, and once more beside the one that is waited for. */
+/** A whole answer. */
 export const BEGINNING: Wanted = Object.freeze({
   continuation: null,
   cause: null,
   isLast: false,
   beside: null,
 });
+/** A whole answer beside the one that is waited for. */
 export const HEDGE: Wanted = Object.freeze({ ...BEGINNING, beside: 'hedge' });
 
 /** Why an ASK was not sent. */
