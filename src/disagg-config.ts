@@ -96,7 +96,7 @@ const SETTINGS: {
   whenNoPrefill: ['local', name(['local', 'refuse'])],
   handoverMs: [5, number(0, 3_600_000)],
   handoverMsPerToken: [0.005, number(0, 1000)],
-  decodeWeight: [0.02, number(0, 1000)],
+  decodeWeight: [1, number(0, 1000)],
 };
 
 /** `models.<name>.disaggregation`; what is left out is as above. Throws ConfigError. */

@@ -86,6 +86,13 @@ export const LIMITS = {
     'time without a token of a worker before it is sent a canary request; 0: never',
   ),
   canaryDeadlineMs: limit('ms', 10, HOUR_MS, 2_000, 'the one token of a canary request'),
+  controlDeadlineMs: limit(
+    'ms',
+    100,
+    HOUR_MS,
+    120_000,
+    'one call that loads or unloads an adapter, or puts an engine to sleep or wakes it',
+  ),
   scrapePeriodMs: limit('ms', 50, HOUR_MS, 1_000, 'time between metrics scrapes of a worker'),
   pickExpiryMs: limit('ms', 100, HOUR_MS, 60_000, 'a reservation of pick() that nobody releases'),
   drainDeadlineMs: limit('ms', 0, HOUR_MS, 30_000, 'open requests after SIGTERM'),

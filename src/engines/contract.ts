@@ -5,6 +5,7 @@
  */
 import type { AnswerMode, WorkerModel } from '../messages/records.js';
 import type { TokenRequest } from '../messages/token-request.js';
+import type { EngineControl } from './control-contract.js';
 
 /** What probing a worker taught us; becomes its WorkerView. */
 export interface WorkerCapabilities {
@@ -72,8 +73,8 @@ export interface EncodeInput {
   readonly requestId: string;
   /** Data-parallel rank of the worker that shall take it; null: the server is one worker. */
   readonly rank: number | null;
-  /** `workerModel` is a LoRA adapter on another model of the worker. */
-  readonly isAdapter?: boolean;
+  /** Present: `workerModel` is this LoRA adapter on another model of the worker. */
+  readonly adapter?: Pick<WorkerModel, 'parent' | 'path'>;
 }
 
 /** The HTTP call to a worker, without its host: the plan carries it to the socket thread. */
@@ -164,6 +165,8 @@ export interface EngineAdapter {
    * none. Closing the connection ends a request on every engine.
    */
   abortCall(requestId: string): AbortCall | null;
+  /** Loading adapters, sleep and wake. Used on the core's thread. */
+  readonly control: EngineControl;
   /**
    * The smallest request that makes the engine generate: one token after a prompt of one id, not streamed, so that status
    * 200 means that a token was made. `rank` as in EncodeInput. Runs on the registry's thread. Pure.

@@ -7,6 +7,7 @@ import type { Clock } from '../runtime/clock.js';
 import type { Logger } from '../runtime/logger.js';
 import type { EngineRequest } from './client.js';
 import type { EngineAdapter, EngineLoad, WorkerCapabilities } from './contract.js';
+import type { SleepLevel } from './control-contract.js';
 
 /** In the place of an engine's name: the probe finds out. */
 export const AUTO_ENGINE = 'auto';
@@ -37,8 +38,10 @@ export interface Outage {
 /** Where the monitor's findings go; the WorkerRegistry is one. False: that generation no longer has the slot. */
 export interface FindingSink {
   setFacts(slot: number, generation: number, facts: ProbedFacts): boolean;
-  /** `outage`: null exactly where it is healthy. */
+  /** `outage`: null: it is healthy, or was not found dead. */
   setHealthy(slot: number, generation: number, healthy: boolean, outage: Outage | null): boolean;
+  /** It was found asleep, or (null) sleeps no more. */
+  setSleeping(slot: number, generation: number, level: SleepLevel | null): boolean;
   setScraped(
     slot: number,
     generation: number,

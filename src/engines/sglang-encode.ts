@@ -170,7 +170,7 @@ function addRouting(fields: Record<string, unknown>, input: EncodeInput): void {
   const { request, workerModel, rank } = input;
   // Several choices are requests of their own inside the server, for which older releases refuse one `rid`.
   if (request.sampling.n === 1) fields.rid = input.requestId;
-  if (input.isAdapter === true) fields.lora_path = workerModel;
+  if (input.adapter !== undefined) fields.lora_path = workerModel;
   Object.assign(fields, rankFields(rank));
   const { priority } = request.unknown;
   // Our API has vLLM's sense, where the lowest goes first; SGLang's scheduler prefers the highest.

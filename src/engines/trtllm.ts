@@ -18,6 +18,7 @@ import { polledEvents } from './event-endpoints.js';
 import { isPositive, readModels, readVersion, versionNotices } from './probe-answers.js';
 import { meanOf, sumOf } from './prometheus-text.js';
 import { openSseStream, type StreamScanner } from './stream-decoder.js';
+import { trtllmControl } from './trtllm-control.js';
 import { encodeTrtllmCall, trtllmCanary, trtllmTokenModeGap } from './trtllm-encode.js';
 import { readTokenIds } from './vllm-tokenize.js';
 
@@ -50,6 +51,7 @@ export function createTrtllmAdapter(options: TrtllmAdapterOptions = {}): EngineA
     parseMetrics,
     tokenModeGap: trtllmTokenModeGap,
     encode: encodeTrtllmCall,
+    control: trtllmControl,
     canary: trtllmCanary,
     abortCall: () => null,
     openStream(limits) {

@@ -13,6 +13,7 @@ import {
   relayBody,
   unknownFields,
 } from './openai-encode.js';
+import { addStructuredOutputs } from './vllm-constraint.js';
 
 /**
  * Fields of a token-mode body that are ours to set or to leave out; an unknown field of the same name is dropped.
@@ -108,6 +109,7 @@ function tokenFields(input: EncodeInput): Record<string, unknown> {
   if (stop.ignoreEos) fields.ignore_eos = true;
   if (stop.tokenIds.length > 0) fields.stop_token_ids = stop.tokenIds;
   fields.skip_special_tokens = request.output.skipSpecialTokens;
+  addStructuredOutputs(fields);
   return fields;
 }
 
@@ -116,6 +118,7 @@ function encodeRelay(input: EncodeInput, withIds: boolean): EncodedCall {
   const { path, body, usageInjected } = relayBody(input, request.output.stream || withIds);
   const idsInjected = withIds && request.raw.return_token_ids !== true;
   if (idsInjected) body.return_token_ids = true;
+  addStructuredOutputs(body);
   return {
     method: 'POST',
     path,

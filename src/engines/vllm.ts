@@ -8,6 +8,7 @@ import type { EngineAdapter, EngineLoad, Fetcher, WorkerCapabilities } from './c
 import { isAtLeast, isPositive, readModels, readVersion, versionNotices } from './probe-answers.js';
 import { meanOf, readSamples, sumOf } from './prometheus-text.js';
 import { openSseStream, type StreamScanner } from './stream-decoder.js';
+import { vllmControl } from './vllm-control.js';
 import { encodeVllmCall, vllmCanary } from './vllm-encode.js';
 import { readVllmEvents, VLLM_EVENT_SOURCES_PATH } from './vllm-events.js';
 import { sampleForVllm, tokenizeVllm } from './vllm-tokenize.js';
@@ -48,6 +49,7 @@ export function createVllmAdapter(options: VllmAdapterOptions = {}): EngineAdapt
     parseMetrics,
     tokenModeGap: () => null,
     encode: encodeVllmCall,
+    control: vllmControl,
     canary: vllmCanary,
     // There is such a route in its development mode only.
     abortCall: () => null,

@@ -6,7 +6,7 @@ import type { Metric, Registry } from 'prom-client';
 import type { ScrapedMetric } from './model-histogram.js';
 
 /** Values of the label `state`. */
-const STATES = ['probing', 'ready', 'draining', 'unavailable'] as const;
+const STATES = ['probing', 'ready', 'draining', 'sleeping', 'unavailable'] as const;
 
 /** What is read of one worker. */
 export interface WorkerReadings {

@@ -248,6 +248,9 @@ export interface WorkerModel {
   readonly contextLength: number | null;
   /** Present: a LoRA adapter on another model of the worker; `id` is its name, which the worker's KV events carry. */
   readonly adapter?: true;
+  /** Of an adapter: the model that it sits on, and where the worker has it from. Absent: not known. */
+  readonly parent?: string;
+  readonly path?: string;
 }
 
 /** A worker as the pool threads know it. */

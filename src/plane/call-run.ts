@@ -87,6 +87,12 @@ export class CallRun {
     return this.#handover?.isToBlame(failure) === true ? this.#handover.prefillStep : this.step;
   }
 
+  /** Whether a worker answers it, or computes its prompt. */
+  runsOn(slot: number, generation: number): boolean {
+    const prefill = this.#handover?.isPrefilling === true ? this.#handover.prefillStep : this.step;
+    return [prefill, this.step].some(step => step.slot === slot && step.generation === generation);
+  }
+
   /** Sends the call to its worker, or first to the one that computes its prompt. */
   start(origin: string, events: RunEvents, isPaused: boolean): void {
     this.#isPaused = isPaused;

@@ -32,6 +32,7 @@ import type { ProcessBoard } from './process-board.js';
 import { listedModels, servedModels } from './served-models.js';
 import type { TextModels } from './text-models.js';
 import type { WorkerActivity } from './worker-activity.js';
+import { WorkerControl } from './worker-control.js';
 
 /** In the place of endpoints: the events come by the worker's link. */
 export const LINK_EVENTS = 'link';
@@ -56,8 +57,12 @@ export interface FleetOptions {
   /** Told of the workers and of where they publish; null: the plane has no prefix index. */
   readonly ingest: Pick<
     IngestSide,
-    'addWorker' | 'addPushed' | 'removeWorker' | 'suspectWorker' | 'resumeWorker'
+    'addWorker' | 'addPushed' | 'push' | 'removeWorker' | 'suspectWorker' | 'resumeWorker'
   > | null;
+  /** Has the socket threads move what runs on a worker to other ones. */
+  readonly moveAway: (slot: number, generation: number) => void;
+  /** A link process is at the worker. */
+  readonly isLinked: (url: string) => boolean;
   readonly publish: (world: World, listed: readonly ListedModel[]) => void;
   /** A worker went out of rotation; null: it is back. */
   readonly setOutage: (slot: number, generation: number, outage: Outage | null) => void;
@@ -67,6 +72,8 @@ export interface FleetOptions {
 export class Fleet {
   readonly registry: WorkerRegistry;
   readonly members: Membership;
+  /** What operators change of engines. */
+  readonly control: WorkerControl;
   readonly #options: FleetOptions;
   readonly #client: EngineClient;
   readonly #adapters: ReadonlyMap<string, EngineAdapter>;
@@ -97,9 +104,20 @@ export class Fleet {
       onChange: change => guard.run(() => this.#changed(change)),
     });
     const { logger } = options;
-    const engines = this.#adapters;
-    this.members = new Membership({ registry: this.registry, engines, loadTable, clock, logger, limits });
+    const adapters = this.#adapters;
+    this.members = new Membership({
+      ...{ registry: this.registry, engines: adapters, loadTable, clock, logger, limits },
+    });
     this.#monitor = this.#createMonitor();
+    this.control = new WorkerControl({
+      ...options,
+      limits,
+      registry: this.registry,
+      monitor: this.#monitor,
+      adapters,
+      ask: (request, deadlineMs, bytesMax) => this.#client.ask(request, deadlineMs, bytesMax),
+      forgetCache: worker => this.#forgetCache(worker),
+    });
   }
 
   /** Takes in every worker that is configured; the first probes leave at once. */
@@ -181,6 +199,7 @@ export class Fleet {
   /** Ends all probes. */
   stop(): void {
     this.members.stop();
+    this.control.stop();
     this.#monitor.stop();
   }
 
@@ -197,6 +216,7 @@ export class Fleet {
     if (kind === 'added') this.#monitor.watch(worker);
     if (kind === 'removed') {
       this.#monitor.unwatch(slot, generation);
+      if (!workers.some(({ url }) => url === worker.url)) this.control.forget(worker.url);
       this.#pushed.delete(slot);
       this.#probedEvents.delete(slot);
       if (this.#indexed.delete(slot)) ingest?.removeWorker(slot);
@@ -245,6 +265,18 @@ export class Fleet {
       : { publish, replay: endpointOf(kvEventsReplay, url, rank ?? 0), topic: kvEventsTopic };
   }
 
+  /** Its engine has dropped its KV cache, whatever its events have said so far. */
+  async #forgetCache({ slot, generation, url }: RegisteredWorker): Promise<void> {
+    const { ingest, logger } = this.#options;
+    if (ingest === null || this.#indexed.get(slot) !== generation) return;
+    try {
+      await ingest.push(slot, null);
+    } catch (error) {
+      const reason = error instanceof Error ? error.message : String(error);
+      logger.warn('what a worker had cached before its sleep may still be counted', { worker: url, reason });
+    }
+  }
+
   #createMonitor(): WorkerMonitor {
     const { config, clock, logger, textModels, activity, setOutage } = this.#options;
     const { limits } = config;
@@ -257,6 +289,7 @@ export class Fleet {
         if (held) setOutage(slot, generation, outage);
         return held;
       },
+      setSleeping: (slot, generation, level) => registry.setSleeping(slot, generation, level),
       setScraped: (slot, generation, load, nowSeconds) =>
         registry.setScraped(slot, generation, load, nowSeconds),
     };
@@ -283,7 +316,8 @@ export class Fleet {
     this.#probedEvents.set(slot, facts.events);
     this.#sayRanks(known, facts);
     const wasIndexed = this.#indexed.get(slot) === generation;
-    if (!this.registry.setFacts(slot, generation, facts)) return false;
+    const models = this.control.modelsOf(known.url, facts.models);
+    if (!this.registry.setFacts(slot, generation, { ...facts, models })) return false;
     const now = this.registry.get(slot, generation)!;
     const isElsewhere = JSON.stringify(before) !== JSON.stringify(this.#endpointsOf(now));
     if (wasIndexed && isElsewhere && !this.#isPushed(now)) this.#tellIngest(now);

@@ -258,8 +258,10 @@ export class LinkAgent {
 
   #findings(): FindingSink {
     return {
-      setFacts: (_slot, _generation, { foreignIds: _, ...facts }) => {
+      setFacts: (_slot, _generation, { foreignIds: _, ...found }) => {
         const before = this.#facts;
+        // Adapters come and go without another engine; planes learn of them by their own probes.
+        const facts = { ...found, models: found.models.filter(({ adapter }) => adapter !== true) };
         this.#facts = facts;
         for (const { link, lanes } of this.#planes) {
           if (before === null) link.start();
@@ -275,6 +277,8 @@ export class LinkAgent {
         this.#tell({ state: isHealthy ? 'ready' : 'down' });
         return true;
       },
+      // Planes that have not put it to sleep find it so by their own probes.
+      setSleeping: () => true,
       setScraped: (_slot, _generation, { running, waiting, kvUsage }) => {
         this.#tell({ running, waiting, kvUsage });
         return true;

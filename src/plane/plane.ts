@@ -40,6 +40,7 @@ import { SocketUnit } from './socket-unit.js';
 import type { Supervisor } from './supervisor.js';
 import { TextModels } from './text-models.js';
 import { WorkerActivity } from './worker-activity.js';
+import type { WorkerControl } from './worker-control.js';
 import { WorkerLinks } from './worker-links.js';
 import { type WorkerReport, workerReadings, workerReports } from './worker-report.js';
 
@@ -85,6 +86,8 @@ export class Plane {
   /** Who made workers carry it; only to be read outside the plane. */
   readonly ledger: Ledger;
   readonly supervisor: Supervisor;
+  /** LoRA adapters and sleep of the workers. */
+  readonly control: WorkerControl;
   /** The one writer of the prefix index; null: nothing has use for an index. */
   readonly ingest: RemoteIngest | null;
   #listening: Listening | null = null;
@@ -141,10 +144,12 @@ export class Plane {
       board: this.#board,
       activity: new WorkerActivity(memory.activity),
       ingest: this.ingest,
-      publish: (world, listed) => this.#tellSides(side => side.setWorld(world, listed)),
-      setOutage: (slot, generation, outage) =>
-        this.#tellSides(side => side.setOutage(slot, generation, outage)),
+      moveAway: (slot, generation) => this.#sides.map(side => side.leaveWorker(slot, generation)),
+      isLinked: url => this.#links?.isLinked(url) ?? false,
+      publish: (world, listed) => this.#sides.map(side => side.setWorld(world, listed)),
+      setOutage: (...news) => this.#sides.map(side => side.setOutage(...news)),
     });
+    this.control = this.#fleet.control;
     this.#links = this.#createLinks();
     const sources = {
       readWorkerLoads: workerLoads(this.#fleet.registry, this.loadTable),
@@ -153,16 +158,12 @@ export class Plane {
     };
     const tasks = socketTasks(config, textModels, memory);
     const core = this.#coreSide();
-    this.#local =
-      tasks.length > 1
-        ? null
-        : new SocketUnit(tasks[0]!, {
-            ...{ clock, guard, core, extensions, links: this.#links?.server ?? null },
-            ...sources,
-          });
+    const links = this.#links?.server ?? null;
+    const services = { ...sources, clock, guard, core, extensions, links };
+    this.#local = tasks.length > 1 ? null : new SocketUnit(tasks[0]!, services);
     this.#sides = this.#local === null ? tasks.map(task => new RemoteUnit(task, core, clock)) : [this.#local];
     const none = { readRetainedBytes: () => 0, readRingDepths: () => [] };
-    const readLinks = this.#links?.server.reader(null) ?? null;
+    const readLinks = links?.reader(null) ?? null;
     this.#metrics = this.#local?.metrics ?? createMetrics([], { ...none, ...sources, readLinks }, 'main');
     this.supervisor = startPool({
       threads: this.#poolThreads,
@@ -181,10 +182,6 @@ export class Plane {
       restarted: () => this.#metrics.poolThreadRestarted(),
     });
     this.#fleet.start();
-  }
-
-  #tellSides(tell: (side: SocketSide) => void): void {
-    for (const side of this.#sides) tell(side);
   }
 
   /** Opens the HTTP server of each socket thread, all on one port. Rejects with ConfigError. */

@@ -298,9 +298,10 @@ export class Planning {
     { request, maxTokens, choiceBase }: WantedCall,
     worker: WorkerView,
   ): EncodedCall {
-    const adapter = this.#options.adapters.get(worker.engine);
-    assert(adapter !== undefined, `there is an adapter for ${worker.engine}`);
-    return adapter.encode({
+    const engine = this.#options.adapters.get(worker.engine);
+    assert(engine !== undefined, `there is an adapter for ${worker.engine}`);
+    const adapter = worker.models.find(one => one.id === model.name && one.adapter === true);
+    return engine.encode({
       request,
       mode,
       workerModel: model.name,
@@ -309,7 +310,7 @@ export class Planning {
       eosIds,
       requestId: engineRequestId(ask, choiceBase),
       rank: worker.rank,
-      isAdapter: worker.models.some(({ id, adapter }) => id === model.name && adapter === true),
+      ...(adapter === undefined ? {} : { adapter }),
     });
   }
 

@@ -77,6 +77,10 @@ export class RemoteUnit implements SocketSide {
     this.#calls.tell('poolIsOff');
   }
 
+  leaveWorker(slot: number, generation: number): void {
+    this.#calls.tell('leaveWorker', slot, generation);
+  }
+
   listen(host: string, port: number, isShared: boolean): Promise<Listening> {
     return this.#calls.call('listen', START_DEADLINE_MS, host, port, isShared);
   }

@@ -15,7 +15,7 @@ import { Hedge } from './hedge.js';
 import { MigrationBook } from './migration-book.js';
 import { type AskRefusal, BEGINNING, HEDGE, type OpenAsk, RequestAsks, type Wanted } from './request-asks.js';
 import type { RequestContext } from './request-context.js';
-import { exhausted, failureOf, OUTAGE, type RunFailure, refusalOf } from './run-failure.js';
+import { exhausted, failureOf, OUTAGE, type RunFailure, refusalOf, SENT_AWAY } from './run-failure.js';
 import type { RunsOwner } from './runs-owner.js';
 
 /** See the head of the file. */
@@ -132,6 +132,12 @@ export class RequestRuns {
     return false;
   }
 
+  /** The worker is about to sleep: what runs there goes on elsewhere. */
+  leaveWorker(slot: number, generation: number): void {
+    for (const run of this.#runs.filter(one => one.runsOn(slot, generation)))
+      if (this.#runs.includes(run)) this.#settleFailure(run, SENT_AWAY);
+  }
+
   /** Looks after runs whose worker is dead, slow or silent. */
   sweep(nowMs: number): void {
     const { limits, lostWorkers } = this.#context;
@@ -243,7 +249,7 @@ export class RequestRuns {
       return;
     }
     if (isOfWorker) this.#context.reportFailure(blamed, failure.kind);
-    if (run.isSplit && !run.hasToken) this.#asks.noteFailedHandover();
+    if (isOfWorker && run.isSplit && !run.hasToken) this.#asks.noteFailedHandover();
     const open = answer?.openChoices(run.range) ?? [];
     if (answer !== null && open.length === 0) {
       // Nothing of the answer is missing: how its connection ended does not matter to the client.

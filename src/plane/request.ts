@@ -106,6 +106,11 @@ export class PlaneRequest implements RunsOwner {
     this.#end(endCauseOf(code), code);
   }
 
+  /** The worker is about to sleep: what runs there goes on elsewhere. */
+  leaveWorker(slot: number, generation: number): void {
+    this.#runs.leaveWorker(slot, generation);
+  }
+
   /** Checks every deadline of this request; called by the sweep of the socket thread. */
   sweep(nowMs: number): void {
     const { limits } = this.#context;
@@ -220,8 +225,7 @@ export class PlaneRequest implements RunsOwner {
       return;
     }
     this.#answer = openAnswer(plan, this.#context, () => this.#openClient());
-    const tokens = this.#answer.takeUnary(body);
-    this.#onTokens(run, tokens, this.#context.clock.nowMs());
+    this.#onTokens(run, this.#answer.takeUnary(body), this.#context.clock.nowMs());
     const { prefillCachedTokens: cached } = plan;
     this.#port.respond(contentType, cached === undefined ? body : tellCachedTokens(body, cached));
     this.#end('completed', null);

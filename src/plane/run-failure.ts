@@ -42,6 +42,15 @@ export function exhausted(failure: RunFailure, wasSplit: boolean): RunFailure {
   const why = 'the rules of the model or its protocol let no decode worker compute the prompt';
   return { ...failure, message: `${failure.message}; ${why}` };
 }
+/** A worker that is about to sleep: nobody is to blame, and the answer goes on at another one. */
+export const SENT_AWAY: RunFailure = {
+  kind: 'reset',
+  code: 'MILLRACE_WORKER_DIED',
+  message: 'the worker was put to sleep',
+  detail: {},
+  retryable: true,
+  isOfWorker: false,
+};
 
 /** A worker that answered with an error. `retryAfterMs`: its Retry-After; 0: none. */
 export function refusalOf(error: EngineError, retryAfterMs: number): RunFailure {

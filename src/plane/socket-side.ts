@@ -74,6 +74,8 @@ export interface SocketSide {
   lost(index: number): Promise<void> | undefined;
   /** Every slot of the pool is off. */
   poolIsOff(): void;
+  /** What runs on the worker goes on at other ones, where it can. */
+  leaveWorker(slot: number, generation: number): void;
   /** Opens the HTTP server; `isShared`: other threads listen on the same port. Rejects with ConfigError. */
   listen(host: string, port: number, isShared: boolean): Promise<Listening>;
   /** Opens its lane of worker links; resolves with the port, 0 for a path. Only with several threads. Rejects with ConfigError. */

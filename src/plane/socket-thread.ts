@@ -84,6 +84,7 @@ interface Asker {
   fail(code: ErrorCode, message: string, detail?: ErrorDetail): void;
   cut(): void;
   sweep(nowMs: number): void;
+  leaveWorker?(slot: number, generation: number): void;
 }
 
 /** The requests of one socket thread and what they share. */
@@ -103,7 +104,6 @@ export class SocketThread implements RequestContext, PickContext {
   readonly #options: SocketThreadOptions;
   readonly #requests = new Map<number, Asker>();
   readonly #parked = new Map<number, ParkedAsk>();
-  /** Of callers of `pick`. */
   readonly #held: HeldReservations;
   readonly #breakers: WorkerBreakers;
   readonly #sweep: Timer;
@@ -184,10 +184,10 @@ export class SocketThread implements RequestContext, PickContext {
 
   /** Sends the asks that waited for a pool thread. */
   poolThreadUp(): void {
-    for (const [id, parked] of [...this.#parked]) {
+    for (const [id, { ask, body }] of [...this.#parked]) {
       this.#parked.delete(id);
-      if (this.ask(parked.ask, parked.body) === 'full')
-        this.#refuse(parked.ask, 'MILLRACE_OVERLOADED', 'the planning queue is full', 1000);
+      const sent = this.ask(ask, body);
+      if (sent === 'full') this.#refuse(ask, 'MILLRACE_OVERLOADED', 'the planning queue is full', 1000);
     }
   }
 
@@ -202,6 +202,11 @@ export class SocketThread implements RequestContext, PickContext {
   /** Answers an ASK in the place of the pool. */
   #refuse({ request, attempt }: SentAsk, code: ErrorCode, message: string, retryAfterMs: number): void {
     this.#requests.get(request)?.onReject({ request, attempt, code, message, param: null, retryAfterMs });
+  }
+
+  /** What runs on the worker goes on at other ones, where it can. */
+  leaveWorker(slot: number, generation: number): void {
+    for (const request of [...this.#requests.values()]) request.leaveWorker?.(slot, generation);
   }
 
   /** Admits nothing more and resolves when the last request has ended or the deadline has passed; the rest is cut. */
@@ -269,7 +274,7 @@ export class SocketThread implements RequestContext, PickContext {
   }
 
   ask(ask: SentAsk, body: readonly Uint8Array[]): 'ok' | 'full' | 'off' {
-    const sent = this.link.ask(withAvoided(ask, this.#breakers.avoided()), body);
+    const sent = this.link.ask(this.#breakers.amended(ask), body);
     if (sent === 'none') {
       if (this.#options.board.poolIsOff) return 'off';
       this.#parked.set(ask.request, { ask, body });
@@ -392,9 +397,4 @@ export class SocketThread implements RequestContext, PickContext {
     this.#options.board.addRequests(1);
     this.observer.accepted();
   }
-}
-
-/** The slots that a request avoids and those that all do, each once. */
-function withAvoided(ask: SentAsk, slots: readonly number[]): SentAsk {
-  return slots.length === 0 ? ask : { ...ask, avoidedSlots: [...new Set([...ask.avoidedSlots, ...slots])] };
 }

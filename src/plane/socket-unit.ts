@@ -179,6 +179,10 @@ export class SocketUnit implements SocketSide {
     this.socket.poolIsOff();
   }
 
+  leaveWorker(slot: number, generation: number): void {
+    this.socket.leaveWorker(slot, generation);
+  }
+
   async listen(host: string, port: number, isShared: boolean): Promise<Listening> {
     const { httpServer, limits } = this.#task.config;
     let server: HttpServer;

@@ -53,12 +53,30 @@ export function decidePair(
     const decode = decider.look(request, decodeLoad, workers.decode);
     const local = decider.look(request, policy, workers.decode);
     if (decode === null || local === null) return 'noWorker';
-    const { isRemote, reason } = judgeHandover(request.promptTokens, { prefill, decode, local }, rules);
+    const linkMs = decider.handovers.waitMs(prefill.slot, decode.slot);
+    const prefillAnswers = answers(workers, prefill.slot);
+    const options = { prefill, decode, local, prefillAnswers, linkMs };
+    const { isRemote, reason, occupiesMs } = judgeHandover(request.promptTokens, options, rules);
     if (!isRemote) return explained(decider.decide(request, policy, workers.decode), reason);
     const pair = reservePair(decider, request, prefill, decode, reason, discard);
-    if (pair !== null) return pair;
+    if (pair === null) continue;
+    if (pair !== 'full') decider.handovers.add(prefill.slot, decode.slot, occupiesMs);
+    return pair;
   }
   return 'noWorker';
+}
+
+/** The slots of each list of decode workers. */
+const answering = new WeakMap<readonly WorkerView[], ReadonlySet<number>>();
+
+/** Whether a prefill worker is a decode worker too. */
+function answers({ decode }: SplitWorkers, slot: number): boolean {
+  let slots = answering.get(decode);
+  if (slots === undefined) {
+    slots = new Set(decode.map(worker => worker.slot));
+    answering.set(decode, slots);
+  }
+  return slots.has(slot);
 }
 
 /** The prefill worker that the policy prefers among those that have room. */

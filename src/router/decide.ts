@@ -10,6 +10,7 @@ import type { RequestView, Selector } from './contract.js';
 import type { WorkerFigures } from './disagg.js';
 import type { RoutedPrompt } from './events/contract.js';
 import { explain, type ScoredCandidate } from './explain.js';
+import { HandoverBacklog } from './handover-backlog.js';
 import { HOLDERS_MAX, type PrefixIndexReader } from './index/contract.js';
 import { type Ledger, RESERVATION_AMOUNT_MAX, RESERVE_FULL, RESERVE_STALE } from './ledger.js';
 import { LOAD } from './load-descriptor.js';
@@ -85,6 +86,8 @@ export interface DeciderOptions {
 
 /** Chooses workers for one pool thread. */
 export interface Decider {
+  /** Hand-overs that this thread has decided. */
+  readonly handovers: HandoverBacklog;
   /** Whether the policy asks the prefix index and there is one: only then a request needs its `blocks`. */
   usesBlocks(policy: string): boolean;
   /**
@@ -117,6 +120,7 @@ export function createDecider(options: DeciderOptions): Decider {
 }
 
 class PolicyDecider implements Decider {
+  readonly handovers: HandoverBacklog;
   readonly #options: DeciderOptions;
   readonly #selectors = new Map<string, Selector>();
   /** Those of `look`, by its list: a policy with a cursor has one among prefill workers and one among decode workers. */
@@ -130,6 +134,7 @@ class PolicyDecider implements Decider {
     assert(options.loadTable.workersMax <= HOLDERS_MAX, 'every slot can be a holder of the prefix index');
     this.#options = options;
     this.#drain = new PrefillDrain(options.loadTable.workersMax);
+    this.handovers = new HandoverBacklog(options.loadTable.workersMax, options.nowMs);
   }
 
   usesBlocks(policy: string): boolean {

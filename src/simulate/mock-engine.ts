@@ -20,6 +20,7 @@ import { EngineCore } from './engine-core.js';
 import { type EngineSettings, resolveEngineSettings } from './engine-settings.js';
 import { FaultPlan, type FaultRates } from './faults.js';
 import { LiveEngine, type SequenceOwner } from './live-engine.js';
+import { EngineChanges } from './openai/engine-changes.js';
 import {
   type EngineSkin,
   EngineSurface,
@@ -75,6 +76,8 @@ export interface MockEngineOptions extends Partial<EngineSettings> {
    * (default 1024), and loses those of a poll with probability `loss`. Absent: there are none.
    */
   readonly events?: MockEventOptions;
+  /** LoRA adapters that it has from the start, as paths by name; more come by its routes. Not for `tiny`. */
+  readonly adapters?: Readonly<Record<string, string>>;
   /** A tiny transformer with KV in real pages makes the tokens; default false: they are drawn by a hash. */
   readonly tiny?: boolean;
   /** Memory for the pages of `tiny`, for whoever wants to register it; its own when absent. */
@@ -98,6 +101,8 @@ export interface MockEngine {
   /** Arms faults (`next`) and counts those that took place (`fired`). */
   readonly faults: FaultPlan;
   readonly counters: Readonly<RequestCounters>;
+  /** Its adapters, and what it gave back while it sleeps. */
+  readonly changes: EngineChanges;
   /** Its KV events: endpoints, counters, and a restart for tests; null when it publishes none. */
   readonly events: KvEventPublisher | null;
   /** Its KV events that are fetched: of TensorRT-LLM, where they are on. */
@@ -146,14 +151,16 @@ export async function startMockEngine(options: MockEngineOptions = {}): Promise<
   const core = new EngineCore<SequenceOwner>(settings, vocabulary, events?.encoder ?? fetched, tinyModel);
   const engine = new LiveEngine(core, { clock, defer: setImmediate, onPass: () => events?.flush() });
   const connector = await openDisagg(options, { host, engine, pages, clock });
+  const changes = new EngineChanges(core, options.adapters ?? {});
   let answers = 0;
   let idPrefix = '';
   const newId = (): string => `${idPrefix}-${++answers}`;
   const surface = new EngineSurface({
     engine,
     vocabulary,
-    model: { name: model, maxModelLen, tokenizer },
+    model: { name: model, maxModelLen, tokenizer, adapters: changes.adapters },
     faults,
+    changes,
     clock,
     skin: context => {
       const skin = skinOf(options, events, fetched, newId)(context);
@@ -173,6 +180,7 @@ export async function startMockEngine(options: MockEngineOptions = {}): Promise<
     core,
     faults,
     counters: surface.counters,
+    changes,
     events: events?.publisher ?? null,
     cacheEvents: fetched,
     pages,
@@ -185,10 +193,12 @@ export async function startMockEngine(options: MockEngineOptions = {}): Promise<
 }
 
 function tinyOf(
-  { tiny = false, kvMemory }: MockEngineOptions,
+  { tiny = false, kvMemory, adapters }: MockEngineOptions,
   { numGpuBlocks, blockSize, eosRate, seed }: EngineSettings,
   drawable: { readonly ids: Uint32Array; readonly eosId: number },
 ): { readonly pages: KvPages | null; readonly model: TinyModel | null } {
+  if (tiny && adapters !== undefined)
+    throw new ConfigError('adapters are not for tiny', { param: 'adapters' });
   if (!tiny) {
     if (kvMemory === undefined) return { pages: null, model: null };
     throw new ConfigError('kvMemory needs tiny', { param: 'kvMemory' });

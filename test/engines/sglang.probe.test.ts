@@ -57,7 +57,7 @@ t.test('SGLang: everything that a server says', async t => {
     version: '0.5.9',
     models: [
       { id: 'base', contextLength: 32768 },
-      { id: 'lora', contextLength: 4096, adapter: true },
+      { id: 'lora', contextLength: 32768, adapter: true, parent: 'base' },
     ],
     blockSize: 16,
     totalBlocks: 2000,

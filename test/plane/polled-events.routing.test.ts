@@ -58,29 +58,29 @@ async function settled(condition: () => Promise<boolean>, what: string | (() => 
   }
 }
 
-/** The index has what the engines have: as many blocks came and went. */
-function caughtUp(fixture: PlaneFixture): Promise<void> {
-  // The block that the last token completes may come after the answer.
-  const resident = (): number =>
-    fixture.mocks.reduce((sum, { core }) => sum + core.pool.snapshot().copies.size, 0);
-  const held = async (): Promise<number> =>
-    (await count(fixture, 'storedBlocks')) - (await count(fixture, 'removedBlocks'));
-  let last = Number.NaN;
-  return settled(
-    async () => {
-      last = await held();
-      return last === resident();
-    },
-    () => `the index has ${last} of ${resident()}; ${fixture.log.slice(-5).join(' ')}`,
-  );
-}
-
 /** All that an engine has said was asked for, and applied. */
-async function polled(fixture: PlaneFixture): Promise<void> {
-  const { counters } = fixture.mocks[0]!.cacheEvents!;
+async function polled({ cacheEvents }: MockEngine): Promise<void> {
+  const { counters } = cacheEvents!;
   const polls = counters.polls;
   // The poll after the next one leaves when the answer of that one was applied.
   await until(() => counters.polls >= polls + 2, 'the engine is polled');
+}
+
+/** The index has what the engines have: as many blocks came and went. */
+async function caughtUp(fixture: PlaneFixture): Promise<void> {
+  // The block that the last token completes may come after the answer.
+  const isAtRest = ({ core }: MockEngine): boolean => core.running + core.waiting === 0;
+  await until(() => fixture.mocks.every(isAtRest), 'the engines are at rest');
+  await Promise.all(fixture.mocks.map(polled));
+  const resident = fixture.mocks.reduce((sum, { core }) => sum + core.pool.snapshot().copies.size, 0);
+  let held = Number.NaN;
+  await settled(
+    async () => {
+      held = (await count(fixture, 'storedBlocks')) - (await count(fixture, 'removedBlocks'));
+      return held === resident;
+    },
+    () => `the index has ${held} of ${resident}; ${fixture.log.slice(-5).join(' ')}`,
+  );
 }
 
 t.test('random conversations: expected is what the engine counts', async t => {
@@ -135,11 +135,11 @@ t.test('events that somebody else took: empty, said once, followed again', async
   t.equal(fixture.log.filter(line => line.includes('something else polls')).length, 1);
   // What was lost is never promised; what comes after it is known again.
   await settled(async () => {
-    await polled(fixture);
+    await polled(fixture.mocks[0]!);
     const prompt = draw(100);
     const [gaps, stolen] = [await count(fixture, 'gaps'), counters.stolen];
     await computeOn(engine!, prompt);
-    await polled(fixture);
+    await polled(fixture.mocks[0]!);
     const reply = await ask(fixture, prompt);
     // With a loss before it that nothing has shown yet, more cannot be known.
     if (counters.stolen > stolen || (await count(fixture, 'gaps')) > gaps) return false;
