@@ -274,10 +274,9 @@ export class HealthWatch {
   #failed({ reason, isRefused }: Fault): void {
     const { limits, log } = this.#options;
     if (this.#life !== null) {
-      this.#failedChecks++;
       const cause = isRefused ? 'unreachable' : 'health';
       this.#counts.failures[cause]++;
-      if (isRefused || this.#failedChecks >= limits.probeFailuresMax)
+      if (++this.#failedChecks >= limits.probeFailuresMax || isRefused)
         this.#goDown(reason, cause, this.#passedMs);
       else this.#checkAfter(limits.probePeriodMs);
       return;
