@@ -11,7 +11,6 @@ import { RingMemory } from '../ring/ring-memory.js';
 import type { IndexApplier } from '../router/events/applier.js';
 import type { EventEndpoints, HolderFacts } from '../router/events/contract.js';
 import { Ingest } from '../router/events/ingest.js';
-import type { ZeroMqStatus } from '../router/events/zmq-source.js';
 import { SharedIndexWriter } from '../router/index/shared-index.js';
 import { loadAddon } from '../runtime/addon.js';
 import type { Clock } from '../runtime/clock.js';
@@ -31,7 +30,6 @@ const ROUTED_PER_TURN = 256;
 export interface IngestServices {
   readonly clock: Clock;
   readonly guard: FaultGuard;
-  readonly zeroMq: ZeroMqStatus;
   /** For the index of this thread; null: it is elsewhere. */
   readonly tools: IndexTools | null;
   readonly core: Omit<IngestCore, 'fault'>;
@@ -52,7 +50,7 @@ export class IngestUnit implements IngestSide {
 
   constructor(task: IngestTask, services: IngestServices) {
     const { limits, indexMemory, bellMemory, seed } = task;
-    const { clock, guard, zeroMq, tools, core } = services;
+    const { clock, guard, tools, core } = services;
     const random = seededRandom(seed);
     const logger = loggerOf(core);
     const learn = (slot: number, generation: number, blockSize: number): void =>
@@ -80,7 +78,6 @@ export class IngestUnit implements IngestSide {
     assert(sink !== null, 'there is an index, here or elsewhere');
     this.#ingest = new Ingest({
       sink,
-      zeroMq,
       polling: trtllmPolling({ clock, connectDeadlineMs: limits.connectDeadlineMs }),
       limits: sourceLimits(limits),
       clock,

@@ -21,7 +21,6 @@ import { WorkerError } from '../errors.js';
 import type { Limits } from '../limits.js';
 import type { EventEndpoints, IndexSink } from '../router/events/contract.js';
 import { Ingest } from '../router/events/ingest.js';
-import type { ZeroMqStatus } from '../router/events/zmq-source.js';
 import { loadAddon } from '../runtime/addon.js';
 import type { Clock } from '../runtime/clock.js';
 import type { Logger } from '../runtime/logger.js';
@@ -47,8 +46,6 @@ export interface LinkAgentOptions {
   readonly makeNonce: () => Uint8Array;
   /** Time between canaries; 0: none. */
   readonly canaryPeriodMs: number;
-  /** Of `loadZeroMq`, where the engine publishes events. */
-  readonly zeroMq: ZeroMqStatus;
   readonly limits: Limits;
   readonly clock: Clock;
   readonly random: Random;
@@ -221,20 +218,20 @@ export class LinkAgent {
   /** Subscribes anew for a plane: with all ranks' events from their begin. */
   #openEvents(plane: PlaneSide, name: string): void {
     this.#closeEvents(plane);
-    const { engine, zeroMq, limits, clock, random, logger } = this.#options;
+    const { engine, limits, clock, random, logger } = this.#options;
     if (engine.kvEvents === null || this.#isEnding) return;
     const { link } = plane;
     const sink: IndexSink = {
       addHolder: () => {},
       removeHolder: () => {},
       clear: rank => link.sendEvents(rank, null),
-      apply: (rank, payload) => link.sendEvents(rank, payload),
+      // Sent later than this call, for which the bytes are lent.
+      apply: (rank, payload) => link.sendEvents(rank, new Uint8Array(payload)),
       route: () => {},
       tend: () => {},
     };
     plane.ingest = new Ingest({
       sink,
-      zeroMq,
       polling: trtllmPolling({ clock, connectDeadlineMs: limits.connectDeadlineMs }),
       limits: sourceLimits(limits),
       clock,

@@ -27,7 +27,7 @@ import { linkAccess } from './link-access.js';
 import type { Replaced } from './membership.js';
 import { workerLoads } from './observer.js';
 import { createPlaneMemory, type PlaneMemory } from './plane-memory.js';
-import { checkNeeds, mayHaveEvents, needsIndex } from './plane-needs.js';
+import { checkNeeds, needsIndex } from './plane-needs.js';
 import type { PlaneStatus } from './plane-status.js';
 import { startPool } from './pool-side.js';
 import { ProcessBoard } from './process-board.js';
@@ -391,7 +391,7 @@ export class Plane {
     };
     this.#board.setIndex('serving');
     const { index: indexMemory, ingestBell: bellMemory } = memory;
-    const task = { limits: config.limits, seed, hasEvents: mayHaveEvents(config), indexMemory, bellMemory };
+    const task = { limits: config.limits, seed, indexMemory, bellMemory };
     return new RemoteIngest(task, core, clock);
   }
 }

@@ -120,7 +120,7 @@ export interface IndexSink {
   removeHolder(holder: number): void;
   /** The events of the holder are lost from here back: its blocks are forgotten. */
   clear(holder: number): void;
-  /** One batch, as the engine packed it (msgpack). The bytes are the sink's from here on. */
+  /** One batch, as the engine packed it (msgpack). The bytes are valid during the call. */
   apply(holder: number, payload: Uint8Array): void;
   route(prompt: RoutedPrompt): void;
   /** Expires predictions, gives back memory; called a few times a second. */

@@ -20,7 +20,7 @@ import {
 import { PolledSource, type PollLimits } from './polled-source.js';
 import { RankStream } from './rank-stream.js';
 import { ReplayClient } from './replay-client.js';
-import { type ZeroMqStatus, ZmqSource } from './zmq-source.js';
+import { ZmqSource } from './zmq-source.js';
 
 /** Bounds of every source. */
 export interface SourceLimits extends PollLimits {
@@ -39,8 +39,6 @@ export interface SourceLimits extends PollLimits {
 /** What an Ingest needs. */
 export interface IngestOptions {
   readonly sink: IndexSink;
-  /** Of `loadZeroMq`. Where it did not load, workers with events are taken as workers without. */
-  readonly zeroMq: ZeroMqStatus;
   /** How servers are polled that publish nothing. */
   readonly polling: PolledProtocol;
   readonly limits: SourceLimits;
@@ -82,7 +80,6 @@ export class Ingest {
   #lagCount = 0;
   readonly #ticker: Timer;
   #isClosed = false;
-  #hasWarned = false;
 
   constructor(options: IngestOptions) {
     this.#options = options;
@@ -91,7 +88,7 @@ export class Ingest {
 
   /**
    * Makes a worker rank known and opens its event sources; one that is known is replaced. `endpoints` null: it publishes
-   * none. An endpoint that is no address, or `zeromq` missing, is logged, and the worker is taken as one without events.
+   * none. An endpoint that is no address is logged, and the worker is taken as one without events.
    */
   addWorker(holder: number, facts: HolderFacts, endpoints: EventEndpoints | null): void {
     if (this.#isClosed) return;
@@ -193,19 +190,8 @@ export class Ingest {
   }
 
   #openSubscribed(holder: number, facts: HolderFacts, endpoints: EventEndpoints): Rank | null {
-    const { zeroMq, limits, clock, random, logger, sink } = this.#options;
-    if (zeroMq.zmq === null) {
-      if (!this.#hasWarned)
-        logger.error(
-          'KV events cannot be received: what workers hold is guessed from what is routed to them',
-          {
-            reason: zeroMq.reason,
-          },
-        );
-      this.#hasWarned = true;
-      return null;
-    }
-    const shared = { zmq: zeroMq.zmq, messageBytesMax: limits.eventBytesMax, counts: this.#counts, clock };
+    const { limits, clock, random, logger, sink } = this.#options;
+    const shared = { messageBytesMax: limits.eventBytesMax, counts: this.#counts, clock, random };
     try {
       // Made first: it opens no socket before it is asked, and so needs no closing when the source is refused.
       const replays =
@@ -217,11 +203,10 @@ export class Ingest {
               deadlineMs: limits.replayDeadlineMs,
               batchesMax: limits.replayBatchesMax,
               bytesMax: limits.replayBytesMax,
-              random,
               replayed: (id, sequence, payload) => stream.replayed(id, sequence, payload),
               ended: id => stream.replayEnded(id),
-              failed: id => {
-                logger.warn('a replay of KV events failed', { worker: facts.name });
+              failed: (id, reason) => {
+                logger.warn('a replay of KV events failed', { worker: facts.name, reason });
                 stream.replayFailed(id);
               },
             });
@@ -244,6 +229,7 @@ export class Ingest {
         name: facts.name,
         logger,
         onBatch: (sequence, payload) => stream.live(sequence, payload),
+        onReturn: () => stream.suspect(),
       });
       return {
         hasEvents: true,
