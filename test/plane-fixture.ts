@@ -131,6 +131,7 @@ export function planeLeftovers(plane: Plane): string[] {
     ['requests in flight', socket.requestsInFlight],
     ['retained bytes', socket.retainedBytes],
     ['parked asks', socket.parkedAsks],
+    ['hedged requests', socket.hedges.open],
     ['reservations', socket.ledger.held()],
   ];
   for (let slot = 0; slot < plane.workers.length; slot++) {

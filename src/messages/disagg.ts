@@ -48,7 +48,7 @@ export type DisaggPolicy = (typeof DISAGG_POLICIES)[number];
  *   compute. prefill_busy, decode_busy: the one or the other has too much to do. same_worker: one is the best for both parts.
  * - no_prefill: no prefill worker is ready. prefill_full: each has all that it may have.
  * - not_splittable: what is asked for cannot be handed over. no_protocol: the workers cannot hand over to each other.
- *   named_worker: the client named the worker.
+ *   named_worker: the client named the worker. last_attempt: hand-overs of the request failed before.
  */
 export const SPLIT_REASONS = [
   'default',
@@ -62,6 +62,7 @@ export const SPLIT_REASONS = [
   'not_splittable',
   'no_protocol',
   'named_worker',
+  'last_attempt',
 ] as const;
 /** One of SPLIT_REASONS. */
 export type SplitReason = (typeof SPLIT_REASONS)[number];

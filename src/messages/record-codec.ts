@@ -67,6 +67,7 @@ export function encodeAsk(ask: Omit<Ask, 'body'>, body: readonly Uint8Array[]): 
     .f64(ask.deadlineWallMs)
     .words(ask.excludedSlots)
     .words(ask.avoidedSlots)
+    .bool(ask.computesLocally)
     .pairs(ask.headers)
     .string(ask.hints.worker)
     .string(ask.hints.session)
@@ -87,6 +88,7 @@ export function decodeAsk(bytes: Uint8Array): Ask {
     deadlineWallMs: reader.f64('deadlineWallMs'),
     excludedSlots: reader.words('excludedSlots'),
     avoidedSlots: reader.words('avoidedSlots'),
+    computesLocally: reader.bool('computesLocally'),
     headers: reader.pairs('headers'),
     hints: {
       worker: reader.string('hints.worker'),

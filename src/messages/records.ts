@@ -16,7 +16,14 @@ export const RECORD_KIND = { ask: 1, plan: 2, reject: 3, done: 4, world: 5, clos
 export type RecordKind = (typeof RECORD_KIND)[keyof typeof RECORD_KIND];
 
 /** Why an ASK is sent: the metric `millrace_asks_total{reason}`. */
-export const ASK_REASONS = ['first', 'pool_lost', 'worker_failed', 'adoption_failed', 'migrated'] as const;
+export const ASK_REASONS = [
+  'first',
+  'pool_lost',
+  'worker_failed',
+  'adoption_failed',
+  'migrated',
+  'hedged',
+] as const;
 /** One of ASK_REASONS. */
 export type AskReason = (typeof ASK_REASONS)[number];
 
@@ -65,6 +72,8 @@ export interface Ask {
   readonly avoidedSlots: readonly number[];
   /** Null: the answer has not begun. */
   readonly continuation: Continuation | null;
+  /** The prompt is not to be handed over: the worker that answers computes it, where the model's rules allow that. */
+  readonly computesLocally: boolean;
   /** Request headers that planning may look at, lower-case names. */
   readonly headers: readonly (readonly [string, string])[];
   readonly hints: RoutingHints;

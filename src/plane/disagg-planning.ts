@@ -8,7 +8,7 @@ import { PEER_FIELDS } from '../engines/disagg/contract.js';
 import { FRONT } from '../engines/disagg/json-bytes.js';
 import { computesPrompts, protocolOf } from '../engines/disagg/protocols.js';
 import { InvalidRequestError } from '../errors.js';
-import type { DisaggProtocolName, SplitReason } from '../messages/disagg.js';
+import type { DisaggProtocolName, DisaggView, SplitReason } from '../messages/disagg.js';
 import type { ModelView, PlanStep, WorkerView } from '../messages/records.js';
 import type { TokenRequest } from '../messages/token-request.js';
 import type { DecideAnswer, DecideRequest, Decider, Placement } from '../router/decide.js';
@@ -48,13 +48,17 @@ export interface SplitDecisionOptions {
   readonly discard: (reservation: number) => void;
 }
 
-/** Decides as the model's workers allow: one worker for the whole request, or two. Throws what its rules refuse. */
+/**
+ * Decides as the model's workers allow: one worker for the whole request, or two. `isLocal`: one, if the rules let decode
+ * workers compute prompts at all. Throws what the rules refuse.
+ */
 export function decideCall(
   { decider, discard }: SplitDecisionOptions,
   asked: DecideRequest,
   model: ModelView,
   workers: readonly WorkerView[],
   request: TokenRequest,
+  isLocal: boolean,
 ): DecideAnswer | PairPlacement {
   const { disaggregation: rules, policy } = model;
   if (rules === undefined) return decider.decide(asked, policy, workers);
@@ -72,6 +76,7 @@ export function decideCall(
   const { rulesOut, decodeComputes } = protocolOf(rules.protocol);
   const why = rulesOut(request);
   if (why !== null && decodeComputes) return local('not_splittable');
+  if (isLocal && decodeComputes && rules.whenNoPrefill === 'local') return local('last_attempt');
   if (why !== null)
     throw new InvalidRequestError(
       'MILLRACE_INVALID_REQUEST',
@@ -80,7 +85,11 @@ export function decideCall(
   const applied = decodeComputes ? rules : { ...rules, ...NEVER_LOCAL };
   const answer = decidePair(decider, asked, policy, split, applied, discard);
   if (answer === 'noPrefill')
-    throw prefillRefusal('MILLRACE_NO_WORKER', 'no prefill worker is ready', 'no_prefill');
+    throw prefillRefusal(
+      'MILLRACE_NO_WORKER',
+      `no prefill worker is ready, and ${whyNotLocal(rules)}`,
+      'no_prefill',
+    );
   if (answer === 'prefillFull')
     throw prefillRefusal(
       'MILLRACE_OVERLOADED',
@@ -88,6 +97,13 @@ export function decideCall(
       'prefill_full',
     );
   return answer;
+}
+
+/** Why no decode worker computes a prompt, where none does. */
+function whyNotLocal({ protocol }: DisaggView): string {
+  return protocol !== null && !protocolOf(protocol).decodeComputes
+    ? `${protocol} has every prompt computed by one`
+    : 'decode workers may not compute prompts (whenNoPrefill is refuse)';
 }
 
 /** The worker that answers. */

@@ -15,7 +15,7 @@ import { createAdapters } from '../engines/adapters.js';
 import { EngineClient } from '../engines/client.js';
 import type { EngineAdapter, RankEvents } from '../engines/contract.js';
 import type { EngineExtension } from '../engines/extensions.js';
-import type { FindingSink, HealthCounts, ProbedFacts } from '../engines/health-contract.js';
+import type { FindingSink, HealthCounts, Outage, ProbedFacts } from '../engines/health-contract.js';
 import { WorkerMonitor } from '../engines/monitor.js';
 import type { ListedModel } from '../frontend/openai/models-response.js';
 import type { WorkerSplit } from '../messages/disagg.js';
@@ -67,6 +67,8 @@ export interface FleetOptions {
   /** A link process is at the worker. */
   readonly isLinked: (url: string) => boolean;
   readonly publish: (world: World, listed: readonly ListedModel[]) => void;
+  /** A worker went out of rotation; null: it is back. */
+  readonly setOutage: (slot: number, generation: number, outage: Outage | null) => void;
 }
 
 /** See the head of the file. */
@@ -287,13 +289,17 @@ export class Fleet {
   }
 
   #createMonitor(): WorkerMonitor {
-    const { config, clock, logger, textModels, activity } = this.#options;
+    const { config, clock, logger, textModels, activity, setOutage } = this.#options;
     const { limits } = config;
     const adapters = this.#adapters;
     const { registry } = this;
     const sink: FindingSink = {
       setFacts: (slot, generation, facts) => this.#setFacts(slot, generation, facts),
-      setHealthy: (slot, generation, healthy) => registry.setHealthy(slot, generation, healthy),
+      setHealthy: (slot, generation, healthy, outage) => {
+        const held = registry.setHealthy(slot, generation, healthy);
+        if (held) setOutage(slot, generation, outage);
+        return held;
+      },
       setSleeping: (slot, generation, level) => registry.setSleeping(slot, generation, level),
       setScraped: (slot, generation, load, nowSeconds) =>
         registry.setScraped(slot, generation, load, nowSeconds),

@@ -57,10 +57,12 @@ export class FoldAnswer implements Answer {
   }
 
   continuation(choices: readonly number[]): Continuation | string {
-    if (this.#record === null) return this.#plan.cannotMigrate;
-    const continuation = this.#record.continuation(choices);
-    if (typeof continuation !== 'string') this.#continued ??= this.#openContinued();
-    return continuation;
+    return this.#record === null ? this.#plan.cannotMigrate : this.#record.continuation(choices);
+  }
+
+  cutOff(choices: readonly number[]): void {
+    this.#record!.cutOff(choices);
+    this.#continued ??= this.#openContinued();
   }
 
   release(): void {

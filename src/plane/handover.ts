@@ -97,6 +97,11 @@ export class Handover {
     }
   }
 
+  /** The prefill worker was found dead. */
+  lost(): void {
+    this.#prefill.lost();
+  }
+
   /** Decode's first token has come. */
   done(): void {
     if (this.#state !== 'moving') return;

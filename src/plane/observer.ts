@@ -46,6 +46,7 @@ export function createObserver(metrics: Metrics): PlaneObserver {
       fellBack: cause => disagg.fellBack(cause),
     },
     migrated: (cause, outcome) => metrics.migrated(cause, outcome),
+    hedged: outcome => metrics.hedged(outcome),
     planned: plan =>
       metrics.requestStarted(plan.model, ENDPOINTS[plan.api], plan.stream ? 'stream' : 'unary'),
     firstToken: (plan, sinceStartMs) => metrics.firstToken(plan.model, sinceStartMs / 1000),

@@ -147,6 +147,7 @@ export class Plane {
       moveAway: (slot, generation) => this.#sides.map(side => side.leaveWorker(slot, generation)),
       isLinked: url => this.#links?.isLinked(url) ?? false,
       publish: (world, listed) => this.#sides.map(side => side.setWorld(world, listed)),
+      setOutage: (...news) => this.#sides.map(side => side.setOutage(...news)),
     });
     this.control = this.#fleet.control;
     this.#links = this.#createLinks();

@@ -135,13 +135,20 @@ export class RelayRecord {
     return {
       mode: 'relayIds',
       promptIds,
-      choices: choices.map(index => {
-        const choice = this.choices[index]!;
-        choice.seen = choice.tokens;
-        this.#kept.cut(index, choice.tokens);
-        return { choice: index, ids: this.#kept.of(index) };
-      }),
+      choices: choices.map(index => ({
+        choice: index,
+        ids: this.#kept.of(index).subarray(0, this.choices[index]!.tokens),
+      })),
     };
+  }
+
+  /** The worker of these choices is gone, and the text that it held back with it. */
+  cutOff(choices: readonly number[]): void {
+    for (const index of choices) {
+      const choice = this.choices[index]!;
+      choice.seen = choice.tokens;
+      this.#kept.cut(index, choice.tokens);
+    }
   }
 
   /** Gives back what was kept. */

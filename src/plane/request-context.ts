@@ -6,7 +6,7 @@ import type { EngineStream } from '../engines/contract.js';
 import type { AnswerClient } from '../engines/link/contract.js';
 import { ERROR_CODES, type ErrorCode } from '../errors.js';
 import type { FallbackCause, HandoverOutcome } from '../frontend/disagg-metrics.js';
-import type { MigrationCause, MigrationOutcome } from '../frontend/metrics.js';
+import type { HedgeOutcome, MigrationCause, MigrationOutcome } from '../frontend/metrics.js';
 import type { Limits } from '../limits.js';
 import type { Usage } from '../messages/delta.js';
 import type { DisaggProtocolName } from '../messages/disagg.js';
@@ -20,9 +20,11 @@ import type { AttemptFailure } from './attempt.js';
 import type { ClientStream } from './client-stream.js';
 import type { DecisionLog } from './decision-log.js';
 import type { DeferredAborts } from './deferred-aborts.js';
+import type { HedgePlaces } from './hedge.js';
+import type { LostWorkers } from './lost-workers.js';
 
-/** An ASK as its request makes it. */
-export type SentAsk = Omit<Ask, 'body' | 'avoidedSlots'>;
+/** An ASK as its request makes it; the socket thread adds the slots that all its requests avoid. */
+export type SentAsk = Omit<Ask, 'body'>;
 
 /** How a request ended, for metrics and the pool. */
 export interface RequestEnd {
@@ -55,6 +57,8 @@ export interface RequestObserver {
   tokens(plan: Plan, count: number, gapMs: number | null): void;
   /** What became of an answer whose worker failed in the middle. */
   migrated(cause: MigrationCause, outcome: MigrationOutcome): void;
+  /** What became of a hedge. */
+  hedged(outcome: HedgeOutcome): void;
 }
 
 /** The socket thread as one request sees it. */
@@ -87,6 +91,12 @@ export interface RequestContext {
   restWorker(step: PlanStep, forMs: number): void;
   /** Hand-overs that are finished for nobody. */
   readonly deferredAborts: DeferredAborts;
+  /** Workers that are out of rotation. */
+  readonly lostWorkers: LostWorkers;
+  /** Milliseconds after which a request for a model without a token is sent to a second worker; 0: never. */
+  hedgeAfterMs(model: string): number;
+  /** How many requests may be. */
+  readonly hedges: HedgePlaces;
   /** A worker has brought tokens, which is the best sign of life; once per batch. */
   noteTokens(step: PlanStep): void;
   /** The stream has something to write in this loop turn. */

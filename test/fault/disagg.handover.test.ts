@@ -217,6 +217,56 @@ t.test(
   },
 );
 
+/** Decode workers that take no hand-over, each in its own way; what has none of it they answer. */
+const REFUSALS: Readonly<Record<string, (call: FakeCall) => void>> = {
+  'an error': call => call.respond(500, JSON_TYPE, '{"error":{"message":"KV load failed"}}'),
+  'a broken connection': call => call.socket.destroy(),
+};
+const refusing =
+  (refuse: (call: FakeCall) => void) =>
+  (call: FakeCall): void => {
+    if ('kv_transfer_params' in call.json) refuse(call);
+    else finish(call);
+  };
+
+t.test('hand-overs that always fail: the last attempt does without, and all are answered', async t => {
+  for (const [name, refuse] of Object.entries(REFUSALS)) {
+    for (const prefills of [1, 4]) {
+      const limits = { breakerFailuresMax: 1000 };
+      const { plane, prefill, decode } = await startSplit(t, prefills, {}, { limits });
+      for (const one of prefill) one.script = prefilled;
+      decode.script = refusing(refuse);
+      await plane.step(t, `${name}, ${prefills} prefill workers`, async t => {
+        const replies = await Promise.all(Array.from({ length: 8 }, () => plane.post(COMPLETIONS, ask)));
+        t.same(
+          replies.map(reply => streamedText(reply)),
+          new Array(8).fill('rivers'),
+        );
+        const handed = decode.calls.filter(call => 'kv_transfer_params' in call.json);
+        t.equal(decode.calls.length - handed.length, 8, 'each at last by decode itself');
+        const ids = decode.calls.map(call => /x-request-id: (.*)/i.exec(call.head)![1]!);
+        t.equal(new Set(ids).size, ids.length, 'each attempt under an id of its own');
+      });
+    }
+  }
+});
+
+t.test('decode workers that may not compute prompts: the error says so', async t => {
+  for (const prefills of [1, 4]) {
+    const limits = { breakerFailuresMax: 1000 };
+    const { plane, prefill, decode } = await startSplit(t, prefills, { whenNoPrefill: 'refuse' }, { limits });
+    for (const one of prefill) one.script = prefilled;
+    decode.script = refusing(REFUSALS['an error']!);
+    await plane.step(t, `${prefills} prefill workers`, async t => {
+      const { status, message } = errorOf(await plane.post(COMPLETIONS, ask));
+      t.equal(status, 502);
+      t.match(message, /the worker failed with status 500.*decode worker/);
+      t.match(message, /may not compute prompts \(whenNoPrefill is refuse\)|let no decode worker compute/);
+      t.ok(decode.calls.every(call => 'kv_transfer_params' in call.json));
+    });
+  }
+});
+
 t.test('in parallel: a prefill that fails lets decode go, and another one gets a new transfer', async t => {
   const { plane, prefill, decode } = await startSplit(t, 2, { protocol: 'mooncake' });
   let asked = 0;

@@ -39,6 +39,7 @@ const ask = fc.record({
   deadlineWallMs: fc.double({ noNaN: true, noDefaultInfinity: true }),
   excludedSlots: fc.array(u32, { maxLength: 5 }),
   avoidedSlots: fc.array(u32, { maxLength: 5 }),
+  computesLocally: fc.boolean(),
   headers: pairs,
   hints: fc.record({ worker: text, session: text, explains: fc.boolean() }),
   continuation: fc.option(
