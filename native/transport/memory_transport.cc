@@ -18,6 +18,7 @@ namespace {
 constexpr uint64_t kPieceBytesLeast = 64;
 constexpr uint32_t kSlicesAtOnce = 4;
 constexpr uint32_t kDelayStepsMax = 64;
+constexpr uint32_t kLingerStepsMax = 256;
 
 const TransportInfo kInfo = {"memory", true, "agents of one process only", 1u << static_cast<int>(MemoryKind::kHost), true, true};
 
@@ -38,7 +39,7 @@ struct Work {
   uint32_t verified = 0;
   bool is_cancelled = false;
   // Faults.
-  uint32_t delay_steps = 0;
+  uint32_t delay_steps = 0, linger_steps = 0;
   bool is_dropped = false, is_corrupt = false;
   uint64_t fail_after = UINT64_MAX, cut_after = UINT64_MAX;
 };
@@ -167,6 +168,7 @@ void MemoryTransport::draw_faults(Work& work) {
     std::shuffle(work.runs.begin(), work.runs.end(), random_);
     count(options_.counts, &MemoryFaultCounts::reordered);
   }
+  if (meets(faults.linger)) work.linger_steps = 1 + static_cast<uint32_t>(random_() % kLingerStepsMax);
   work.is_dropped = meets(faults.drop);
   if (work.is_dropped) count(options_.counts, &MemoryFaultCounts::dropped);
   // These are counted when they happen: a cancelled operation may not come so far.
@@ -272,7 +274,8 @@ bool MemoryTransport::copy_slice(Work& work) {
   uint64_t budget = options_.slice_bytes;
   while (budget > 0 && work.run < work.runs.size()) {
     const Run& run = work.runs[work.run];
-    const uint64_t most = std::min({budget, work.fail_after - work.copied, work.cut_after - work.copied});
+    const uint64_t stop = std::min(work.fail_after, work.cut_after);
+    const uint64_t most = std::min(budget, stop > work.copied ? stop - work.copied : 0);
     const uint64_t length = std::min(run.length - work.offset, most);
     if (length == 0) return false;
     std::memcpy(target + run.target + work.piece * run.target_stride + work.offset,
@@ -330,8 +333,8 @@ MemoryTransport::Step MemoryTransport::step(Works::iterator it, std::vector<Comp
     end(it, status, completions);
     return Step::kEnded;
   };
-  if (work.is_cancelled) return ended(Status::kCancelled);
-  if (work.is_dropped) return Step::kIdle;
+  if (work.is_cancelled && work.linger_steps == 0) return ended(Status::kCancelled);
+  if (work.is_dropped && !work.is_cancelled) return Step::kIdle;
   if (work.delay_steps > 0) {
     work.delay_steps--;
     return Step::kWorked;
@@ -339,8 +342,15 @@ MemoryTransport::Step MemoryTransport::step(Works::iterator it, std::vector<Comp
   std::unique_lock theirs(work.remote->lock);
   if (!work.remote->is_open) {
     theirs.unlock();
+    if (work.is_cancelled) return ended(Status::kCancelled);
     lost_.push_back({work.remote->key, "the peer closed"});
     return Step::kIdle;
+  }
+  if (work.is_cancelled) {
+    if (--work.linger_steps == 0) count(options_.counts, &MemoryFaultCounts::lingered);
+    // Over and over, so that whoever reuses the blocks too early sees it.
+    if (copy_slice(work)) work.run = 0;
+    return Step::kWorked;
   }
   if (work.stage == Stage::kCopy) {
     if (copy_slice(work)) {
