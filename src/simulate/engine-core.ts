@@ -286,8 +286,9 @@ export class EngineCore<Owner> {
     sequence.passFrom = before;
     sequence.computed = after;
     sequence.drafts = drafts;
-    // Drafts are verified at the price of a decode.
-    if (want > 1 || before < sequence.request.prompt.length) {
+    // Drafts are verified at the price of a decode; so is the last token of a prompt that came from another engine, which
+    // vLLM computes in the batch of the decodes. Dynamo's mocker takes no prefill time on a decode worker either.
+    if (want > 1 || (before < sequence.request.prompt.length && !sequence.pulled)) {
       this.#prefill.requests++;
       this.#prefill.lengthSum += after;
       this.#prefill.prefixSum += before;

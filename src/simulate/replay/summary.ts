@@ -154,8 +154,8 @@ export function measured(values: Float64Array): Float64Array {
   return values.filter(value => !Number.isNaN(value)).sort();
 }
 
-/** Percentiles by the nearest-rank method. */
-function distribution(values: Float64Array): Distribution {
+/** Percentiles by the nearest-rank method; NaN is left out. */
+export function distribution(values: Float64Array): Distribution {
   const sorted = measured(values);
   const count = sorted.length;
   if (count === 0) return { mean: null, p50: null, p90: null, p99: null };
