@@ -26,4 +26,10 @@ void table_random(std::mt19937& random, uint32_t steps);
 // Random layouts, and every run of a plan against a copy element by element.
 void plan_random(std::mt19937& random, uint32_t cases);
 
+// Random runs, copied, against a loop byte by byte.
+void copy_random(std::mt19937& random, uint32_t cases);
+
+// Memory pools and what they refuse.
+void pool_checks();
+
 }  // namespace millrace::kv::test

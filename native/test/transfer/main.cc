@@ -7,5 +7,7 @@ int main(int, char** argv) {
   std::mt19937 random(seed);
   millrace::kv::test::plan_random(random, cases);
   millrace::kv::test::table_random(random, cases * 10);
+  millrace::kv::test::copy_random(random, cases / 10 + 1);
+  millrace::kv::test::pool_checks();
   std::printf("%u cases without a finding\n", cases);
 }
