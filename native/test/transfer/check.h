@@ -32,4 +32,7 @@ void copy_random(std::mt19937& random, uint32_t cases);
 // Memory pools and what they refuse.
 void pool_checks();
 
+// Shm and cma with a second process.
+void host_transports();
+
 }  // namespace millrace::kv::test

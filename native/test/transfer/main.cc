@@ -9,5 +9,6 @@ int main(int, char** argv) {
   millrace::kv::test::table_random(random, cases * 10);
   millrace::kv::test::copy_random(random, cases / 10 + 1);
   millrace::kv::test::pool_checks();
+  millrace::kv::test::host_transports();
   std::printf("%u cases without a finding\n", cases);
 }
