@@ -1,4 +1,4 @@
-// The memory transport runs the contract; metadata is damaged at random; checksums against the definition.
+// Transports run the contract; several threads submit at once; metadata is damaged at random; checksums against the definition.
 #include "check.h"
 
 #include <atomic>
@@ -9,6 +9,7 @@
 #include "metadata.h"
 #include "node.h"
 #include "transport_contract.h"
+#include "transports.h"
 
 namespace millrace::kv::test {
 namespace {
@@ -149,11 +150,16 @@ void metadata_random(std::mt19937& random, uint32_t cases) {
   check(cases < 1000 || (accepted > 0 && mismatched > 0 && invalid > 0), "each answer was given");
 }
 
-void memory_contract() {
+void transport_contracts() {
   many_submitters(300);
   MemoryOptions stuck;
   stuck.faults.drop = 10'000;
   contract_suite({[] { return memory_transport({}); }, [stuck] { return memory_transport(stuck); }});
+  for (const auto& make : {shm_transport, cma_transport}) {
+    const TransportInfo info = make().probe();
+    if (info.available) contract_suite({make, {}});
+    else std::printf("%s is not tested: %s\n", info.name, info.reason.c_str());
+  }
 }
 
 }  // namespace millrace::kv::test
