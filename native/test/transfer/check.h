@@ -35,4 +35,7 @@ void pool_checks();
 // Shm and cma with a second process.
 void host_transports();
 
+// What they refuse.
+void host_forged();
+
 }  // namespace millrace::kv::test

@@ -10,5 +10,6 @@ int main(int, char** argv) {
   millrace::kv::test::copy_random(random, cases / 10 + 1);
   millrace::kv::test::pool_checks();
   millrace::kv::test::host_transports();
+  millrace::kv::test::host_forged();
   std::printf("%u cases without a finding\n", cases);
 }
