@@ -5,12 +5,14 @@
  * look-up:        one call for all workers while a writer thread applies events all the time (addon only); of few again.
  * throughput:     requests and events of evicting mock engines on one thread, counted in block-ops as Dynamo's
  *                 mooncake_bench counts them: blocks in stores and removals plus blocks in look-ups. Calls beside them.
- * apply:          msgpack batches of engines decoded, translated, hashed and applied; and through a real ZMQ socket.
+ * apply:          msgpack batches of engines decoded, translated, hashed and applied; the same from a socket of libzmq at
+ *                 a given rate, with the time from sending to being visible, and from a sender that is never the slower one.
+ * small messages: batches of one block through one socket into the index, per second and per second of CPU.
  * memory:         bytes per block and per further holder of a block.
  */
 import { loadAddon } from '#millrace/runtime/addon.js';
-import { applyRow, socketRow } from './lib/event-rows.js';
-import { mergedStream, recordedFrames } from './lib/event-stream.js';
+import { applyRow, smallMessagesRow, socketRow } from './lib/event-rows.js';
+import { mergedStream, recordedFrames, smallFrames } from './lib/event-stream.js';
 import { decisionRow, lookupRow, memoryRow, slopeRow, throughputRow } from './lib/index-rows.js';
 import { commit, machine, median, parseFlags, printResult, progress } from './lib/report.js';
 
@@ -32,6 +34,7 @@ const flags = parseFlags({
     'engine-blocks': count(2048, 512, 65_536, 'KV blocks of a mock engine'),
     'event-blocks': count(200_000, 1000, 10_000_000, 'blocks in recorded batches'),
     'event-blocks-per-second': count(200_000, 1000, 10_000_000, 'blocks per second through the socket'),
+    'small-messages': count(400_000, 1000, 10_000_000, 'messages of one block through the socket'),
     'slope-blocks': count(
       0,
       0,
@@ -56,6 +59,7 @@ const settings = {
   eventWorkers: 8,
   eventBlocks: flags.eventBlocks,
   eventBlocksPerSecond: flags.eventBlocksPerSecond,
+  smallMessages: flags.smallMessages,
   slopeBlocks: flags.slopeBlocks,
   repeats: flags.repeats,
   seed: 42,
@@ -65,6 +69,7 @@ const settingsWithoutAddon = {
   ...settings,
   lookups: Math.ceil(settings.lookups / 20),
   decisions: Math.ceil(settings.decisions / 20),
+  smallMessages: Math.ceil(settings.smallMessages / 20),
 };
 
 /** The median of every figure over the repeats; counts of mistakes are summed. */
@@ -90,7 +95,7 @@ async function repeated(label, row) {
   );
 }
 
-async function side(addon, name, settings, { stream, frames, socketFrames }) {
+async function side(addon, name, settings, { stream, frames, socketFrames, small }) {
   const label = row => `${name}: ${row}`;
   const decision = await repeated(label('decision'), () => decisionRow(addon, settings));
   const lookup = await repeated(label('look-up'), () => lookupRow(addon, settings));
@@ -99,6 +104,8 @@ async function side(addon, name, settings, { stream, frames, socketFrames }) {
   const throughput = await repeated(label('throughput'), () => throughputRow(addon, settings, stream));
   const apply = await repeated(label('apply'), () => applyRow(addon, settings, frames));
   const socket = await repeated(label('socket'), () => socketRow(addon, settings, socketFrames));
+  const smallRow = () => smallMessagesRow(addon, settings, small.slice(0, settings.smallMessages));
+  const smallMessages = await repeated(label('small messages'), smallRow);
   const memory = addon === null ? { bytesPerBlock: null, bytesPerHolder: null } : memoryRow(addon, settings);
   const both = name => lookup[name] + lookupFew[name];
   return {
@@ -108,10 +115,11 @@ async function side(addon, name, settings, { stream, frames, socketFrames }) {
     decisionUs: { p50: decision.decisionP50Us, p99: decision.decisionP99Us },
     ...throughput,
     ...apply,
-    applyLagMs: { p99: socket.applyLagP99Ms },
+    firstBatchMs: socket.firstBatchMs,
+    applyLagMs: { p50: socket.applyLagP50Ms, p99: socket.applyLagP99Ms },
     appliedBlocksPerSecond: socket.achievedBlocksPerSecond,
     socketBlocksPerSecond: socket.socketBlocksPerSecond,
-    socketMessagesPerSecond: socket.socketMessagesPerSecond,
+    smallMessages,
     ...memory,
     overcounts: both('overcounts'),
     undercounts: both('undercounts'),
@@ -124,7 +132,7 @@ if (addon === null) throw new Error('this bench compares with the addon, which i
 // Before the others, whose freed memory would blur what it reads of the process.
 const slope = settings.slopeBlocks > 0 ? slopeRow(addon, settings) : {};
 const { workers, engineBlocks, requests, seed, batchBlocks, eventWorkers, eventBlocks } = settings;
-const recording = progress('recording events', 3);
+const recording = progress('recording events', 4);
 const recorded = {};
 recorded.stream = mergedStream({ workers, engineBlocks, requests, seed });
 recording.step();
@@ -137,6 +145,8 @@ recorded.frames = recordedFrames({
 });
 recording.step();
 recorded.socketFrames = recordedFrames({ workers: 1, engineBlocks, blocks: eventBlocks, batchBlocks, seed });
+recording.step();
+recorded.small = smallFrames({ messages: settings.smallMessages, seed });
 recording.step();
 recording.done();
 const results = { ...(await side(addon, 'native', settings, recorded)), ...slope };

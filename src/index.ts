@@ -17,7 +17,12 @@ export type {
   TokenizeSample,
   WorkerCapabilities,
 } from './engines/contract.js';
-export type { AdapterTools, AnswerTranslator, EngineAdapterFactory } from './engines/extensions.js';
+export type {
+  AdapterTools,
+  AnswerTranslator,
+  EngineAdapterFactory,
+  ExtensionAdapter,
+} from './engines/extensions.js';
 export type { StreamLimits } from './engines/stream-decoder.js';
 export type { ErrorCode, ErrorEnvelope } from './errors.js';
 export {

@@ -8,7 +8,7 @@
  * `--help`.
  */
 export interface Limit {
-  readonly unit: 'bytes' | 'count' | 'ms' | 'tokens';
+  readonly unit: 'bytes' | 'count' | 'ms' | 'percent' | 'tokens';
   readonly min: number;
   readonly max: number;
   readonly default: number;
@@ -86,6 +86,13 @@ export const LIMITS = {
     'time without a token of a worker before it is sent a canary request; 0: never',
   ),
   canaryDeadlineMs: limit('ms', 10, HOUR_MS, 2_000, 'the one token of a canary request'),
+  controlDeadlineMs: limit(
+    'ms',
+    100,
+    HOUR_MS,
+    120_000,
+    'one call that loads or unloads an adapter, or puts an engine to sleep or wakes it',
+  ),
   scrapePeriodMs: limit('ms', 50, HOUR_MS, 1_000, 'time between metrics scrapes of a worker'),
   pickExpiryMs: limit('ms', 100, HOUR_MS, 60_000, 'a reservation of pick() that nobody releases'),
   drainDeadlineMs: limit('ms', 0, HOUR_MS, 30_000, 'open requests after SIGTERM'),
@@ -129,6 +136,14 @@ export const LIMITS = {
     'time in which failures of a worker are counted together',
   ),
   breakerOpenMs: limit('ms', 10, HOUR_MS, 5_000, 'time for which a worker that fails is avoided'),
+  hedgeAfterMs: limit(
+    'ms',
+    0,
+    HOUR_MS,
+    0,
+    'time without a first token after which a second worker is asked too; 0: never',
+  ),
+  hedgePercentMax: limit('percent', 1, 100, 5, 'requests in flight that run on two workers, rounded up'),
   poolHeapBytesMax: limit('bytes', 64 * MIB, 64 * GIB, GIB, 'JavaScript heap of one pool thread'),
   poolRestartsMax: limit('count', 1, 100, 5, 'restarts of a pool thread in 10 s before its slot is off'),
   jsonKeysMax: limit('count', 16, 1_000_000, 1000, 'keys of one object in a request body'),
@@ -143,6 +158,21 @@ export const LIMITS = {
     16_384,
     'batches of one rank in a replay, or that wait for its end',
   ),
+  eventPollPeriodMs: limit(
+    'ms',
+    10,
+    HOUR_MS,
+    100,
+    'time to the next poll for KV events after one that brought none (TensorRT-LLM)',
+  ),
+  eventPollDeadlineMs: limit(
+    'ms',
+    100,
+    HOUR_MS,
+    10_000,
+    'one poll for KV events; the server itself waits up to 2 s for one',
+  ),
+  eventPollBytesMax: limit('bytes', KIB, GIB, 64 * MIB, 'the answer to one poll for KV events'),
   replayBytesMax: limit('bytes', MIB, 16 * GIB, GIB, 'batches that one replay brings'),
   replayDeadlineMs: limit('ms', 10, HOUR_MS, 5_000, 'a replay of KV events; then the rank counts as empty'),
   approximateTtlMs: limit(

@@ -1,6 +1,5 @@
 /**
- * A thread of bench/route.js that publishes recorded batches through a real ZMQ socket: at a given rate of blocks, or as
- * fast as the reader takes them. The time stamp of each batch is the monotonic time of its sending, in seconds.
+ * A thread of bench/route.js that publishes recorded batches through a socket of libzmq at a given rate of blocks. The time stamp of each batch is the monotonic time of its sending, in seconds.
  */
 import { once } from 'node:events';
 import { parentPort, workerData } from 'node:worker_threads';
@@ -10,8 +9,9 @@ import { KvEventPublisher } from '#millrace/simulate/vllm/kv-event-publisher.js'
 /** Where the time stamp of a batch lies: after the head of an array of three and the mark of a float64. */
 export const STAMP_AT = 2;
 const FLOAT64 = 0xcb;
-/** Batches sent without a pause when there is no rate. */
-const BURST = 64;
+
+/** The float64 at `at`, as msgpack has it. */
+export const readDouble = (bytes, at) => new DataView(bytes.buffer, bytes.byteOffset + at).getFloat64(0);
 
 /** Monotonic seconds, the same in all threads. */
 export const monotonicSeconds = () => Number(process.hrtime.bigint()) / 1e9;
@@ -31,16 +31,13 @@ async function publish({ frames, blocksPerSecond }) {
   await once(parentPort, 'message');
   const started = monotonicSeconds();
   let sentBlocks = 0;
-  for (const [n, { bytes, blocks }] of frames.entries()) {
-    const payload = Buffer.from(bytes);
+  for (const { bytes, blocks } of frames) {
+    // The thread's own copy already: another one would be garbage, whose collection would be measured.
+    const payload = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length);
     if (payload[STAMP_AT - 1] !== FLOAT64) throw new Error('a recorded batch does not begin with its time');
     payload.writeDoubleBE(monotonicSeconds(), STAMP_AT);
     publisher.send(payload);
     sentBlocks += blocks;
-    if (blocksPerSecond === null) {
-      if (n % BURST === BURST - 1) await new Promise(setImmediate);
-      continue;
-    }
     while (sentBlocks > (monotonicSeconds() - started) * blocksPerSecond)
       await new Promise(resolve => setTimeout(resolve, 1));
   }

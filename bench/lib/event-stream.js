@@ -162,3 +162,29 @@ export function recordedFrames({ workers, engineBlocks, blocks, batchBlocks, see
   }
   return frames;
 }
+
+/** Tokens per block of `smallFrames`: vLLM's own default. */
+export const SMALL_BLOCK_SIZE = 16;
+/** Blocks of one sequence of `smallFrames`. */
+const SMALL_SEQUENCE_BLOCKS = 64;
+
+/**
+ * Batches of the smallest kind: one block each, as a stream that decodes alone fills them.
+ * @param {{ messages: number, seed: number }} options
+ * @returns {{ holder: number, payload: Buffer, blocks: number }[]}
+ */
+export function smallFrames({ messages, seed }) {
+  const format = { form: 'map', hashes: 'bytes', blockSize: SMALL_BLOCK_SIZE, hashSeed: [seed, 0] };
+  const encoder = new KvEventEncoder(format);
+  return Array.from({ length: messages }, (_, n) => {
+    const block = n % SMALL_SEQUENCE_BLOCKS;
+    const first = n - block;
+    const sequence = {
+      keys: Array.from({ length: block + 1 }, (_, at) => first + at + 1),
+      tokenAt: at => mix32(Math.imul(first + 1, 0x9e3779b1) ^ at) % 128_000,
+      cacheSalt: '',
+    };
+    encoder.stored(sequence, block, block + 1);
+    return { holder: 0, payload: encoder.takeBatch(n), blocks: 1 };
+  });
+}

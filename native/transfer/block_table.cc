@@ -1,4 +1,6 @@
-#include "block_table.h"
+// The owner's side of a block table: lists, eviction and quarantine. Links are indices into the shared memory, so a table
+// may lie at different addresses in different processes. See block_table.h; checks of it are in block_table_check.cc.
+#include "block_table_records.h"
 
 #include <atomic>
 #include <bit>
@@ -11,10 +13,6 @@ namespace {
 constexpr uint32_t kMagic = 0x54424b4d;  // "MKBT"
 constexpr uint32_t kBlocksMost = 1u << 28;
 
-// In no list; of the leaves; of the timed ones. One pair of links serves the free, quarantine and leaf lists, of which a
-// block is in one at most.
-enum : uint32_t { kInNone = 0, kInFree = 1, kInQuarantine = 2, kInLeaves = 3 };
-
 uint32_t mix(uint64_t hash) { return static_cast<uint32_t>((hash * 0x9e37'79b9'7f4a'7c15u) >> 32); }
 
 template <class Word>
@@ -23,33 +21,6 @@ std::atomic_ref<Word> shared(Word& word) {
 }
 
 }  // namespace
-
-struct BlockTable::Header {
-  uint32_t magic, blocks;
-  uint32_t free_head, free_tail, free_count;
-  uint32_t quarantine_head, quarantine_tail, quarantine_count;
-  uint32_t leaf_head, leaf_tail, leaf_count;
-  uint32_t reserved_count, filling_count, ready_count, pinned_count;
-  uint32_t timed_count;
-  uint64_t evictions, refused;
-};
-
-struct BlockTable::Block {
-  uint32_t state;
-  uint32_t generation;
-  uint32_t inflight;
-  uint32_t pins;
-  uint64_t hash;
-  uint64_t pinned_until_ms;
-  uint32_t crc;
-  uint32_t tenant;
-  uint32_t parent;
-  uint32_t children;
-  uint32_t next_in_bucket;
-  uint32_t next;
-  uint32_t previous;
-  uint32_t list;
-};
 
 BlockTable::Block& BlockTable::at(uint32_t block) const { return records_[block]; }
 
@@ -409,43 +380,6 @@ uint32_t BlockTable::generation(uint32_t block) const {
 
 BlockState BlockTable::state(uint32_t block) const {
   return static_cast<BlockState>(shared(at(block).state).load(std::memory_order_seq_cst));
-}
-
-bool BlockTable::consistent() const {
-  const Header& header = *header_;
-  const auto length = [&](uint32_t head, uint32_t tail, uint32_t list) {
-    uint32_t count = 0;
-    uint32_t previous = kNoBlock;
-    for (uint32_t block = head; block != kNoBlock && count <= blocks_; block = at(block).next) {
-      if (at(block).previous != previous || at(block).list != list) return blocks_ + 1;
-      previous = block;
-      count++;
-    }
-    return previous == tail ? count : blocks_ + 1;
-  };
-  if (length(header.free_head, header.free_tail, kInFree) != header.free_count) return false;
-  if (length(header.quarantine_head, header.quarantine_tail, kInQuarantine) != header.quarantine_count) return false;
-  if (length(header.leaf_head, header.leaf_tail, kInLeaves) != header.leaf_count) return false;
-  std::vector<uint32_t> children(blocks_);
-  uint32_t states[5] = {};
-  uint32_t pinned = 0;
-  uint32_t timed = 0;
-  for (uint32_t block = 0; block < blocks_; block++) {
-    const Block& record = at(block);
-    states[record.state]++;
-    if (record.state != static_cast<uint32_t>(BlockState::kReady)) continue;
-    if (record.parent != kNoBlock) children[record.parent]++;
-    if (record.pins != 0 || record.pinned_until_ms != 0) pinned++;
-    if (record.pinned_until_ms != 0) timed++;
-    if (find(record.hash) != block || is_leaf(record) != (record.list == kInLeaves)) return false;
-  }
-  for (uint32_t block = 0; block < blocks_; block++) {
-    const bool ready = at(block).state == static_cast<uint32_t>(BlockState::kReady);
-    if (children[block] != (ready ? at(block).children : 0)) return false;
-  }
-  return states[0] == header.free_count && states[1] == header.reserved_count && states[2] == header.filling_count &&
-         states[3] == header.ready_count && states[4] == header.quarantine_count && pinned == header.pinned_count &&
-         timed == header.timed_count;
 }
 
 }  // namespace millrace::kv

@@ -1,3 +1,4 @@
+// Makers of layouts with their checks, and their form on the wire: decode trusts no byte of a peer. See layout.h.
 #include "layout.h"
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+// How planes of one layout become planes of another, and the runs of given blocks. See plan.h.
 #include "plan.h"
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+// Names of the statuses. See status.h.
 #include "status.h"
 
 namespace millrace::kv {

@@ -134,12 +134,13 @@ answer is a function of all tokens before it, so an answer that moves to another
   --max-model-len N       prompt and output tokens of a request (${standard('maxModelLen')}, or what the blocks hold)
   --tokens-per-step N     tokens that an answer gains per pass, as with speculative decoding (${standard('tokensPerStep')})
   --faults LIST           faults per request, as kind=probability,…; kinds: ${FAULT_KINDS.join(', ')}
-  --events                publish KV events over ZeroMQ, as vLLM does: PUB and a replay ROUTER per engine
+  --events                publish KV events over ZeroMQ, as vLLM does: PUB and a replay ROUTER per engine; trtllm: keep them
+                          for POST /kv_cache_events, without ports, form and hashes
   --events-port P         PUB port of the first engine, the next ones follow; 0: chosen by the system (0)
   --events-replay-port P  replay port, likewise (0)
   --event-form FORM       array: vLLM before 0.24; map: later ones; sglang: one store per block (as the engine does)
   --event-hashes KIND     int, signed or bytes (int, for sglang signed)
-  --event-loss R          chance that a batch is not sent live and can only be replayed (0)
+  --event-loss R          chance that a batch is not sent live and can only be replayed; trtllm: that a poll finds none (0)
   --tiny                  a tiny transformer with KV in real pages makes the tokens: each byte of them counts
   --disagg                hand KV over between engines, as the engine that is played does
   --kv-connector NAME     vllm: ${KV_CONNECTORS.join(', ')} (${KV_CONNECTORS[0]})

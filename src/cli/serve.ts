@@ -202,8 +202,7 @@ function untilTold(
     const onSignal = (signal: NodeJS.Signals): void => {
       if (isEnding) {
         logger.warn('second signal: exiting without waiting for open requests', { signal });
-        // With socket threads, which must not be terminated, `exit` would end in an abort with a core dump. The ingest
-        // thread sees to it itself.
+        // With socket threads, which must not be terminated, `exit` would end in an abort with a core dump.
         if (config.socketThreads > 1) process.kill(process.pid, 'SIGKILL');
         process.exit(1);
       }

@@ -19,7 +19,6 @@ import { ConfigError } from '../errors.js';
 import { DEFAULT_LIMITS } from '../limits.js';
 import { readLinkSecret } from '../plane/link-access.js';
 import { LinkAgent } from '../plane/link-agent.js';
-import { loadZeroMq } from '../router/events/zmq-source.js';
 import { systemClock } from '../runtime/clock.js';
 import { createLogger, type Logger, type LogLevel } from '../runtime/logger.js';
 import { seededRandom } from '../runtime/random.js';
@@ -247,10 +246,6 @@ async function run(argv: readonly string[]): Promise<number> {
     ...given,
     extensions: await loadExtensions(extensions, systemClock),
     makeNonce: () => randomBytes(NONCE_BYTES),
-    zeroMq:
-      given.engine.kvEvents === null
-        ? { zmq: null, reason: 'no KV events are configured' }
-        : await loadZeroMq(),
     limits: DEFAULT_LIMITS,
     clock: systemClock,
     random: seededRandom(randomBytes(4).readUInt32LE()),

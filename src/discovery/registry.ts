@@ -11,9 +11,13 @@ import type { WorkerView } from '../messages/records.js';
 
 /**
  * probing: never answered a probe. ready: may be chosen. draining: finishes what it has; set by an operator and kept
- * whatever the health says. unavailable: was ready and does not answer.
+ * whatever the health says. sleeping: its engine gives its memory back, or is on the way there, and takes nothing.
+ * unavailable: was ready and does not answer.
  */
-export type WorkerState = 'probing' | 'ready' | 'draining' | 'unavailable';
+export type WorkerState = 'probing' | 'ready' | 'draining' | 'sleeping' | 'unavailable';
+
+/** See engines/control-contract.ts. */
+export type SleepLevel = 1 | 2;
 
 /** What a probe taught about a worker; an engine's capabilities have these fields among others. */
 export type WorkerFacts = Pick<
@@ -30,7 +34,14 @@ export interface ScrapedLoad {
 }
 
 /** Numbers of the states in the load table (router/load-descriptor.ts, SLOT_STATE): a worker that probes is not ready. */
-export const STATE_WORDS = { absent: 0, ready: 1, draining: 2, unavailable: 3, probing: 3 } as const;
+export const STATE_WORDS = {
+  absent: 0,
+  ready: 1,
+  draining: 2,
+  sleeping: 2,
+  unavailable: 3,
+  probing: 3,
+} as const;
 type StateWord = (typeof STATE_WORDS)[keyof typeof STATE_WORDS];
 
 /** The part of the load table that the registry writes. */
@@ -63,6 +74,8 @@ export interface RegisteredWorker {
   /** As declared; that of `facts` is what answers there. */
   readonly engine: string;
   readonly state: WorkerState;
+  /** How deep it sleeps or shall sleep; null: it does not. */
+  readonly sleepLevel: SleepLevel | null;
   readonly declaredModels: readonly string[] | null;
   /** Null until the first probe. */
   readonly facts: WorkerFacts | null;
@@ -132,6 +145,7 @@ export class WorkerRegistry {
       rank,
       engine: declaration.engine,
       state: 'probing',
+      sleepLevel: null,
       declaredModels: declaration.models ?? null,
       facts: null,
     };
@@ -194,7 +208,7 @@ export class WorkerRegistry {
       this.#entries.delete(slot);
       this.#table.setState(slot, generation, STATE_WORDS.absent);
       this.#onChange({ kind: 'removed', worker });
-      const successor = { ...worker, generation: this.#nextGeneration(slot), facts: null };
+      const successor = { ...worker, generation: this.#nextGeneration(slot), sleepLevel: null, facts: null };
       this.#enter({ ...successor, state: 'probing' }, entry.draining);
       return false;
     }
@@ -227,6 +241,15 @@ export class WorkerRegistry {
     const entry = this.#entry(slot, generation);
     if (entry === null) return false;
     entry.draining = true;
+    this.#updateState(entry);
+    return true;
+  }
+
+  /** Has a worker count as asleep, whatever the health says, or (null) as awake. False as above. */
+  setSleeping(slot: number, generation: number, sleepLevel: SleepLevel | null): boolean {
+    const entry = this.#entry(slot, generation);
+    if (entry === null) return false;
+    entry.worker = { ...entry.worker, sleepLevel };
     this.#updateState(entry);
     return true;
   }
@@ -276,6 +299,7 @@ export class WorkerRegistry {
     const { worker } = entry;
     let state: WorkerState = entry.healthy ? 'ready' : 'unavailable';
     if (worker.facts === null) state = 'probing';
+    else if (worker.sleepLevel !== null) state = 'sleeping';
     if (entry.draining) state = 'draining';
     if (state === worker.state) return;
     entry.worker = { ...worker, state };

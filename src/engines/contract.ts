@@ -5,6 +5,19 @@
  */
 import type { AnswerMode, WorkerModel } from '../messages/records.js';
 import type { TokenRequest } from '../messages/token-request.js';
+import type { EngineControl } from './control-contract.js';
+
+/** What an engine says of handing KV over; null: it does not say. */
+export interface HandoverFacts {
+  /** The one part of a request that it was started for; null: any, or it does not say. */
+  readonly role: 'prefill' | 'decode' | null;
+  /** Data type of its KV cache in the engine's words; `auto`: that of its model. */
+  readonly kvDtype: string | null;
+  /** Port of its bootstrap server. */
+  readonly bootstrapPort: number | null;
+  /** TensorRT-LLM: where it tells of its transceiver. */
+  readonly infoEndpoint: string | null;
+}
 
 /** What probing a worker taught us; becomes its WorkerView. */
 export interface WorkerCapabilities {
@@ -20,11 +33,13 @@ export interface WorkerCapabilities {
   readonly dpRanks: number | null;
   /** Where each rank publishes its KV events, by rank; null: it publishes none that it tells of. */
   readonly events: readonly RankEvents[] | null;
+  /** Absent: it says nothing of it. */
+  readonly handover?: HandoverFacts;
   /** For operators: what works less well than it could, and what to change. One sentence each, without a period. */
   readonly notices: readonly string[];
 }
 
-/** The KV events of one data-parallel rank: ZeroMQ endpoints as this host reaches them. */
+/** The KV events of one data-parallel rank, as this host reaches them: ZeroMQ endpoints, or a URL that is polled. */
 export interface RankEvents {
   readonly publish: string;
   /** Null: batches that were lost cannot be asked for again. */
@@ -72,8 +87,8 @@ export interface EncodeInput {
   readonly requestId: string;
   /** Data-parallel rank of the worker that shall take it; null: the server is one worker. */
   readonly rank: number | null;
-  /** `workerModel` is a LoRA adapter on another model of the worker. */
-  readonly isAdapter?: boolean;
+  /** Present: `workerModel` is this LoRA adapter on another model of the worker. */
+  readonly adapter?: Pick<WorkerModel, 'parent' | 'path'>;
 }
 
 /** The HTTP call to a worker, without its host: the plan carries it to the socket thread. */
@@ -164,6 +179,8 @@ export interface EngineAdapter {
    * none. Closing the connection ends a request on every engine.
    */
   abortCall(requestId: string): AbortCall | null;
+  /** Loading adapters, sleep and wake. Used on the core's thread. */
+  readonly control: EngineControl;
   /**
    * The smallest request that makes the engine generate: one token after a prompt of one id, not streamed, so that status
    * 200 means that a token was made. `rank` as in EncodeInput. Runs on the registry's thread. Pure.

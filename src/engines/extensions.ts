@@ -9,6 +9,7 @@ import { ConfigError } from '../errors.js';
 import { ANSWER_MODES } from '../messages/records.js';
 import type { Clock } from '../runtime/clock.js';
 import type { EngineAdapter, EngineStream, WorkerCapabilities } from './contract.js';
+import type { ControlOutcome, EngineControl } from './control-contract.js';
 import { isObject } from './event-rows.js';
 import { AUTO_ENGINE } from './health-contract.js';
 import { isPositive, protocolError } from './probe-answers.js';
@@ -35,8 +36,11 @@ export interface AdapterTools {
   openTranslated(limits: StreamLimits, translator: AnswerTranslator): EngineStream;
 }
 
+/** An adapter of an extension. Without `control` its engine holds no LoRA adapters and cannot sleep. */
+export type ExtensionAdapter = Omit<EngineAdapter, 'control'> & { readonly control?: EngineControl };
+
 /** What a module of `extensions` exports as `createEngineAdapter`: makes the adapter of one thread. */
-export type EngineAdapterFactory = (tools: AdapterTools) => EngineAdapter;
+export type EngineAdapterFactory = (tools: AdapterTools) => ExtensionAdapter;
 
 /** A module of `extensions` that was imported. */
 export interface EngineExtension {
@@ -58,6 +62,19 @@ const METHODS = [
   'canary',
   'openStream',
 ] as const;
+const CONTROLS = ['loadAdapter', 'unloadAdapter', 'sleep', 'wake', 'isSleeping'] as const;
+const NO_CONTROL: ControlOutcome = {
+  kind: 'unsupported',
+  message: 'the extension of this engine has no control calls',
+};
+const noControl: EngineControl = {
+  holdsAdapters: true,
+  loadAdapter: async () => NO_CONTROL,
+  unloadAdapter: async () => NO_CONTROL,
+  sleep: async () => NO_CONTROL,
+  wake: async () => NO_CONTROL,
+  isSleeping: async () => null,
+};
 /** Those that planning calls: whose exceptions end one request, without a word to the operator. */
 const PLANNED = ['sampleOf', 'tokenModeGap', 'encode'] as const;
 type Method = (...values: never[]) => unknown;
@@ -94,7 +111,7 @@ export function createExtensionAdapter(
   }
   if (!isObject(made)) throw fault(module, `${FACTORY}() gave ${kindOf(made)}; allowed: an object`);
   checkFields(module, made);
-  return watched(made as unknown as EngineAdapter, module);
+  return watched(made as unknown as ExtensionAdapter, module);
 }
 
 /** `AdapterTools.openTranslated` on a thread with this scanner. */
@@ -153,10 +170,20 @@ function checkFields(module: string, made: Record<string, unknown>): void {
     check(field, isText(path) && path.startsWith('/'), 'a path that begins with /');
   }
   for (const method of METHODS) check(method, typeof made[method] === 'function', 'a function');
+  const { control } = made;
+  const isControl =
+    isObject(control) &&
+    typeof control.holdsAdapters === 'boolean' &&
+    CONTROLS.every(method => typeof control[method] === 'function');
+  check(
+    'control',
+    control === undefined || isControl,
+    `an object of holdsAdapters and the functions ${CONTROLS.join(', ')}, or nothing`,
+  );
 }
 
 /** The adapter with its mistakes told of: who calls it has an answer for an exception, but none that names the module. */
-function watched(adapter: EngineAdapter, module: string): EngineAdapter {
+function watched(adapter: ExtensionAdapter, module: string): EngineAdapter {
   const told = new Set<string>();
   const watch = (method: (typeof PLANNED)[number]): Method => {
     const call = (adapter[method] as Method).bind(adapter);
@@ -177,9 +204,11 @@ function watched(adapter: EngineAdapter, module: string): EngineAdapter {
   const probe: EngineAdapter['probe'] = async (get, origin) =>
     checkFacts(module, adapter.engine, await adapter.probe(get, origin));
   methods.set('probe', probe as Method);
+  const control = adapter.control ?? noControl;
   // Not a copy, nor on the adapter itself: it may be an instance of a class with fields of its own, and it may be frozen.
   return new Proxy({} as EngineAdapter, {
-    get: (_, name) => methods.get(name) ?? Reflect.get(adapter, name, adapter),
+    get: (_, name) =>
+      name === 'control' ? control : (methods.get(name) ?? Reflect.get(adapter, name, adapter)),
   });
 }
 

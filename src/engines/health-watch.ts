@@ -18,12 +18,15 @@
  *     a connection broke                the health route is asked at once; counts if that fails
  *     a stream went silent              firstTokenDeadlineMs or betweenTokensDeadlineMs, then as above, with a canary
  *
- * A stop that is shorter than one late check takes nothing out, and going out aborts no stream: it keeps new requests away.
+ * A worker whose engine sleeps is not up and not tried: see health-sleep.ts. A stop that is shorter than one late check takes
+ * nothing out. Going out keeps new requests away, and tells since when the missing sign of life is missing: requests move
+ * streams that have had no token since, and no others.
  */
 
 import { MillraceError } from '../errors.js';
 import type { Timer } from '../runtime/clock.js';
-import type { CanaryCall, EngineAdapter, EngineLoad } from './contract.js';
+import type { CanaryCall, EngineAdapter } from './contract.js';
+import { type ControlAsk, controlRequest } from './control-contract.js';
 import { detectEngine } from './engine-detection.js';
 import { Canaries, type CanaryEnd, sendCanary } from './health-canary.js';
 import {
@@ -35,68 +38,73 @@ import {
   type FailureCause,
   type HealthCounts,
   type MonitoredWorker,
+  type Outage,
   type ProbedFacts,
   type WorkerMonitorOptions,
 } from './health-contract.js';
+import { type Fault, faultOf } from './health-fault.js';
+import { Scrapes } from './health-scrape.js';
+import { SleepLook } from './health-sleep.js';
+import { readModels } from './probe-answers.js';
 
 /** Wait after the first failed attempt to bring a worker up; doubles up to `probePeriodMs`. */
 const BACK_OFF_START_MS = 100;
-/** The health route of every engine that is known. */
+/** Routes of every engine that is known. */
 const HEALTH_PATH = '/health';
+const MODELS_PATH = '/v1/models';
 const NO_BODY = new Uint8Array(0);
-const UNKNOWN_LOAD = { running: null, waiting: null, kvUsage: null };
 
 interface Answer {
   readonly status: number;
   readonly body: string;
 }
 
-/** How a check failed. */
-interface Fault {
-  readonly reason: string;
-  /** Nothing listened. */
-  readonly isRefused: boolean;
-  /** No answer within the deadline. */
-  readonly isLate: boolean;
-}
-
 /** What a worker is known by while it is up. */
 interface Life {
   readonly adapter: EngineAdapter;
   readonly canary: CanaryCall;
+  readonly isAsleep: boolean;
 }
+
+/** Of a sleep that this plane has not begun: how deep it is cannot be seen. */
+const FOUND_SLEEP_LEVEL = 1;
 
 /** See the head of the file. */
 export class HealthWatch {
   readonly worker: MonitoredWorker;
   readonly #options: WorkerMonitorOptions;
   readonly #canaries: Canaries;
+  readonly #scrapes: Scrapes;
   readonly #counts = {
     failures: Object.fromEntries(FAILURE_CAUSES.map(cause => [cause, 0])) as Record<FailureCause, number>,
     canaries: Object.fromEntries(CANARY_OUTCOMES.map(name => [name, 0])) as Record<CanaryOutcome, number>,
   };
   /** Null: it is not up. */
   #life: Life | null = null;
+  /** Not null: its engine sleeps or is about to. */
+  #sleep: SleepLook | null = null;
+  /** Names of the models that it listed last. */
+  #listed = '';
   #everUp = false;
   #stopped = false;
   #turn = 0;
-  /** Failed health checks in a row, and canaries. */
+  /** Failed health checks in a row, and canaries; when a check last passed. */
   #failedChecks = 0;
   #failedCanaries = 0;
+  #passedMs = 0;
   /** Canaries took it out: only a canary brings it back. */
   #needsCanary = false;
   #saidRefused = false;
   #backOffMs = BACK_OFF_START_MS;
   #checking = false;
   #checkTimer: Timer | null = null;
-  #scrapeTimer: Timer | null = null;
-  #scrapeFailed = false;
   #lastReason = '';
 
   constructor(worker: MonitoredWorker, options: WorkerMonitorOptions) {
     this.worker = worker;
     this.#options = options;
     const { clock, limits, readActivity } = options;
+    this.#scrapes = new Scrapes(worker, { ...options, get: path => this.#get(path) });
     this.#canaries = new Canaries({
       clock,
       afterMs: limits.canaryAfterMs,
@@ -123,15 +131,67 @@ export class HealthWatch {
     this.#stopped = true;
     this.#turn++;
     this.#canaries.stop();
+    this.#sleep?.stop();
     this.#checkTimer?.cancel();
-    this.#scrapeTimer?.cancel();
+    this.#scrapes.stop();
+  }
+
+  /** See WorkerMonitor. */
+  rest(): void {
+    if (this.#life === null) return;
+    this.#sleep = new SleepLook({
+      clock: this.#options.clock,
+      periodMs: this.#options.limits.probePeriodMs,
+      adapter: this.#life.adapter,
+      ask: this.#askControl,
+      onOver: () => this.#wokeByItself(),
+    });
+    this.#leaveUp();
+    this.#checkTimer?.cancel();
+    this.#scrapes.clear();
+  }
+
+  /** See WorkerMonitor. */
+  watchSleep(): void {
+    this.#sleep?.start();
+  }
+
+  /** See WorkerMonitor. */
+  rise(): void {
+    if (this.#sleep === null) return;
+    this.#sleep.stop();
+    this.#sleep = null;
+    this.#backOffMs = BACK_OFF_START_MS;
+    void this.#check();
+  }
+
+  /** See WorkerMonitor. */
+  async refresh(): Promise<void> {
+    const turn = this.#turn;
+    if (this.#life === null) return;
+    try {
+      const { facts } = await this.#probe();
+      if (turn === this.#turn) this.#tellFacts(facts);
+    } catch (error) {
+      const { reason } = faultOf(error);
+      this.#options.log.warn('worker does not tell its models', { ...this.#name(), reason });
+    }
+  }
+
+  #wokeByItself(): void {
+    const { sink, log } = this.#options;
+    const { slot, generation } = this.worker;
+    log.info('worker sleeps no more, and not because of this plane', this.#name());
+    sink.setHealthy(slot, generation, false, null);
+    if (sink.setSleeping(slot, generation, null)) this.rise();
+    else this.stop();
   }
 
   /** A request failed on it. */
   reportFailure(failure: DataPathFailure): void {
     this.#counts.failures[failure]++;
     if (this.#life === null || failure === 'protocol') return;
-    if (failure === 'unreachable') this.#goDown('requests cannot reach it');
+    if (failure === 'unreachable') this.#goDown('requests cannot reach it', 'unreachable', this.#passedMs);
     else {
       // A broken or silent stream may be one request's bad luck: ask the worker itself, now.
       if (!this.#checking) void this.#check();
@@ -165,6 +225,17 @@ export class HealthWatch {
     else this.#passed();
   }
 
+  /** Adapters come and go while a worker is up, and not only through this plane. */
+  async #lookAtModels(): Promise<void> {
+    const turn = this.#turn;
+    try {
+      const { models } = readModels(await this.#get(MODELS_PATH));
+      if (turn === this.#turn && namesOf(models) !== this.#listed) await this.refresh();
+    } catch {
+      // Its health is judged by the health route; the models stay as they were.
+    }
+  }
+
   async #probe(): Promise<{ life: Life; facts: ProbedFacts }> {
     const { adapters, findForeignIds } = this.#options;
     const { url, rank, engine: named } = this.worker;
@@ -173,8 +244,10 @@ export class HealthWatch {
     const probed = await adapter.probe(get, url);
     const facts = { ...probed, foreignIds: await findForeignIds(this.worker, probed) };
     const model = facts.models.find(one => one.adapter !== true) ?? facts.models[0]!;
-    const life = { adapter, canary: adapter.canary(model.id, rank) };
-    if (this.#needsCanary) {
+    const isAsleep = (await adapter.control.isSleeping(this.#askControl)) === true;
+    const life = { adapter, canary: adapter.canary(model.id, rank), isAsleep };
+    this.#listed = namesOf(probed.models);
+    if (this.#needsCanary && !isAsleep) {
       const { outcome, reason } = await sendCanary(() => this.#sendCanary(life.canary));
       this.#counts.canaries[outcome]++;
       if (outcome === 'late' || outcome === 'failed')
@@ -185,15 +258,26 @@ export class HealthWatch {
 
   #passed(): void {
     this.#failedChecks = 0;
+    this.#passedMs = this.#options.clock.nowMs();
     this.#checkAfter(this.#options.limits.probePeriodMs);
+    void this.#lookAtModels();
+  }
+
+  /** False: the slot has another tenant now, and this watch has ended. */
+  #tellFacts(facts: ProbedFacts): boolean {
+    const { slot, generation } = this.worker;
+    const isHeld = this.#options.sink.setFacts(slot, generation, facts);
+    if (!isHeld) this.stop();
+    return isHeld;
   }
 
   #failed({ reason, isRefused }: Fault): void {
     const { limits, log } = this.#options;
     if (this.#life !== null) {
-      this.#failedChecks++;
-      this.#counts.failures[isRefused ? 'unreachable' : 'health']++;
-      if (isRefused || this.#failedChecks >= limits.probeFailuresMax) this.#goDown(reason);
+      const cause = isRefused ? 'unreachable' : 'health';
+      this.#counts.failures[cause]++;
+      if (++this.#failedChecks >= limits.probeFailuresMax || isRefused)
+        this.#goDown(reason, cause, this.#passedMs);
       else this.#checkAfter(limits.probePeriodMs);
       return;
     }
@@ -221,18 +305,27 @@ export class HealthWatch {
     this.#counts.failures.canary++;
     if (++this.#failedCanaries < limits.probeFailuresMax) return;
     this.#needsCanary = true;
-    this.#goDown(reason);
+    this.#goDown(reason, 'canary', this.#canaries.silentSinceMs);
   }
 
   #comeUp(life: Life, facts: ProbedFacts): void {
-    const { sink, log, limits } = this.#options;
+    const { sink, log, limits, clock } = this.#options;
     const { slot, generation } = this.worker;
     this.#life = life;
     this.#failedChecks = 0;
+    this.#passedMs = clock.nowMs();
     this.#failedCanaries = 0;
     this.#needsCanary = false;
     this.#lastReason = '';
-    if (!sink.setFacts(slot, generation, facts) || !sink.setHealthy(slot, generation, true)) {
+    if (!this.#tellFacts(facts)) return;
+    if (life.isAsleep) {
+      log.info('worker sleeps', this.#name());
+      sink.setSleeping(slot, generation, FOUND_SLEEP_LEVEL);
+      this.rest();
+      this.watchSleep();
+      return;
+    }
+    if (!sink.setHealthy(slot, generation, true, null)) {
       this.stop();
       return;
     }
@@ -250,53 +343,29 @@ export class HealthWatch {
     this.#everUp = true;
     this.#checkAfter(limits.probePeriodMs);
     this.#canaries.start();
-    void this.#scrape();
+    this.#scrapes.start(life.adapter);
   }
 
-  #goDown(reason: string): void {
-    const { sink, log } = this.#options;
+  #goDown(reason: string, cause: Outage['cause'], aliveMs: number): void {
+    const { sink, log, clock } = this.#options;
     const { slot, generation } = this.worker;
-    this.#life = null;
-    this.#turn++;
-    this.#checking = false;
+    this.#leaveUp();
     this.#backOffMs = BACK_OFF_START_MS;
     this.#lastReason = reason;
-    this.#canaries.stop();
-    this.#scrapeTimer?.cancel();
     log.warn('worker is unavailable', { ...this.#name(), reason });
-    this.#clearLoad();
-    if (sink.setHealthy(slot, generation, false)) this.#checkAfter(this.#backOffMs);
+    this.#scrapes.clear();
+    if (sink.setHealthy(slot, generation, false, { cause, silentMs: clock.nowMs() - aliveMs }))
+      this.#checkAfter(this.#backOffMs);
     else this.stop();
   }
 
-  async #scrape(): Promise<void> {
-    const turn = this.#turn;
-    const { sink, clock, log, limits } = this.#options;
-    const { slot, generation } = this.worker;
-    const { adapter } = this.#life!;
-    let reason: string | null = null;
-    let load: EngineLoad | null = null;
-    try {
-      const { status, body } = await this.#get(adapter.metricsPath);
-      if (status === 200) load = adapter.parseMetrics(body);
-      else reason = `${adapter.metricsPath} answered ${status}`;
-    } catch (error) {
-      reason = error instanceof Error ? error.message : String(error);
-    }
-    if (turn !== this.#turn) return;
-    if (load !== null) sink.setScraped(slot, generation, load, clock.nowMs() / 1000);
-    else if (!this.#scrapeFailed) {
-      log.warn('worker metrics cannot be read', { ...this.#name(), reason });
-      // An old figure looks like a fact: unknown is better.
-      this.#clearLoad();
-    }
-    this.#scrapeFailed = load === null;
-    this.#scrapeTimer = clock.after(limits.scrapePeriodMs, () => void this.#scrape());
-  }
-
-  #clearLoad(): void {
-    const { sink, clock } = this.#options;
-    sink.setScraped(this.worker.slot, this.worker.generation, UNKNOWN_LOAD, clock.nowMs() / 1000);
+  /** It is not up any more; answers that are on their way are dropped. */
+  #leaveUp(): void {
+    this.#life = null;
+    this.#turn++;
+    this.#checking = false;
+    this.#canaries.stop();
+    this.#scrapes.stop();
   }
 
   #checkAfter(delayMs: number): void {
@@ -311,6 +380,12 @@ export class HealthWatch {
     return ask(request, limits.probeDeadlineMs, limits.probeBytesMax);
   }
 
+  readonly #askControl: ControlAsk = (method, path, body) => {
+    const { ask, limits } = this.#options;
+    const request = controlRequest(this.worker.url, method, path, body);
+    return ask(request, limits.probeDeadlineMs, limits.probeBytesMax);
+  };
+
   #sendCanary(call: CanaryCall): Promise<Answer> {
     const { ask, limits } = this.#options;
     return ask({ origin: this.worker.url, ...call }, limits.canaryDeadlineMs, limits.probeBytesMax);
@@ -321,11 +396,5 @@ export class HealthWatch {
   }
 }
 
-function faultOf(error: unknown): Fault {
-  const code = error instanceof MillraceError ? error.code : null;
-  return {
-    reason: error instanceof Error ? error.message : String(error),
-    isRefused: code === 'MILLRACE_WORKER_UNREACHABLE',
-    isLate: code === 'MILLRACE_WORKER_STALLED',
-  };
-}
+const namesOf = (models: readonly { readonly id: string }[]): string =>
+  JSON.stringify(models.map(({ id }) => id).sort());

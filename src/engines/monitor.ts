@@ -48,6 +48,30 @@ export class WorkerMonitor {
     if (watch?.worker.generation === generation) watch.reportFailure(failure);
   }
 
+  /** Probes a worker that is up again, now: its models may be others. Settles when its facts are told, or it does not answer. */
+  async refresh(slot: number, generation: number): Promise<void> {
+    const watch = this.#watches.get(slot);
+    if (watch?.worker.generation === generation) await watch.refresh();
+  }
+
+  /** Asks nothing of a worker any more, whose engine is about to sleep. */
+  rest(slot: number, generation: number): void {
+    const watch = this.#watches.get(slot);
+    if (watch?.worker.generation === generation) watch.rest();
+  }
+
+  /** Asks a worker that rests whether it is still there and asleep. */
+  watchSleep(slot: number, generation: number): void {
+    const watch = this.#watches.get(slot);
+    if (watch?.worker.generation === generation) watch.watchSleep();
+  }
+
+  /** A worker that rested is awake: it is brought up as one that is new. */
+  rise(slot: number, generation: number): void {
+    const watch = this.#watches.get(slot);
+    if (watch?.worker.generation === generation) watch.rise();
+  }
+
   /** What has been counted of a worker; null: it is not watched. */
   counts(slot: number, generation: number): HealthCounts | null {
     const watch = this.#watches.get(slot);

@@ -55,17 +55,28 @@ export function readModels(answer: ProbeAnswer): { models: WorkerModel[]; owners
     const model = isRecord(entry) ? entry : null;
     if (typeof model?.id !== 'string') throw protocolError('/v1/models lists a model without an id');
     const length = model.max_model_len;
-    // A LoRA adapter names the model that it sits on; `root` is a path and differs for renamed base models too.
-    const adapter = typeof model.parent === 'string' && model.parent !== '' && model.parent !== model.id;
     models.push({
       id: model.id,
       contextLength: isPositive(length) ? length : null,
-      ...(adapter ? { adapter } : {}),
+      ...adapterFacts(model),
     });
     owners.add(model.owned_by);
   }
   if (models.length === 0) throw protocolError('/v1/models lists no model');
-  return { models, owners };
+  const listed = new Map(models.map(model => [model.id, model.contextLength]));
+  return { models: models.map(model => withContext(model, listed)), owners };
+}
+
+/** A LoRA adapter names the model that it sits on; `root` differs for renamed base models too, and is its path here. */
+function adapterFacts({ id, parent, root }: Readonly<Record<string, unknown>>): Partial<WorkerModel> {
+  if (typeof parent !== 'string' || parent === '' || parent === id) return {};
+  return { adapter: true, parent, ...(typeof root === 'string' && root !== '' ? { path: root } : {}) };
+}
+
+/** An adapter has the context of its model; servers show none for it. */
+function withContext(model: WorkerModel, listed: ReadonlyMap<string, number | null>): WorkerModel {
+  if (model.parent === undefined || model.contextLength !== null) return model;
+  return { ...model, contextLength: listed.get(model.parent) ?? null };
 }
 
 /**

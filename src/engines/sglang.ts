@@ -6,6 +6,7 @@
 import { strict as assert } from 'node:assert';
 import type { TokenRequest } from '../messages/token-request.js';
 import type { EngineAdapter, Poster, TokenizeSample } from './contract.js';
+import { sglangControl } from './sglang-control.js';
 import { encodeSglangCall, sglangAbortCall, sglangCanary, sglangTokenModeGap } from './sglang-encode.js';
 import { parseSglangMetrics, probeSglang, SGLANG } from './sglang-probe.js';
 import { openGenerateStream } from './sglang-stream.js';
@@ -33,6 +34,7 @@ export function createSglangAdapter(options: SglangAdapterOptions = {}): EngineA
     parseMetrics: parseSglangMetrics,
     tokenModeGap: sglangTokenModeGap,
     encode: encodeSglangCall,
+    control: sglangControl,
     canary: sglangCanary,
     abortCall: sglangAbortCall,
     openStream(limits, mode) {

@@ -6,9 +6,11 @@
  * tensorrt_llm/serve/openai_protocol.py (extra="forbid"), main of mid 2026.
  */
 import { strict as assert } from 'node:assert';
+import { createHash } from 'node:crypto';
 import type { TokenRequest } from '../messages/token-request.js';
 import type { CanaryCall, EncodedCall, EncodeInput } from './contract.js';
 import {
+  addSampling,
   bodyWithIds,
   COMPLETIONS_PATH,
   completionsCanary,
@@ -16,6 +18,7 @@ import {
   relayBody,
   unknownFields,
 } from './openai-encode.js';
+import { CONSTRAINT_FIELDS, constraintOf } from './sglang-constraint.js';
 
 /** `max_tokens` of OpenAI's completions where the request has none; the server would fill the context. */
 const COMPLETION_TOKENS = 16;
@@ -70,7 +73,8 @@ export function trtllmTokenModeGap({ api, output, unknown }: TokenRequest): stri
   if (output.logprobs !== null) return 'logprobs';
   // A chat's field that the completions route does not have, such as `cache_salt`.
   if (api === 'completions') return null;
-  return Object.keys(unknown).find(name => unknown[name] !== null && !COMPLETION_FIELDS.has(name)) ?? null;
+  const isTaken = (name: string): boolean => COMPLETION_FIELDS.has(name) || CONSTRAINT_FIELDS.includes(name);
+  return Object.keys(unknown).find(name => unknown[name] !== null && !isTaken(name)) ?? null;
 }
 
 /** `EngineAdapter.canary` for TensorRT-LLM, whose ranks cannot be named. */
@@ -103,22 +107,19 @@ function tokenFields(input: EncodeInput): Record<string, unknown> {
   fields.detokenize = false;
   fields.max_tokens = maxTokens ?? COMPLETION_TOKENS;
   if (stop.minTokens > 0) fields.min_tokens = stop.minTokens;
-  if (sampling.n > 1) fields.n = sampling.n;
-  // Undefined values are left out by JSON.stringify: the engine then takes its own defaults.
-  fields.temperature = sampling.temperature;
-  fields.top_p = sampling.topP;
   fields.seed = sampling.seed;
-  fields.presence_penalty = sampling.presencePenalty;
-  fields.frequency_penalty = sampling.frequencyPenalty;
-  if (stop.ignoreEos) fields.ignore_eos = true;
-  if (stop.tokenIds.length > 0) fields.stop_token_ids = stop.tokenIds;
+  addSampling(fields, request);
   addPriority(fields, request);
+  addConstraint(fields);
+  addAdapter(fields, input);
   return fields;
 }
 
 function encodeRelay(input: EncodeInput): EncodedCall {
   const { path, body, usageInjected } = relayBody(input, input.request.output.stream);
   addPriority(body, input.request);
+  addConstraint(body);
+  addAdapter(body, input);
   return {
     method: 'POST',
     path,
@@ -136,6 +137,50 @@ function encodeRelay(input: EncodeInput): EncodedCall {
 function addPriority(fields: Record<string, unknown>, { unknown }: TokenRequest): void {
   const { priority } = unknown;
   if (typeof priority === 'number') fields.priority = 1 / (1 + Math.exp(priority / PRIORITY_SCALE));
+}
+
+/**
+ * The server knows constraints as `response_format` alone: what clients write in vLLM's or SGLang's fields becomes one. A
+ * field that has no form there stays, for the server to name.
+ */
+function addConstraint(fields: Record<string, unknown>): void {
+  const { response_format: given = null, ...others } = fields;
+  if (given !== null) return;
+  const { params, gap } = constraintOf(others);
+  const [kind] = Object.keys(params);
+  if (gap !== null || kind === undefined) return;
+  const format = FORMATS[kind]!(params[kind]!);
+  for (const name of CONSTRAINT_FIELDS) delete fields[name];
+  fields.response_format = format;
+}
+
+/** `ResponseFormat` of the server by SGLang's names of constraints. */
+const FORMATS: Readonly<Record<string, (text: string) => object>> = {
+  json_schema: text => ({ type: 'json', schema: JSON.parse(text) as unknown }),
+  regex: regex => ({ type: 'regex', regex }),
+  ebnf: ebnf => ({ type: 'ebnf', ebnf }),
+  structural_tag: text => JSON.parse(text) as object,
+};
+
+/** The server knows no adapter by its name alone: the request brings all that it needs to load it. */
+function addAdapter(fields: Record<string, unknown>, { adapter, workerModel }: EncodeInput): void {
+  if (adapter === undefined) return;
+  assert(adapter.path !== undefined, 'an adapter of TensorRT-LLM has a path');
+  if (adapter.parent !== undefined) fields.model = adapter.parent;
+  fields.lora_request = {
+    lora_name: workerModel,
+    lora_int_id: adapterNumber(workerModel, adapter.path),
+    lora_path: adapter.path,
+  };
+}
+
+/**
+ * The number that the server keeps weights and KV blocks of an adapter under: the same from every sender, and another one
+ * for other weights. 31 bits, not 0.
+ */
+function adapterNumber(name: string, path: string): number {
+  const digest = createHash('sha256').update(`${name}\0${path}`).digest();
+  return (digest.readUInt32BE(0) >>> 1) | 1;
 }
 
 /** Priorities up to some thousands stay apart. */

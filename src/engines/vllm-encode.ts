@@ -6,6 +6,7 @@
 import { strict as assert } from 'node:assert';
 import type { CanaryCall, EncodedCall, EncodeInput } from './contract.js';
 import {
+  addSampling,
   bodyWithIds,
   COMPLETIONS_PATH,
   completionsCanary,
@@ -13,6 +14,7 @@ import {
   relayBody,
   unknownFields,
 } from './openai-encode.js';
+import { addStructuredOutputs } from './vllm-constraint.js';
 
 /**
  * Fields of a token-mode body that are ours to set or to leave out; an unknown field of the same name is dropped.
@@ -98,16 +100,10 @@ function tokenFields(input: EncodeInput): Record<string, unknown> {
   }
   if (maxTokens !== null) fields.max_tokens = maxTokens;
   if (stop.minTokens > 0) fields.min_tokens = stop.minTokens;
-  if (sampling.n > 1) fields.n = sampling.n;
-  // Undefined values are left out by JSON.stringify: the engine then takes the model's own defaults.
-  fields.temperature = sampling.temperature;
-  fields.top_p = sampling.topP;
   fields.seed = sampling.seed;
-  fields.presence_penalty = sampling.presencePenalty;
-  fields.frequency_penalty = sampling.frequencyPenalty;
-  if (stop.ignoreEos) fields.ignore_eos = true;
-  if (stop.tokenIds.length > 0) fields.stop_token_ids = stop.tokenIds;
+  addSampling(fields, request);
   fields.skip_special_tokens = request.output.skipSpecialTokens;
+  addStructuredOutputs(fields);
   return fields;
 }
 
@@ -116,6 +112,7 @@ function encodeRelay(input: EncodeInput, withIds: boolean): EncodedCall {
   const { path, body, usageInjected } = relayBody(input, request.output.stream || withIds);
   const idsInjected = withIds && request.raw.return_token_ids !== true;
   if (idsInjected) body.return_token_ids = true;
+  addStructuredOutputs(body);
   return {
     method: 'POST',
     path,

@@ -8,6 +8,7 @@ import type { EngineAdapter, EngineLoad, Fetcher, WorkerCapabilities } from './c
 import { isAtLeast, isPositive, readModels, readVersion, versionNotices } from './probe-answers.js';
 import { meanOf, readSamples, sumOf } from './prometheus-text.js';
 import { openSseStream, type StreamScanner } from './stream-decoder.js';
+import { vllmControl } from './vllm-control.js';
 import { encodeVllmCall, vllmCanary } from './vllm-encode.js';
 import { readVllmEvents, VLLM_EVENT_SOURCES_PATH } from './vllm-events.js';
 import { sampleForVllm, tokenizeVllm } from './vllm-tokenize.js';
@@ -48,6 +49,7 @@ export function createVllmAdapter(options: VllmAdapterOptions = {}): EngineAdapt
     parseMetrics,
     tokenModeGap: () => null,
     encode: encodeVllmCall,
+    control: vllmControl,
     canary: vllmCanary,
     // There is such a route in its development mode only.
     abortCall: () => null,
@@ -78,7 +80,9 @@ async function probeVllm(get: Fetcher, origin: string): Promise<WorkerCapabiliti
 }
 
 /** The KV cache as `vllm:cache_config_info` shows it: one sample per engine (data parallel rank) of the server. */
-function readCacheConfig(page: string): Pick<WorkerCapabilities, 'blockSize' | 'totalBlocks' | 'dpRanks'> {
+function readCacheConfig(
+  page: string,
+): Pick<WorkerCapabilities, 'blockSize' | 'totalBlocks' | 'dpRanks' | 'handover'> {
   let blockSize: number | null = null;
   let totalBlocks: number | null = null;
   const samples = readSamples(page, 'vllm:cache_config_info');
@@ -90,7 +94,13 @@ function readCacheConfig(page: string): Pick<WorkerCapabilities, 'blockSize' | '
     if (isPositive(blocks)) totalBlocks = (totalBlocks ?? 0) + blocks;
   }
   const engines = new Set(samples.map(({ labels }) => labels.get('engine')));
-  return { blockSize, totalBlocks, dpRanks: engines.size > 0 ? engines.size : null };
+  const kvDtype = samples[0]?.labels.get('cache_dtype') ?? null;
+  return {
+    blockSize,
+    totalBlocks,
+    dpRanks: engines.size > 0 ? engines.size : null,
+    handover: { role: null, kvDtype, bootstrapPort: null, infoEndpoint: null },
+  };
 }
 
 function parseMetrics(page: string): EngineLoad {

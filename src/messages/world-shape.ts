@@ -70,6 +70,8 @@ function readWorker(value: unknown, field: string): WorkerView {
         id: text(model.id, `${name}.id`),
         contextLength: amountOrNull(model.contextLength, `${name}.contextLength`),
         ...(model.adapter === undefined ? {} : { adapter: onlyTrue(model.adapter, `${name}.adapter`) }),
+        ...(model.parent === undefined ? {} : { parent: text(model.parent, `${name}.parent`) }),
+        ...(model.path === undefined ? {} : { path: text(model.path, `${name}.path`) }),
       };
     }),
     blockSize: amountOrNull(worker.blockSize, `${field}.blockSize`),

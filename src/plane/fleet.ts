@@ -4,6 +4,7 @@
  * ingest thread. Owned by the core, on its thread.
  */
 import type { Config } from '../config.js';
+import { bootstrapOf } from '../disagg-config.js';
 import {
   type RegisteredWorker,
   type RegistryChange,
@@ -14,10 +15,11 @@ import { createAdapters } from '../engines/adapters.js';
 import { EngineClient } from '../engines/client.js';
 import type { EngineAdapter, RankEvents } from '../engines/contract.js';
 import type { EngineExtension } from '../engines/extensions.js';
-import type { FindingSink, HealthCounts, ProbedFacts } from '../engines/health-contract.js';
+import type { FindingSink, HealthCounts, Outage, ProbedFacts } from '../engines/health-contract.js';
 import { WorkerMonitor } from '../engines/monitor.js';
 import type { ListedModel } from '../frontend/openai/models-response.js';
-import type { ModelView, World } from '../messages/records.js';
+import type { WorkerSplit } from '../messages/disagg.js';
+import type { ModelView, WorkerView, World } from '../messages/records.js';
 import type { EventEndpoints } from '../router/events/contract.js';
 import type { LoadTable } from '../router/load-table.js';
 import type { Clock } from '../runtime/clock.js';
@@ -25,13 +27,15 @@ import type { FaultGuard } from '../runtime/fault-guard.js';
 import type { Logger } from '../runtime/logger.js';
 import { AUTO_EVENTS, distinctWorkers, endpointOf, type WorkerConfig } from '../worker-config.js';
 import type { AttemptFailure } from './attempt.js';
-import { splitOfConfig } from './disagg-models.js';
+import { splitOfWorker } from './disagg-models.js';
 import type { IngestSide } from './ingest-side.js';
 import { Membership } from './membership.js';
+import { type BootstrapServer, PeerFacts, type PeerSays } from './peer-facts.js';
 import type { ProcessBoard } from './process-board.js';
 import { listedModels, servedModels } from './served-models.js';
 import type { TextModels } from './text-models.js';
 import type { WorkerActivity } from './worker-activity.js';
+import { WorkerControl } from './worker-control.js';
 
 /** In the place of endpoints: the events come by the worker's link. */
 export const LINK_EVENTS = 'link';
@@ -54,19 +58,31 @@ export interface FleetOptions {
   readonly board: ProcessBoard;
   readonly activity: WorkerActivity;
   /** Told of the workers and of where they publish; null: the plane has no prefix index. */
-  readonly ingest: Pick<IngestSide, 'addWorker' | 'addPushed' | 'removeWorker' | 'suspectWorker'> | null;
+  readonly ingest: Pick<
+    IngestSide,
+    'addWorker' | 'addPushed' | 'push' | 'removeWorker' | 'suspectWorker' | 'resumeWorker'
+  > | null;
+  /** Has the socket threads move what runs on a worker to other ones. */
+  readonly moveAway: (slot: number, generation: number) => void;
+  /** A link process is at the worker. */
+  readonly isLinked: (url: string) => boolean;
   readonly publish: (world: World, listed: readonly ListedModel[]) => void;
+  /** A worker went out of rotation; null: it is back. */
+  readonly setOutage: (slot: number, generation: number, outage: Outage | null) => void;
 }
 
 /** See the head of the file. */
 export class Fleet {
   readonly registry: WorkerRegistry;
   readonly members: Membership;
+  /** What operators change of engines. */
+  readonly control: WorkerControl;
   readonly #options: FleetOptions;
   readonly #client: EngineClient;
   readonly #adapters: ReadonlyMap<string, EngineAdapter>;
   readonly #monitor: WorkerMonitor;
   readonly #startedSeconds: number;
+  readonly #peers: PeerFacts;
   /** Where the ranks of a worker publish, as its last probe said, by slot. */
   readonly #probedEvents = new Map<number, readonly RankEvents[] | null>();
   /** Generations that the ingest thread was told of, by slot. */
@@ -92,9 +108,25 @@ export class Fleet {
       onChange: change => guard.run(() => this.#changed(change)),
     });
     const { logger } = options;
-    const engines = this.#adapters;
-    this.members = new Membership({ registry: this.registry, engines, loadTable, clock, logger, limits });
+    this.#peers = new PeerFacts({
+      ...{ clock, guard, logger, limits },
+      ask: (request, deadlineMs, bytesMax) => this.#client.ask(request, deadlineMs, bytesMax),
+      onChange: () => this.#publishWorld(),
+    });
+    const adapters = this.#adapters;
+    this.members = new Membership({
+      ...{ registry: this.registry, engines: adapters, loadTable, clock, logger, limits },
+    });
     this.#monitor = this.#createMonitor();
+    this.control = new WorkerControl({
+      ...options,
+      limits,
+      registry: this.registry,
+      monitor: this.#monitor,
+      adapters,
+      ask: (request, deadlineMs, bytesMax) => this.#client.ask(request, deadlineMs, bytesMax),
+      forgetCache: worker => this.#forgetCache(worker),
+    });
   }
 
   /** Takes in every worker that is configured; the first probes leave at once. */
@@ -176,7 +208,9 @@ export class Fleet {
   /** Ends all probes. */
   stop(): void {
     this.members.stop();
+    this.control.stop();
     this.#monitor.stop();
+    this.#peers.stop();
   }
 
   /** Closes the connections of the probes. */
@@ -192,8 +226,10 @@ export class Fleet {
     if (kind === 'added') this.#monitor.watch(worker);
     if (kind === 'removed') {
       this.#monitor.unwatch(slot, generation);
+      if (!workers.some(({ url }) => url === worker.url)) this.control.forget(worker.url);
       this.#pushed.delete(slot);
       this.#probedEvents.delete(slot);
+      this.#peers.forget(slot);
       if (this.#indexed.delete(slot)) ingest?.removeWorker(slot);
     }
     // The index knows a worker from its first probe on: its facts say what its events must look like.
@@ -203,6 +239,7 @@ export class Fleet {
       if (this.eventsOf(worker) === null) this.#tellIngest(worker);
       else ingest?.suspectWorker(slot);
     }
+    if (kind === 'state' && worker.state === 'ready') ingest?.resumeWorker(slot);
     if (kind === 'facts' || (kind === 'removed' && facts !== null)) this.#publishWorld();
     this.#onChange?.();
   }
@@ -239,14 +276,31 @@ export class Fleet {
       : { publish, replay: endpointOf(kvEventsReplay, url, rank ?? 0), topic: kvEventsTopic };
   }
 
+  /** Its engine has dropped its KV cache, whatever its events have said so far. */
+  async #forgetCache({ slot, generation, url }: RegisteredWorker): Promise<void> {
+    const { ingest, logger } = this.#options;
+    if (ingest === null || this.#indexed.get(slot) !== generation) return;
+    try {
+      await ingest.push(slot, null);
+    } catch (error) {
+      const reason = error instanceof Error ? error.message : String(error);
+      logger.warn('what a worker had cached before its sleep may still be counted', { worker: url, reason });
+    }
+  }
+
   #createMonitor(): WorkerMonitor {
-    const { config, clock, logger, textModels, activity } = this.#options;
+    const { config, clock, logger, textModels, activity, setOutage } = this.#options;
     const { limits } = config;
     const adapters = this.#adapters;
     const { registry } = this;
     const sink: FindingSink = {
       setFacts: (slot, generation, facts) => this.#setFacts(slot, generation, facts),
-      setHealthy: (slot, generation, healthy) => registry.setHealthy(slot, generation, healthy),
+      setHealthy: (slot, generation, healthy, outage) => {
+        const held = registry.setHealthy(slot, generation, healthy);
+        if (held) setOutage(slot, generation, outage);
+        return held;
+      },
+      setSleeping: (slot, generation, level) => registry.setSleeping(slot, generation, level),
       setScraped: (slot, generation, load, nowSeconds) =>
         registry.setScraped(slot, generation, load, nowSeconds),
     };
@@ -273,11 +327,28 @@ export class Fleet {
     this.#probedEvents.set(slot, facts.events);
     this.#sayRanks(known, facts);
     const wasIndexed = this.#indexed.get(slot) === generation;
-    if (!this.registry.setFacts(slot, generation, facts)) return false;
+    const models = this.control.modelsOf(known.url, facts.models);
+    const saysOther = this.#peers.learn(known, facts, this.#bootstrapServerOf(known, facts));
+    const told = this.#worldVersion;
+    if (!this.registry.setFacts(slot, generation, { ...facts, models })) return false;
+    if (saysOther && told === this.#worldVersion) this.#publishWorld();
     const now = this.registry.get(slot, generation)!;
     const isElsewhere = JSON.stringify(before) !== JSON.stringify(this.#endpointsOf(now));
     if (wasIndexed && isElsewhere && !this.#isPushed(now)) this.#tellIngest(now);
     return true;
+  }
+
+  /** Whom to ask for the id of a worker's engine; null: nobody needs it, or it is configured. */
+  #bootstrapServerOf({ url }: RegisteredWorker, { models }: ProbedFacts): BootstrapServer | null {
+    const { role, bootstrap, kvEngineId } = this.members.configOf(url);
+    const served = this.#options.config.models;
+    const isMooncake = models.some(({ id }) => served[id]?.disaggregation?.protocol === 'mooncake');
+    return isMooncake && role !== 'decode' && kvEngineId === null ? bootstrapOf(bootstrap, url) : null;
+  }
+
+  /** The part that a worker has, as it is configured or says itself; undefined: it does all for nobody but itself. */
+  splitOf({ slot, url }: Pick<RegisteredWorker, 'slot' | 'url'>): WorkerSplit | undefined {
+    return splitOfWorker(this.members.configOf(url), this.#peers.says(slot));
   }
 
   /** A rank is a worker of its own: events and load of several cannot be told apart behind one. */
@@ -291,11 +362,14 @@ export class Fleet {
   #publishWorld(): void {
     const { config, logger, textModels, publish } = this.#options;
     const workers = this.registry.views().map(view => {
-      const split = splitOfConfig(this.members.configOf(view.url));
+      const split = this.splitOf(view);
       return split === undefined ? view : { ...view, split };
     });
     const notices = new Set<string>();
-    this.#models = servedModels(config, workers, textModels, notice => notices.add(notice));
+    const says = ({ slot }: WorkerView): PeerSays => this.#peers.says(slot);
+    const isWhole = this.registry.list().every(({ state }) => state !== 'probing');
+    const note = (notice: string): void => void notices.add(notice);
+    this.#models = servedModels(config, workers, textModels, says, { note, isWhole });
     for (const notice of notices) if (!this.#notices.has(notice)) logger.warn(notice);
     this.#notices = notices;
     const world = { version: ++this.#worldVersion, workers, models: this.#models };

@@ -13,18 +13,11 @@ import type { LogFields, LogLevel } from '../runtime/logger.js';
 export interface IngestTask {
   readonly limits: Limits;
   readonly seed: number;
-  /** Some worker publishes KV events; else no socket is opened and ZeroMQ not loaded. */
-  readonly hasEvents: boolean;
   /** The index that it writes; null without the addon: the one pool thread has an index of its own. */
   readonly indexMemory: SharedArrayBuffer | null;
   /** Its doorbell, which pool threads ring. */
   readonly bellMemory: SharedArrayBuffer;
-  /** INGEST_CONTROL. */
-  readonly controlMemory: SharedArrayBuffer;
 }
-
-/** Words of the memory by which a process that ends at once, without `close`, has the sockets closed before. */
-export const INGEST_CONTROL = { leave: 0, gone: 1 } as const;
 
 /** How one incarnation of a pool thread reaches the prefix index; structured-cloned, a port transferred. */
 export type PrefixLink =
@@ -75,6 +68,8 @@ export interface IngestSide {
   removeWorker(slot: number): void;
   /** The worker does not answer; what it publishes later may be of another process. */
   suspectWorker(slot: number): void;
+  /** A worker that did not answer does again. */
+  resumeWorker(slot: number): void;
   /** Pool thread `index` has a new incarnation, whose predictions come by this ring. */
   attachRing(index: number, epoch: number, ringMemory: SharedArrayBuffer): void;
   /** The same without the addon: all events go to `port`, what the index tells comes by `news`. */

@@ -5,20 +5,19 @@
  */
 import { strict as assert } from 'node:assert';
 import type { MessagePort } from 'node:worker_threads';
-import type { Limits } from '../limits.js';
 import { Bell, BellRinger } from '../ring/bell.js';
 import { RingConsumer } from '../ring/ring-consumer.js';
 import { RingMemory } from '../ring/ring-memory.js';
 import type { IndexApplier } from '../router/events/applier.js';
 import type { EventEndpoints, HolderFacts } from '../router/events/contract.js';
-import { Ingest, type SourceLimits } from '../router/events/ingest.js';
-import type { ZeroMqStatus } from '../router/events/zmq-source.js';
+import { Ingest } from '../router/events/ingest.js';
 import { SharedIndexWriter } from '../router/index/shared-index.js';
 import { loadAddon } from '../runtime/addon.js';
 import type { Clock } from '../runtime/clock.js';
 import type { FaultGuard } from '../runtime/fault-guard.js';
 import type { Logger } from '../runtime/logger.js';
 import { seededRandom } from '../runtime/random.js';
+import { sourceLimits, trtllmPolling } from './event-sources.js';
 import { createIndexSink, type IndexTools, indexCounts } from './index-sink.js';
 import type { IngestCore, IngestCounts, IngestSide, IngestTask } from './ingest-side.js';
 import { PostedSink } from './posted-sink.js';
@@ -31,7 +30,6 @@ const ROUTED_PER_TURN = 256;
 export interface IngestServices {
   readonly clock: Clock;
   readonly guard: FaultGuard;
-  readonly zeroMq: ZeroMqStatus;
   /** For the index of this thread; null: it is elsewhere. */
   readonly tools: IndexTools | null;
   readonly core: Omit<IngestCore, 'fault'>;
@@ -52,7 +50,7 @@ export class IngestUnit implements IngestSide {
 
   constructor(task: IngestTask, services: IngestServices) {
     const { limits, indexMemory, bellMemory, seed } = task;
-    const { clock, guard, zeroMq, tools, core } = services;
+    const { clock, guard, tools, core } = services;
     const random = seededRandom(seed);
     const logger = loggerOf(core);
     const learn = (slot: number, generation: number, blockSize: number): void =>
@@ -78,7 +76,14 @@ export class IngestUnit implements IngestSide {
     }
     const sink = this.#applier ?? this.#posted;
     assert(sink !== null, 'there is an index, here or elsewhere');
-    this.#ingest = new Ingest({ sink, zeroMq, limits: sourceLimits(limits), clock, random, logger });
+    this.#ingest = new Ingest({
+      sink,
+      polling: trtllmPolling({ clock, connectDeadlineMs: limits.connectDeadlineMs }),
+      limits: sourceLimits(limits),
+      clock,
+      random,
+      logger,
+    });
     const bell = new RingMemory(bellMemory);
     this.#bell = new Bell(bell, clock);
     this.#ownBell = new BellRinger(bell);
@@ -106,6 +111,10 @@ export class IngestUnit implements IngestSide {
 
   suspectWorker(slot: number): void {
     this.#ingest.suspect(slot);
+  }
+
+  resumeWorker(slot: number): void {
+    this.#ingest.resume(slot);
   }
 
   attachRing(index: number, epoch: number, ringMemory: SharedArrayBuffer): void {
@@ -172,17 +181,6 @@ export class IngestUnit implements IngestSide {
   #drain(ring: RingConsumer, most: number): number {
     return ring.drain((_kind, _slot, bytes) => this.#ingest.route(decodeRouted(bytes)), most);
   }
-}
-
-function sourceLimits(limits: Limits): SourceLimits {
-  return {
-    replayDeadlineMs: limits.replayDeadlineMs,
-    eventBytesMax: limits.eventBatchBytesMax,
-    waitingBatchesMax: limits.eventQueueMax,
-    waitingBytesMax: limits.eventQueueBytesMax,
-    replayBatchesMax: limits.eventQueueMax,
-    replayBytesMax: limits.replayBytesMax,
-  };
 }
 
 function loggerOf(core: Pick<IngestCore, 'log'>): Logger {

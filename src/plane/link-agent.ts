@@ -21,12 +21,12 @@ import { WorkerError } from '../errors.js';
 import type { Limits } from '../limits.js';
 import type { EventEndpoints, IndexSink } from '../router/events/contract.js';
 import { Ingest } from '../router/events/ingest.js';
-import type { ZeroMqStatus } from '../router/events/zmq-source.js';
 import { loadAddon } from '../runtime/addon.js';
 import type { Clock } from '../runtime/clock.js';
 import type { Logger } from '../runtime/logger.js';
 import type { Random } from '../runtime/random.js';
 import { AUTO_EVENTS, endpointOf, type WorkerConfig } from '../worker-config.js';
+import { sourceLimits, trtllmPolling } from './event-sources.js';
 import { probedEndpoints } from './fleet.js';
 
 /** What an agent needs. */
@@ -46,8 +46,6 @@ export interface LinkAgentOptions {
   readonly makeNonce: () => Uint8Array;
   /** Time between canaries; 0: none. */
   readonly canaryPeriodMs: number;
-  /** Of `loadZeroMq`, where the engine publishes events. */
-  readonly zeroMq: ZeroMqStatus;
   readonly limits: Limits;
   readonly clock: Clock;
   readonly random: Random;
@@ -220,28 +218,22 @@ export class LinkAgent {
   /** Subscribes anew for a plane: with all ranks' events from their begin. */
   #openEvents(plane: PlaneSide, name: string): void {
     this.#closeEvents(plane);
-    const { engine, zeroMq, limits, clock, random, logger } = this.#options;
+    const { engine, limits, clock, random, logger } = this.#options;
     if (engine.kvEvents === null || this.#isEnding) return;
     const { link } = plane;
     const sink: IndexSink = {
       addHolder: () => {},
       removeHolder: () => {},
       clear: rank => link.sendEvents(rank, null),
-      apply: (rank, payload) => link.sendEvents(rank, payload),
+      // Sent later than this call, for which the bytes are lent.
+      apply: (rank, payload) => link.sendEvents(rank, new Uint8Array(payload)),
       route: () => {},
       tend: () => {},
     };
     plane.ingest = new Ingest({
       sink,
-      zeroMq,
-      limits: {
-        replayDeadlineMs: limits.replayDeadlineMs,
-        eventBytesMax: limits.eventBatchBytesMax,
-        waitingBatchesMax: limits.eventQueueMax,
-        waitingBytesMax: limits.eventQueueBytesMax,
-        replayBatchesMax: limits.eventQueueMax,
-        replayBytesMax: limits.replayBytesMax,
-      },
+      polling: trtllmPolling({ clock, connectDeadlineMs: limits.connectDeadlineMs }),
+      limits: sourceLimits(limits),
       clock,
       random,
       logger,
@@ -263,8 +255,10 @@ export class LinkAgent {
 
   #findings(): FindingSink {
     return {
-      setFacts: (_slot, _generation, { foreignIds: _, ...facts }) => {
+      setFacts: (_slot, _generation, { foreignIds: _, ...found }) => {
         const before = this.#facts;
+        // Adapters come and go without another engine; planes learn of them by their own probes.
+        const facts = { ...found, models: found.models.filter(({ adapter }) => adapter !== true) };
         this.#facts = facts;
         for (const { link, lanes } of this.#planes) {
           if (before === null) link.start();
@@ -280,6 +274,8 @@ export class LinkAgent {
         this.#tell({ state: isHealthy ? 'ready' : 'down' });
         return true;
       },
+      // Planes that have not put it to sleep find it so by their own probes.
+      setSleeping: () => true,
       setScraped: (_slot, _generation, { running, waiting, kvUsage }) => {
         this.#tell({ running, waiting, kvUsage });
         return true;

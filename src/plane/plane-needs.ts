@@ -7,11 +7,6 @@ import { AUTO_EVENTS } from '../worker-config.js';
 import { configuredWorkers } from './fleet.js';
 import { linkAccess } from './link-access.js';
 
-/** Whether a worker may publish events. One that is added to a plane without such workers has its events left alone. */
-export function mayHaveEvents(config: Config): boolean {
-  return configuredWorkers(config).some(worker => worker.kvEvents !== null);
-}
-
 /** Whether anything of the configuration reads or feeds a prefix index. */
 export function needsIndex(config: Config): boolean {
   const policies = [config.policy, ...Object.values(config.models).map(model => model.policy)];

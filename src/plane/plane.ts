@@ -25,9 +25,9 @@ import { readIngest } from './ingest-metrics.js';
 import type { IngestCore } from './ingest-side.js';
 import { linkAccess } from './link-access.js';
 import type { Replaced } from './membership.js';
-import { workerLoads } from './observer.js';
+import { NO_SOCKET, workerLoads } from './observer.js';
 import { createPlaneMemory, type PlaneMemory } from './plane-memory.js';
-import { checkNeeds, mayHaveEvents, needsIndex } from './plane-needs.js';
+import { checkNeeds, needsIndex } from './plane-needs.js';
 import type { PlaneStatus } from './plane-status.js';
 import { startPool } from './pool-side.js';
 import { ProcessBoard } from './process-board.js';
@@ -40,6 +40,7 @@ import { SocketUnit } from './socket-unit.js';
 import type { Supervisor } from './supervisor.js';
 import { TextModels } from './text-models.js';
 import { WorkerActivity } from './worker-activity.js';
+import type { WorkerControl } from './worker-control.js';
 import { WorkerLinks } from './worker-links.js';
 import { type WorkerReport, workerReadings, workerReports } from './worker-report.js';
 
@@ -85,6 +86,8 @@ export class Plane {
   /** Who made workers carry it; only to be read outside the plane. */
   readonly ledger: Ledger;
   readonly supervisor: Supervisor;
+  /** LoRA adapters and sleep of the workers. */
+  readonly control: WorkerControl;
   /** The one writer of the prefix index; null: nothing has use for an index. */
   readonly ingest: RemoteIngest | null;
   #listening: Listening | null = null;
@@ -141,29 +144,27 @@ export class Plane {
       board: this.#board,
       activity: new WorkerActivity(memory.activity),
       ingest: this.ingest,
-      publish: (world, listed) => {
-        for (const side of this.#sides) side.setWorld(world, listed);
-      },
+      moveAway: (slot, generation) => this.#sides.map(side => side.leaveWorker(slot, generation)),
+      isLinked: url => this.#links?.isLinked(url) ?? false,
+      publish: (world, listed) => this.#sides.map(side => side.setWorld(world, listed)),
+      setOutage: (...news) => this.#sides.map(side => side.setOutage(...news)),
     });
+    this.control = this.#fleet.control;
     this.#links = this.#createLinks();
     const sources = {
       readWorkerLoads: workerLoads(this.#fleet.registry, this.loadTable),
-      readWorkers: () => workerReadings(this.#fleet, this.#links),
+      readWorkers: () => workerReadings(this.#fleet, this.loadTable, this.#links),
       readIngest: readIngest(this.ingest, this.#board),
     };
     const tasks = socketTasks(config, textModels, memory);
     const core = this.#coreSide();
-    this.#local =
-      tasks.length > 1
-        ? null
-        : new SocketUnit(tasks[0]!, {
-            ...{ clock, guard, core, extensions, links: this.#links?.server ?? null },
-            ...sources,
-          });
+    const links = this.#links?.server ?? null;
+    const services = { ...sources, clock, guard, core, extensions, links };
+    this.#local = tasks.length > 1 ? null : new SocketUnit(tasks[0]!, services);
     this.#sides = this.#local === null ? tasks.map(task => new RemoteUnit(task, core, clock)) : [this.#local];
-    const none = { readRetainedBytes: () => 0, readRingDepths: () => [] };
-    const readLinks = this.#links?.server.reader(null) ?? null;
-    this.#metrics = this.#local?.metrics ?? createMetrics([], { ...none, ...sources, readLinks }, 'main');
+    const readLinks = links?.reader(null) ?? null;
+    this.#metrics =
+      this.#local?.metrics ?? createMetrics([], { ...NO_SOCKET, ...sources, readLinks }, 'main');
     this.supervisor = startPool({
       threads: this.#poolThreads,
       limits: config.limits,
@@ -390,7 +391,7 @@ export class Plane {
     };
     this.#board.setIndex('serving');
     const { index: indexMemory, ingestBell: bellMemory } = memory;
-    const task = { limits: config.limits, seed, hasEvents: mayHaveEvents(config), indexMemory, bellMemory };
+    const task = { limits: config.limits, seed, indexMemory, bellMemory };
     return new RemoteIngest(task, core, clock);
   }
 }

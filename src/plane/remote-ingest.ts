@@ -1,36 +1,16 @@
 /**
- * The core's end of the ingest thread: starts it, passes every call on, and tells the core once when it has failed. It is
- * never terminated, which would abort the process inside ZeroMQ; after `stop` it ends by itself. A process that exits
- * without closing its plane waits here for the sockets, for the same reason. Runs on the core's thread.
+ * The core's end of the ingest thread: starts it, passes every call on, and tells the core once when it has failed. After
+ * `stop` the thread ends by itself; one that does not is terminated. Runs on the core's thread.
  */
 import { type MessagePort, Worker } from 'node:worker_threads';
 import { MillraceError } from '../errors.js';
 import type { EventEndpoints, HolderFacts } from '../router/events/contract.js';
 import type { Clock } from '../runtime/clock.js';
-import { allocateShared, sharedWords } from '../runtime/shared-memory.js';
-import {
-  INGEST_CONTROL,
-  type IngestCore,
-  type IngestCounts,
-  type IngestSide,
-  type IngestTask,
-} from './ingest-side.js';
+import type { IngestCore, IngestCounts, IngestSide, IngestTask } from './ingest-side.js';
 import { ThreadCalls } from './thread-calls.js';
 
 /** The thread answers at once, unless it is blocked or still starting. */
 const ANSWER_DEADLINE_MS = 5000;
-/** How long an exiting process waits for the sockets. */
-const LEAVE_DEADLINE_MS = 1000;
-const CONTROL_BYTES = 64;
-
-/** Threads with sockets, for one listener however many planes there are. */
-const withSockets = new Set<RemoteIngest>();
-
-/** On `exit` of the process, whose threads end after it. */
-function leaveAll(): void {
-  for (const ingest of withSockets) ingest.askToLeave();
-  for (const ingest of withSockets) ingest.waitUntilGone();
-}
 
 /** The ingest thread; see the head of the file. */
 export class RemoteIngest implements IngestSide {
@@ -39,17 +19,14 @@ export class RemoteIngest implements IngestSide {
   readonly #calls: ThreadCalls<IngestSide>;
   readonly #ended: Promise<void>;
   readonly #clock: Clock;
-  readonly #control: Int32Array;
   /** It is being stopped, or its end was told. */
   #isOver = false;
 
   /** @param core what the thread may call; its `fault` is told once, of the thread's end too. */
-  constructor(task: Omit<IngestTask, 'controlMemory'>, core: IngestCore, clock: Clock) {
+  constructor(task: IngestTask, core: IngestCore, clock: Clock) {
     this.#clock = clock;
-    const controlMemory = allocateShared(CONTROL_BYTES, 'ingest control');
-    this.#control = sharedWords(controlMemory);
     this.thread = new Worker(new URL('./ingest-thread.js', import.meta.url), {
-      workerData: { ...task, controlMemory } satisfies IngestTask,
+      workerData: task,
       name: 'millrace ingest',
       // The host's loaders are not for our files.
       execArgv: [],
@@ -64,7 +41,6 @@ export class RemoteIngest implements IngestSide {
     this.thread.on('error', error => fault(error.stack ?? error.message));
     this.#ended = new Promise(resolve => {
       this.thread.on('exit', () => {
-        this.#closedSockets();
         fault('the ingest thread has ended');
         this.#calls.abandon(new MillraceError('MILLRACE_INTERNAL', 'the ingest thread has ended'));
         this.#isOver = true;
@@ -74,10 +50,6 @@ export class RemoteIngest implements IngestSide {
   }
 
   addWorker(slot: number, facts: HolderFacts, endpoints: EventEndpoints | null): void {
-    if (endpoints !== null && !this.#isOver && !withSockets.has(this)) {
-      if (withSockets.size === 0) process.on('exit', leaveAll);
-      withSockets.add(this);
-    }
     this.#calls.tell('addWorker', slot, facts, endpoints);
   }
 
@@ -95,6 +67,10 @@ export class RemoteIngest implements IngestSide {
 
   suspectWorker(slot: number): void {
     this.#calls.tell('suspectWorker', slot);
+  }
+
+  resumeWorker(slot: number): void {
+    this.#calls.tell('resumeWorker', slot);
   }
 
   attachRing(index: number, epoch: number, ringMemory: SharedArrayBuffer): void {
@@ -127,7 +103,7 @@ export class RemoteIngest implements IngestSide {
   #waitForEnd(): Promise<void> {
     return new Promise(resolve => {
       const timer = this.#clock.after(ANSWER_DEADLINE_MS, () => {
-        this.thread.unref();
+        void this.thread.terminate();
         resolve();
       });
       void this.#ended.then(() => {
@@ -135,20 +111,5 @@ export class RemoteIngest implements IngestSide {
         resolve();
       });
     });
-  }
-
-  /** Has the thread close its sockets, without an event loop. */
-  askToLeave(): void {
-    Atomics.store(this.#control, INGEST_CONTROL.leave, 1);
-    Atomics.notify(this.#control, INGEST_CONTROL.leave);
-  }
-
-  /** Blocks until it has. */
-  waitUntilGone(): void {
-    Atomics.wait(this.#control, INGEST_CONTROL.gone, 0, LEAVE_DEADLINE_MS);
-  }
-
-  #closedSockets(): void {
-    if (withSockets.delete(this) && withSockets.size === 0) process.off('exit', leaveAll);
   }
 }

@@ -3,6 +3,7 @@
  * is never terminated; after `stop` the thread ends by itself. Runs on the main thread.
  */
 import { SHARE_ENV, Worker } from 'node:worker_threads';
+import type { Outage } from '../engines/health-contract.js';
 import type { LinkTls } from '../engines/link/link-tls.js';
 import { MillraceError } from '../errors.js';
 import type { MetricSamples } from '../frontend/metrics.js';
@@ -60,6 +61,10 @@ export class RemoteUnit implements SocketSide {
     this.#calls.tell('setWorld', world, listed);
   }
 
+  setOutage(slot: number, generation: number, outage: Outage | null): void {
+    this.#calls.tell('setOutage', slot, generation, outage);
+  }
+
   attach(index: number, memory: LinkMemory): void {
     this.#calls.tell('attach', index, memory);
   }
@@ -70,6 +75,10 @@ export class RemoteUnit implements SocketSide {
 
   poolIsOff(): void {
     this.#calls.tell('poolIsOff');
+  }
+
+  leaveWorker(slot: number, generation: number): void {
+    this.#calls.tell('leaveWorker', slot, generation);
   }
 
   listen(host: string, port: number, isShared: boolean): Promise<Listening> {

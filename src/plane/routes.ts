@@ -4,7 +4,7 @@ import type { HttpExchange } from '../frontend/http/http-exchange.js';
 import { errorResponse } from '../frontend/openai/error-response.js';
 import { type ListedModel, modelBody, modelsBody } from '../frontend/openai/models-response.js';
 import type { Api } from '../messages/token-request.js';
-import { ADMIN_WORKERS_PATH } from './admin.js';
+import { isAdminPath } from './admin.js';
 import { DECISIONS_KEPT, type Decision } from './decision-log.js';
 
 /** What `/health` says. */
@@ -25,7 +25,7 @@ export interface RouteTargets {
   metrics(): Promise<{ readonly text: string; readonly contentType: string }>;
   /** The newest decisions of all socket threads, newest first, `limit` at most. */
   decisions(limit: number): Promise<readonly Decision[]>;
-  /** Answers ADMIN_WORKERS_PATH, or says that the request has no right to it; null: there is no such route. */
+  /** Answers an admin path, or says that the request has no right to it; null: there is no such route. */
   readonly admin: ((exchange: HttpExchange) => boolean) | null;
 }
 
@@ -67,7 +67,7 @@ export function createRoutes(targets: RouteTargets): Handler {
   const model: Readonly<Record<string, Handler>> = { GET: exchange => respondModel(targets, exchange) };
   return exchange => {
     const { path } = exchange;
-    if (path === ADMIN_WORKERS_PATH && targets.admin?.(exchange) === true) return;
+    if (isAdminPath(path) && targets.admin?.(exchange) === true) return;
     const methods = Object.hasOwn(routes, path)
       ? routes[path]!
       : path.startsWith(MODEL_PREFIX)

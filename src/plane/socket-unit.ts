@@ -10,6 +10,7 @@ import { EngineClient } from '../engines/client.js';
 import type { EngineAdapter } from '../engines/contract.js';
 import type { EngineExtension } from '../engines/extensions.js';
 import { createFrameScanner, type FrameScanner } from '../engines/frame-scanner.js';
+import type { Outage } from '../engines/health-contract.js';
 import type { LinkServer } from '../engines/link/link-server.js';
 import type { LinkTls } from '../engines/link/link-tls.js';
 import { LinkedClient } from '../engines/link/linked-client.js';
@@ -116,6 +117,7 @@ export class SocketUnit implements SocketSide {
       activity: new WorkerActivity(task.activityMemory),
       decisions: new DecisionLog(),
       sessionHeader: config.sessionHeader,
+      hedgeAfterMs: model => config.models[model]?.hedgeAfterMs ?? limits.hedgeAfterMs,
       originOf: (slot, generation) => this.#worker(slot, generation)?.url ?? null,
       adapterOf: (slot, generation) => this.#adapters.get(this.#worker(slot, generation)!.engine)!,
       detokenizerTable: tokenizer => tables.get(tokenizer)!,
@@ -160,6 +162,10 @@ export class SocketUnit implements SocketSide {
     this.socket.link.setWorld(world);
   }
 
+  setOutage(slot: number, generation: number, outage: Outage | null): void {
+    this.socket.lostWorkers.set(slot, generation, outage);
+  }
+
   attach(index: number, memory: LinkMemory): void {
     this.socket.link.attach(index, memory);
     this.socket.poolThreadUp();
@@ -171,6 +177,10 @@ export class SocketUnit implements SocketSide {
 
   poolIsOff(): void {
     this.socket.poolIsOff();
+  }
+
+  leaveWorker(slot: number, generation: number): void {
+    this.socket.leaveWorker(slot, generation);
   }
 
   async listen(host: string, port: number, isShared: boolean): Promise<Listening> {

@@ -41,6 +41,16 @@ function ownOf(config: Config, model: string): Named | null {
   return namedBy(path, tokenizer, `models.${model}.path`);
 }
 
+/** Whose settings a model is served by: its own, or those of the model that it is an adapter on; null: neither has any. */
+export function settingsName(
+  { models }: Pick<Config, 'models'>,
+  model: string,
+  parent: string | null,
+): string | null {
+  if (Object.hasOwn(models, model)) return model;
+  return parent !== null && Object.hasOwn(models, parent) ? parent : null;
+}
+
 /** See the head of the file. */
 export class TextModels {
   /** The folders, for the pool threads. */
@@ -99,16 +109,16 @@ export class TextModels {
     this.tables = tables;
   }
 
-  /** Key of a served model's text model, or null: relay mode. */
-  keyOf(model: string): string | null {
-    const own = Object.hasOwn(this.#config.models, model);
-    const key = (own ? ownOf(this.#config, model) : sharedBy(this.#config))?.key;
+  /** Key of a served model's text model, or null: relay mode. `parent`: the model that it is an adapter on. */
+  keyOf(model: string, parent: string | null = null): string | null {
+    const own = settingsName(this.#config, model, parent);
+    const key = (own === null ? sharedBy(this.#config) : ownOf(this.#config, own))?.key;
     return key !== undefined && this.#models.has(key) ? key : null;
   }
 
   /** What the model's files say of its context, in tokens. */
-  contextLength(model: string): number | null {
-    const key = this.keyOf(model);
+  contextLength(model: string, parent: string | null = null): number | null {
+    const key = this.keyOf(model, parent);
     return key === null ? null : this.#models.get(key)!.contextLength;
   }
 
@@ -125,8 +135,8 @@ export class TextModels {
     const foreign: string[] = [];
     if (!facts.returnsTokenIds) return foreign;
     const byKey = new Map<string, string[]>();
-    for (const { id } of facts.models) {
-      const key = this.keyOf(id);
+    for (const { id, parent } of facts.models) {
+      const key = this.keyOf(id, parent ?? null);
       if (key !== null) byKey.set(key, [...(byKey.get(key) ?? []), id]);
     }
     for (const [key, models] of byKey) {

@@ -18,6 +18,9 @@ import { ThreadCalls } from './thread-calls.js';
 const SCRAPE_DEADLINE_MS = 5000;
 
 const task = workerData as SocketTask;
+const { drainDeadlineMs, controlDeadlineMs } = task.config.limits;
+/** A worker that falls asleep empties first; waking takes several calls. */
+const ADMIN_DEADLINE_MS = SCRAPE_DEADLINE_MS + drainDeadlineMs + 6 * controlDeadlineMs;
 const port = parentPort;
 assert(port !== null, 'this file is the entry of a thread');
 
@@ -51,7 +54,7 @@ const unit: SocketSide = new ThreadUnit(task, {
     reportFailure: (slot, generation, failure) => core.tell('reportFailure', slot, generation, failure),
     metricsText: () => core.call('metricsText', SCRAPE_DEADLINE_MS),
     decisions: count => core.call('decisions', SCRAPE_DEADLINE_MS, count),
-    admin: call => core.call('admin', SCRAPE_DEADLINE_MS, call),
+    admin: call => core.call('admin', ADMIN_DEADLINE_MS, call),
   },
   readWorkerLoads: () => [],
   readWorkers: null,

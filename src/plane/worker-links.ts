@@ -87,6 +87,11 @@ export class WorkerLinks {
     return this.#joined.has(url);
   }
 
+  /** A link process is at the worker. */
+  isLinked(url: string): boolean {
+    return this.#takers.has(url);
+  }
+
   /** The configuration names the worker now: it stays when its link has gone. */
   stays(url: string): void {
     this.#joined.get(url)?.cancel();

@@ -3,6 +3,7 @@
  * ASK; the load table and the ledger are shared, the selectors, their cursors and the columns are this thread's own.
  */
 import { strict as assert } from 'node:assert';
+import type { SplitReason } from '../messages/disagg.js';
 import type { WorkerView } from '../messages/records.js';
 import type { Random } from '../runtime/random.js';
 import { CandidateColumns, ServingWorkers } from './candidate-columns.js';
@@ -10,6 +11,7 @@ import type { RequestView, Selector } from './contract.js';
 import type { WorkerFigures } from './disagg.js';
 import type { RoutedPrompt } from './events/contract.js';
 import { explain, type ScoredCandidate } from './explain.js';
+import { HandoverBacklog } from './handover-backlog.js';
 import { HOLDERS_MAX, type PrefixIndexReader } from './index/contract.js';
 import { type Ledger, RESERVATION_AMOUNT_MAX, RESERVE_FULL, RESERVE_STALE } from './ledger.js';
 import { LOAD } from './load-descriptor.js';
@@ -38,6 +40,8 @@ export interface Placement {
   readonly reason: string;
   /** The best candidates, where the request asked for them. */
   readonly candidates: readonly ScoredCandidate[] | null;
+  /** Why its model's prefill workers do not compute the prompt; absent: there are none. */
+  readonly split?: SplitReason;
 }
 
 /** 'noWorker': no ready worker serves the model outside the excluded slots. 'full': the ledger has no room. */
@@ -85,6 +89,8 @@ export interface DeciderOptions {
 
 /** Chooses workers for one pool thread. */
 export interface Decider {
+  /** Hand-overs that this thread has decided. */
+  readonly handovers: HandoverBacklog;
   /** Whether the policy asks the prefix index and there is one: only then a request needs its `blocks`. */
   usesBlocks(policy: string): boolean;
   /**
@@ -117,6 +123,7 @@ export function createDecider(options: DeciderOptions): Decider {
 }
 
 class PolicyDecider implements Decider {
+  readonly handovers: HandoverBacklog;
   readonly #options: DeciderOptions;
   readonly #selectors = new Map<string, Selector>();
   /** Those of `look`, by its list: a policy with a cursor has one among prefill workers and one among decode workers. */
@@ -130,6 +137,7 @@ class PolicyDecider implements Decider {
     assert(options.loadTable.workersMax <= HOLDERS_MAX, 'every slot can be a holder of the prefix index');
     this.#options = options;
     this.#drain = new PrefillDrain(options.loadTable.workersMax);
+    this.handovers = new HandoverBacklog(options.loadTable.workersMax, options.nowMs);
   }
 
   usesBlocks(policy: string): boolean {

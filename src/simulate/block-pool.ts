@@ -43,6 +43,8 @@ export interface CachedSequence {
   readonly keys: readonly number[];
   /** `cache_salt` of its request; empty without one. */
   readonly cacheSalt: string;
+  /** Name of its request's LoRA adapter; absent or empty: none. */
+  readonly adapter?: string;
   /** Token id at a position of prompt and answer. Only for a sequence whose prompt has ids. */
   tokenAt(position: number): number;
 }

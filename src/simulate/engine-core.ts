@@ -220,7 +220,10 @@ export class EngineCore<Owner> {
     victim.preemptions++;
     victim.state = 'preempted';
     this.totals.preemptions++;
-    this.#waiting.unshift(victim);
+    // Behind those that were loaded: it would hold them up at the head, and they hold the blocks that it waits for.
+    let at = 0;
+    while ((this.#waiting[at]?.blocks.length ?? 0) > 0) at++;
+    this.#waiting.splice(at, 0, victim);
   }
 
   /** Steps 4 and 5: the head of the queue while it fits; one that must wait holds up those behind it. */
@@ -286,8 +289,9 @@ export class EngineCore<Owner> {
     sequence.passFrom = before;
     sequence.computed = after;
     sequence.drafts = drafts;
-    // Drafts are verified at the price of a decode.
-    if (want > 1 || before < sequence.request.prompt.length) {
+    // Drafts are verified at the price of a decode; so is the last token of a prompt that came from another engine, which
+    // vLLM computes in the batch of the decodes. Dynamo's mocker takes no prefill time on a decode worker either.
+    if (want > 1 || (before < sequence.request.prompt.length && !sequence.pulled)) {
       this.#prefill.requests++;
       this.#prefill.lengthSum += after;
       this.#prefill.prefixSum += before;

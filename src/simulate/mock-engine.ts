@@ -20,6 +20,7 @@ import { EngineCore } from './engine-core.js';
 import { type EngineSettings, resolveEngineSettings } from './engine-settings.js';
 import { FaultPlan, type FaultRates } from './faults.js';
 import { LiveEngine, type SequenceOwner } from './live-engine.js';
+import { EngineChanges } from './openai/engine-changes.js';
 import {
   type EngineSkin,
   EngineSurface,
@@ -30,7 +31,7 @@ import { withRooms } from './sglang/kv-rooms.js';
 import { sglangSkin } from './sglang/sglang-skin.js';
 import { KvPages } from './tiny/kv-pages.js';
 import { TinyModel } from './tiny/tiny-model.js';
-import { CacheEvents } from './trtllm/cache-events.js';
+import { type CacheEventOptions, CacheEvents } from './trtllm/cache-events.js';
 import { withDisaggregatedParams } from './trtllm/disaggregated-params.js';
 import { trtllmSkin } from './trtllm/trtllm-skin.js';
 import type { KvEventPublisher } from './vllm/kv-event-publisher.js';
@@ -51,6 +52,8 @@ export type MockEngineKind = (typeof MOCK_ENGINES)[number];
 
 /** `event_buffer_max_size` of a mock that plays TensorRT-LLM, whose events are fetched. */
 const CACHE_EVENTS_MAX = 1024;
+/** Settings of its events; the rest is about ZeroMQ. */
+const CACHE_EVENT_KEYS = new Set(['bufferBatches', 'loss', 'port', 'replayPort']);
 
 /** Settings of the simulation and of the server around it; everything has a default. */
 export interface MockEngineOptions extends Partial<EngineSettings> {
@@ -68,8 +71,13 @@ export interface MockEngineOptions extends Partial<EngineSettings> {
   readonly returnsTokenIds?: boolean;
   /** Seeds the draw of faults; default: `seed`. Engines of one fleet must not all fail at the same request. */
   readonly faultSeed?: number;
-  /** Publishes KV events over ZeroMQ, which TensorRT-LLM has not; absent: it does not. */
+  /**
+   * Publishes KV events over ZeroMQ; TensorRT-LLM keeps them for POST /kv_cache_events, `bufferBatches` events at most
+   * (default 1024), and loses those of a poll with probability `loss`. Absent: there are none.
+   */
   readonly events?: MockEventOptions;
+  /** LoRA adapters that it has from the start, as paths by name; more come by its routes. Not for `tiny`. */
+  readonly adapters?: Readonly<Record<string, string>>;
   /** A tiny transformer with KV in real pages makes the tokens; default false: they are drawn by a hash. */
   readonly tiny?: boolean;
   /** Memory for the pages of `tiny`, for whoever wants to register it; its own when absent. */
@@ -93,8 +101,12 @@ export interface MockEngine {
   /** Arms faults (`next`) and counts those that took place (`fired`). */
   readonly faults: FaultPlan;
   readonly counters: Readonly<RequestCounters>;
+  /** Its adapters, and what it gave back while it sleeps. */
+  readonly changes: EngineChanges;
   /** Its KV events: endpoints, counters, and a restart for tests; null when it publishes none. */
   readonly events: KvEventPublisher | null;
+  /** Its KV events that are fetched: of TensorRT-LLM, where they are on. */
+  readonly cacheEvents: CacheEvents | null;
   /** Pages of a tiny model; null without one. */
   readonly pages: KvPages | null;
   /** Its KV connector: offers, pulls and counters; null without one. */
@@ -128,28 +140,27 @@ export async function startMockEngine(options: MockEngineOptions = {}): Promise<
     random: seededRandom(faultSeed),
     clock,
   });
-  const fetched =
-    options.engine === 'trtllm'
-      ? new CacheEvents({
-          blockSize,
-          hashSeed,
-          eventsMax: CACHE_EVENTS_MAX,
-          windowSize: maxModelLen,
-          blocks: numGpuBlocks,
-        })
-      : null;
+  const fetched = openCacheEvents(options, {
+    blockSize,
+    hashSeed,
+    windowSize: maxModelLen,
+    blocks: numGpuBlocks,
+    random: seededRandom(faultSeed),
+  });
   const { pages, model: tinyModel } = tinyOf(options, settings, vocabulary);
   const core = new EngineCore<SequenceOwner>(settings, vocabulary, events?.encoder ?? fetched, tinyModel);
   const engine = new LiveEngine(core, { clock, defer: setImmediate, onPass: () => events?.flush() });
   const connector = await openDisagg(options, { host, engine, pages, clock });
+  const changes = new EngineChanges(core, options.adapters ?? {});
   let answers = 0;
   let idPrefix = '';
   const newId = (): string => `${idPrefix}-${++answers}`;
   const surface = new EngineSurface({
     engine,
     vocabulary,
-    model: { name: model, maxModelLen, tokenizer },
+    model: { name: model, maxModelLen, tokenizer, adapters: changes.adapters },
     faults,
+    changes,
     clock,
     skin: context => {
       const skin = skinOf(options, events, fetched, newId)(context);
@@ -169,7 +180,9 @@ export async function startMockEngine(options: MockEngineOptions = {}): Promise<
     core,
     faults,
     counters: surface.counters,
+    changes,
     events: events?.publisher ?? null,
+    cacheEvents: fetched,
     pages,
     connector,
     close: async () => {
@@ -180,10 +193,12 @@ export async function startMockEngine(options: MockEngineOptions = {}): Promise<
 }
 
 function tinyOf(
-  { tiny = false, kvMemory }: MockEngineOptions,
+  { tiny = false, kvMemory, adapters }: MockEngineOptions,
   { numGpuBlocks, blockSize, eosRate, seed }: EngineSettings,
   drawable: { readonly ids: Uint32Array; readonly eosId: number },
 ): { readonly pages: KvPages | null; readonly model: TinyModel | null } {
+  if (tiny && adapters !== undefined)
+    throw new ConfigError('adapters are not for tiny', { param: 'adapters' });
   if (!tiny) {
     if (kvMemory === undefined) return { pages: null, model: null };
     throw new ConfigError('kvMemory needs tiny', { param: 'kvMemory' });
@@ -231,14 +246,24 @@ function withConnector(
 
 async function openEvents(options: MockEngineOptions, context: KvEventContext): Promise<KvEvents | null> {
   const { engine, events } = options;
-  if (events === undefined) return null;
-  if (engine === 'trtllm') {
+  if (events === undefined || engine === 'trtllm') return null;
+  return KvEvents.open(engine === 'sglang' ? { form: 'sglang', ...events } : events, context);
+}
+
+function openCacheEvents(
+  { engine, events }: MockEngineOptions,
+  context: Omit<CacheEventOptions, 'eventsMax' | 'loss'>,
+): CacheEvents | null {
+  if (events === undefined || engine !== 'trtllm') return null;
+  const { bufferBatches: eventsMax = CACHE_EVENTS_MAX, loss = 0, port = 0, replayPort = 0 } = events;
+  const isOwn = Object.keys(events).every(key => CACHE_EVENT_KEYS.has(key)) && port === 0 && replayPort === 0;
+  if (!isOwn || !Number.isInteger(eventsMax) || eventsMax < 1 || !(loss >= 0 && loss <= 1)) {
     throw new ConfigError(
-      'events are for vllm and sglang: those of trtllm are fetched with POST /kv_cache_events',
+      'events of trtllm are fetched with POST /kv_cache_events: allowed are bufferBatches, an integer from 1, and loss, from 0 to 1',
       { param: 'events' },
     );
   }
-  return KvEvents.open(engine === 'sglang' ? { form: 'sglang', ...events } : events, context);
+  return new CacheEvents({ ...context, eventsMax, loss });
 }
 
 function skinOf(

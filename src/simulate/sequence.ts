@@ -131,6 +131,10 @@ export class EngineSequence<Owner> implements CachedSequence, TokenInput {
     return this.request.prompt.cacheSalt;
   }
 
+  get adapter(): string {
+    return this.request.prompt.adapter ?? '';
+  }
+
   tokenAt(position: number): number {
     const { ids, length } = this.request.prompt;
     assert(ids !== null && position < this.length);

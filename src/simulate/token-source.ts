@@ -48,6 +48,8 @@ export interface PromptDigest {
   readonly salt: number;
   /** What `salt` is made of; empty without one. */
   readonly cacheSalt: string;
+  /** Name of the LoRA adapter that the prompt is for; absent: none. */
+  readonly adapter?: string;
   /** The prompt itself; null where a trace says no more than which blocks are equal. */
   readonly ids: ArrayLike<number> | null;
 }
@@ -61,17 +63,23 @@ function saltOf(cacheSalt: string): number {
 
 /**
  * Digests a prompt once, O(length), and keeps `ids`, which must not change any more. `cacheSalt` keeps tenants' blocks
- * apart and does not change the text.
+ * apart and does not change the text; an `adapter` does both.
  */
-export function digestPrompt(ids: ArrayLike<number>, blockSize: number, cacheSalt = ''): PromptDigest {
+export function digestPrompt(
+  ids: ArrayLike<number>,
+  blockSize: number,
+  cacheSalt = '',
+  adapter = '',
+): PromptDigest {
   const salt = saltOf(cacheSalt);
   const digest = { ...EMPTY_DIGEST };
+  for (let at = 0; at < adapter.length; at++) advanceDigest(digest, ~adapter.charCodeAt(at));
   const keys: number[] = [];
   for (let at = 0; at < ids.length; at++) {
     advanceDigest(digest, ids[at]!);
     if ((at + 1) % blockSize === 0) keys.push(blockKey(digest, salt));
   }
-  return { length: ids.length, keys, digest, salt, cacheSalt, ids };
+  return { length: ids.length, keys, digest, salt, cacheSalt, adapter, ids };
 }
 
 /** A sequence as its model sees it. */

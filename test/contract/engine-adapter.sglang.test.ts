@@ -100,7 +100,9 @@ t.test('SGLang: the call of token mode', t => {
     output: { ...makeRequest().output, logprobs: 3 },
     unknown: { stop: ['x'], text: 'y', top_k: 0, cache_salt: 's', priority: 4, rid: 'theirs', no_such: 1 },
   });
-  const call = adapter.encode(makeInput({ request, rank: 2, isAdapter: true }));
+  const call = adapter.encode(
+    makeInput({ request, rank: 2, adapter: { parent: 'base', path: '/adapters/a' } }),
+  );
   t.same([call.method, call.path, call.usageInjected, call.idsInjected], ['POST', '/generate', true, true]);
   t.same(JSON.parse(Buffer.from(call.body).toString()), {
     input_ids: [1, 22, 333],

@@ -51,8 +51,13 @@ engineAdapterSuite(t, {
   events: EVENTS,
   malformed: Buffer.from(`${chunk(0, [1])}data: {"choices":[{"token_ids":[-1]}]}\n\n${chunk(0, [2])}`),
   promptIdsOf: body => body.prompt,
-  // What the client wrote is passed on: the refusal of the server then names the client's field.
-  tokenFields: { guided_regex: 'ü\n', top_k: 5, model: 'worker-name', max_tokens: 7, detokenize: false },
+  tokenFields: {
+    response_format: { type: 'regex', regex: 'ü\n' },
+    top_k: 5,
+    model: 'worker-name',
+    max_tokens: 7,
+    detokenize: false,
+  },
   relayFields: {},
 });
 
@@ -73,12 +78,15 @@ t.test('TensorRT-LLM: the call of token mode', t => {
     },
     unknown: { stop: ['x'], prompt: 'y', min_p: 0.1, priority: 0 },
   });
-  const call = adapter.encode(makeInput({ request, rank: 1, isAdapter: true }));
+  const call = adapter.encode(
+    makeInput({ request, rank: 1, adapter: { parent: 'base', path: '/adapters/a' } }),
+  );
   t.same([call.method, call.path], ['POST', '/v1/completions']);
   t.same(JSON.parse(Buffer.from(call.body).toString()), {
     prompt: [1, 22, 333],
     min_p: 0.1,
-    model: 'worker-name',
+    model: 'base',
+    lora_request: { lora_name: 'worker-name', lora_int_id: 1348157631, lora_path: '/adapters/a' },
     stream: true,
     stream_options: { include_usage: true },
     detokenize: false,
@@ -116,12 +124,40 @@ t.test('TensorRT-LLM: priorities keep their order and stay within what it takes'
   t.end();
 });
 
+t.test('TensorRT-LLM: constraints and adapters in relay mode', t => {
+  const relayed = (fields: object, adapted?: { parent?: string; path?: string }) => {
+    const request = makeRequest({ raw: { prompt: 'x', ...fields }, unknown: { ...fields } });
+    const input = { mode: 'relay' as const, promptIds: null, request };
+    return bodyOf(adapted === undefined ? input : { ...input, adapter: adapted });
+  };
+  const formats = [
+    [{ guided_json: { type: 'object' } }, { type: 'json', schema: { type: 'object' } }],
+    [{ guided_choice: ['a.', 'b'] }, { type: 'regex', regex: '(a\\.|b)' }],
+    [{ structured_outputs: { grammar: 'root ::= "x"' } }, { type: 'ebnf', ebnf: 'root ::= "x"' }],
+  ] as const;
+  for (const [fields, format] of formats) {
+    const body = relayed(fields);
+    t.same(body.response_format, format);
+    t.equal(body[Object.keys(fields)[0]!], undefined, 'the server knows no such field');
+  }
+  const own = { response_format: { type: 'json_object' }, guided_regex: 'x' };
+  t.match(relayed(own), own, 'what the client wrote itself is for the server to judge');
+  t.match(relayed({ guided_choice: [] }), { guided_choice: [] }, 'and what has no form');
+  const one = relayed({}, { parent: 'base', path: '/a' }).lora_request;
+  const other = relayed({}, { parent: 'base', path: '/b' }).lora_request;
+  t.match(one, { lora_name: 'worker-name', lora_path: '/a' });
+  t.not(one.lora_int_id, other.lora_int_id, 'other weights, another number');
+  t.same(relayed({}, { path: '/a' }).lora_request, one, 'the same from every sender');
+  t.end();
+});
+
 t.test('TensorRT-LLM: what rules token mode out', t => {
   const gap = (changes: Parameters<typeof makeRequest>[0]) => adapter.tokenModeGap(makeRequest(changes));
   t.equal(gap({}), null);
   t.equal(gap({ output: { ...makeRequest().output, logprobs: 0 } }), 'logprobs');
   t.equal(gap({ api: 'chat', unknown: { top_k: 1, cache_salt: 's' } }), 'cache_salt');
   t.equal(gap({ api: 'chat', unknown: { top_k: 1, cache_salt: null, response_format: {} } }), null);
+  t.equal(gap({ api: 'chat', unknown: { guided_regex: 'x' } }), null);
   t.equal(gap({ unknown: { cache_salt: 's' } }), null, 'no route of completions takes it');
   t.end();
 });

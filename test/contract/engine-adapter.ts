@@ -4,8 +4,10 @@
  */
 import type { Test } from 'tap';
 import type { EncodeInput, EngineAdapter, FrameBatch, StreamFault } from '#millrace/engines/contract.js';
+import type { ControlAsk, EngineControl } from '#millrace/engines/control-contract.js';
 import { errorOf, explodeFrame, finishReasonOf, rowStart, usageOf } from '#millrace/engines/event-rows.js';
 import { FRAME, FRAME_FLAG } from '#millrace/engines/frame-descriptor.js';
+import { WorkerError } from '#millrace/errors.js';
 import type { TokenRequest } from '#millrace/messages/token-request.js';
 import { randomInteger, seededRandom } from '#millrace/runtime/random.js';
 
@@ -115,6 +117,52 @@ export function decode(
 
 const pieces = (bytes: Uint8Array, cuts: readonly number[]): Uint8Array[] =>
   [0, ...cuts].map((from, index) => bytes.subarray(from, cuts[index] ?? bytes.length));
+
+/** What an engine answers to control calls, in order, and what was asked of it. */
+export function scripted(answers: readonly (readonly [status: number, body: string])[]) {
+  const asked: (readonly [string, string, unknown?])[] = [];
+  let at = 0;
+  const ask: ControlAsk = async (method, path, body) => {
+    asked.push(body === undefined ? [method, path] : [method, path, body]);
+    const [status, text] = answers[at++] ?? [500, 'nothing more was expected'];
+    return { status, body: text };
+  };
+  return { ask, asked };
+}
+
+/** Adapters and sleep of an engine: what it is asked, and what its answers mean. */
+export interface ControlSample {
+  readonly name: string;
+  readonly run: (control: EngineControl, ask: ControlAsk) => Promise<unknown>;
+  readonly answers: readonly (readonly [status: number, body: string])[];
+  readonly asked: readonly (readonly [string, string, unknown?])[];
+  readonly result: unknown;
+}
+
+/** Runs the samples of an adapter's control. */
+export function engineControlSuite(
+  t: Test,
+  { control }: Pick<EngineAdapter, 'control'>,
+  samples: readonly ControlSample[],
+): void {
+  for (const { name, run, answers, asked, result } of samples) {
+    t.test(name, async t => {
+      const engine = scripted(answers);
+      t.match(await run(control, engine.ask), result);
+      t.same(engine.asked, asked);
+    });
+  }
+  t.test('an engine that does not answer is the caller’s to judge', async t => {
+    const gone = new WorkerError('MILLRACE_WORKER_UNREACHABLE', 'gone');
+    const ask: ControlAsk = () => Promise.reject(gone);
+    await t.rejects(control.isSleeping(ask), gone);
+    if (!control.holdsAdapters) return;
+    await t.rejects(control.loadAdapter(ask, { name: 'a', path: '/a' }), gone);
+    await t.rejects(control.unloadAdapter(ask, 'a'), gone);
+    await t.rejects(control.sleep(ask, 1), gone);
+    await t.rejects(control.wake(ask, 2), gone);
+  });
+}
 
 /** Runs the suite. */
 export function engineAdapterSuite(t: Test, samples: AdapterSamples): void {

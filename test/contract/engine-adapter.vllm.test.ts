@@ -84,7 +84,13 @@ for (const [name, scanner] of scanners) {
         `${chunk({ index: 0, text: 'a' })}data: oops\n\n${chunk({ index: 0, text: 'b' })}`,
       ),
       promptIdsOf: body => body.prompt,
-      tokenFields: { guided_regex: 'ü\n', top_k: 5, model: 'worker-name', max_tokens: 7 },
+      tokenFields: {
+        guided_regex: 'ü\n',
+        structured_outputs: { regex: 'ü\n' },
+        top_k: 5,
+        model: 'worker-name',
+        max_tokens: 7,
+      },
       relayFields: {},
     });
     t.end();

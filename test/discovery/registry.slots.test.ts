@@ -43,9 +43,10 @@ function setUp(workersMax = 2) {
 }
 
 t.test('the state numbers are those of the load table', t => {
-  const { probing, ...words } = STATE_WORDS;
+  const { probing, sleeping, ...words } = STATE_WORDS;
   t.same(words, SLOT_STATE);
   t.not(probing, SLOT_STATE.ready);
+  t.not(sleeping, SLOT_STATE.ready);
   t.end();
 });
 

@@ -36,7 +36,6 @@ function linkUp(t: Test, fixture: PlaneFixture, url: string): LinkAgent {
     extensions: [],
     makeNonce: () => randomBytes(32),
     canaryPeriodMs: 0,
-    zeroMq: { zmq: null, reason: 'no KV events are configured' },
     limits: DEFAULT_LIMITS,
     clock: systemClock,
     random: seededRandom(1),

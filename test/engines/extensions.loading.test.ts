@@ -24,7 +24,9 @@ const FIELDS = {
   openStream: 'limits => tools.openSse(limits)',
 };
 
-const moduleOf = (changes: Partial<Record<keyof typeof FIELDS | 'modelOwner', string>>): string => {
+const moduleOf = (
+  changes: Partial<Record<keyof typeof FIELDS | 'modelOwner' | 'control', string>>,
+): string => {
   const fields = Object.entries({ ...FIELDS, ...changes }).map(([name, value]) => `${name}: ${value}`);
   return `export const createEngineAdapter = tools => ({ ${fields.join(',\n')} });`;
 };
@@ -80,6 +82,10 @@ t.test('adapters that are none', async t => {
       moduleOf({ healthPath: "'health'" }),
       /gave healthPath as "health"; allowed: a path that begins with \//,
     ],
+    [
+      moduleOf({ control: '{ holdsAdapters: true }' }),
+      /gave control as \{"holdsAdapters":true\}; allowed: an object of/,
+    ],
     [moduleOf({ metricsPath: '() => 1' }), /gave metricsPath as a function; allowed: a path/],
     ...[
       'probe',
@@ -119,6 +125,16 @@ export const createEngineAdapter = tools => Object.freeze(new Adapter());`.repla
   const adapter = (await make(t, text)).get('tgi')!;
   t.same([adapter.engine, adapter.healthPath, adapter.hasOpenAiFrames], ['tgi', '/health', true]);
   t.equal(adapter.tokenModeGap(makeRequest()), 'n');
+});
+
+t.test('an adapter without control calls says so', async t => {
+  const { control } = (await make(t, moduleOf({}))).get('tgi')!;
+  const ask = () => Promise.reject(new Error('nothing is asked'));
+  const none = { kind: 'unsupported', message: 'the extension of this engine has no control calls' };
+  t.same(await control.loadAdapter(ask, { name: 'a', path: '/a' }), none);
+  t.same(await control.unloadAdapter(ask, 'a'), none);
+  t.same([await control.sleep(ask, 1), await control.wake(ask, 1)], [none, none]);
+  t.equal(await control.isSleeping(ask), null);
 });
 
 t.test('a worker of an engine that nobody knows', async t => {

@@ -60,6 +60,7 @@ function setUp(limits: Partial<typeof DEFAULT_LIMITS> = {}, rank: number | null 
     sink: {
       setFacts: () => true,
       setHealthy: (_slot, _generation, healthy) => changes.push({ atMs: clock.nowMs(), healthy }) > 0,
+      setSleeping: () => true,
       setScraped: () => true,
     },
   });

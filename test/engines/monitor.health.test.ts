@@ -50,6 +50,10 @@ function setUp() {
       found.push(`healthy ${slot}/${generation} ${healthy}`);
       return state.held;
     },
+    setSleeping(slot, generation, level) {
+      found.push(`sleeping ${slot}/${generation} ${level}`);
+      return state.held;
+    },
     setScraped(_slot, _generation, load, nowSeconds) {
       found.push(`running ${load.running} at ${nowSeconds}`);
       return state.held;
@@ -101,7 +105,7 @@ t.test('ready at once, then health and metrics at their periods', async t => {
   await advance(1000);
   t.same([found(), asked()], [['running 5 at 1'], ['/metrics']]);
   await advance(1000);
-  t.same(asked().sort(), ['/health', '/metrics']);
+  t.same(asked().sort(), ['/health', '/metrics', '/v1/models']);
   monitor.stop();
   t.equal(clock.nextInMs(), null, 'no timer is left');
 });
@@ -260,6 +264,7 @@ t.test('over real sockets', async t => {
       sink: {
         setFacts: (_slot, _generation, facts) => note(`${facts.version} ${facts.models[0]?.contextLength}`),
         setHealthy: (_slot, _generation, healthy) => note(`healthy ${healthy}`),
+        setSleeping: () => true,
         setScraped(_slot, _generation, load) {
           monitor.stop();
           resolve();

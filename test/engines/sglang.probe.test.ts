@@ -57,7 +57,7 @@ t.test('SGLang: everything that a server says', async t => {
     version: '0.5.9',
     models: [
       { id: 'base', contextLength: 32768 },
-      { id: 'lora', contextLength: 4096, adapter: true },
+      { id: 'lora', contextLength: 32768, adapter: true, parent: 'base' },
     ],
     blockSize: 16,
     totalBlocks: 2000,
@@ -68,6 +68,7 @@ t.test('SGLang: everything that a server says', async t => {
       { publish: 'tcp://10.0.0.7:5557', replay: 'tcp://10.0.0.7:6557', topic: 'kv' },
       { publish: 'tcp://10.0.0.7:5558', replay: 'tcp://10.0.0.7:6558', topic: 'kv' },
     ],
+    handover: { role: null, kvDtype: null, bootstrapPort: null, infoEndpoint: null },
     notices: [],
   };
   t.same(await probeSglang(INFO), expected);
@@ -135,6 +136,7 @@ trtllm_kv_cache_missed_blocks_total{model_name="m"} 70.0
         '/v1/models': [200, '{"data":[{"id":"m","owned_by":"tensorrt_llm"}]}'],
         '/version': [200, '{"version":"1.1.0rc2"}'],
         '/prometheus/metrics': [200, page],
+        '/kv_cache_events': [405, ''],
         ...changes,
       }),
       ORIGIN,
@@ -148,12 +150,14 @@ trtllm_kv_cache_missed_blocks_total{model_name="m"} 70.0
     returnsTokenIds: true,
     answerModes: ['token', 'relay'],
     dpRanks: null,
-    events: null,
+    events: [{ publish: `${ORIGIN}/kv_cache_events`, replay: null, topic: '' }],
+    handover: { role: null, kvDtype: null, bootstrapPort: null, infoEndpoint: null },
     notices: [],
   });
-  const bare = await probe({ '/version': [404, ''], '/prometheus/metrics': [404, ''] });
-  t.match(bare, { version: null, blockSize: null, totalBlocks: null });
-  t.match(bare.notices, [/does not tell its version/, /return_perf_metrics/]);
+  const none: [number, string] = [404, ''];
+  const bare = await probe({ '/version': none, '/prometheus/metrics': none, '/kv_cache_events': none });
+  t.match(bare, { version: null, blockSize: null, totalBlocks: null, events: null });
+  t.match(bare.notices, [/does not tell its version/, /return_perf_metrics/, /no \/kv_cache_events/]);
   t.same(trtllm.parseMetrics(page), {
     running: 2,
     waiting: 1,
@@ -185,4 +189,25 @@ t.test('asking for ids: prompts alone, and nothing that the route does not take'
     ['/_internal/tokenize', { model: 'm', prompt: 'x' }],
     ['/_internal/tokenize', { model: 'm', prompt: 'x' }],
   ]);
+});
+
+t.test('what servers say of handing KV over', async t => {
+  const prefill = { ...INFO, disaggregation_mode: 'prefill', disaggregation_bootstrap_port: 9001 };
+  const said = await probeSglang({ ...prefill, kv_cache_dtype: 'fp8_e5m2' });
+  t.same(said.handover, { role: 'prefill', kvDtype: 'fp8_e5m2', bootstrapPort: 9001, infoEndpoint: null });
+  const both = await probeSglang({
+    ...INFO,
+    disaggregation_mode: 'null',
+    disaggregation_bootstrap_port: 70_000,
+  });
+  t.same(both.handover, { role: null, kvDtype: null, bootstrapPort: null, infoEndpoint: null });
+  const models = JSON.stringify({ data: [{ id: 'm', owned_by: 'tensorrt_llm' }] });
+  const context = async (endpoint: unknown): Promise<unknown> => {
+    const info = JSON.stringify({ disaggregated_params: { ctx_dp_rank: 0, ctx_info_endpoint: endpoint } });
+    const pages: Pages = { '/v1/models': [200, models], '/server_info': [200, info] };
+    return (await trtllm.probe(getter(pages), ORIGIN)).handover?.infoEndpoint;
+  };
+  t.equal(await context(['tcp://10.0.0.1:5000', 'tcp://10.0.0.1:5001']), 'tcp://10.0.0.1:5000');
+  t.equal(await context('tcp://10.0.0.1:5000'), 'tcp://10.0.0.1:5000', 'older releases give no list');
+  for (const nothing of [null, [], [7], '', 'x'.repeat(1025)]) t.equal(await context(nothing), null);
 });

@@ -1,6 +1,9 @@
-/** Promise: TensorRT-LLM's KV cache events are read with every bit of their hashes, and what is lost or partial shows. */
+// Promise: TensorRT-LLM's KV cache events are read with every bit of their hashes, and become just those stores and removals
+// that a prompt can be matched with.
 import t from 'tap';
-import { fullBlocks, hasGap, parseTrtllmEvents, type TrtllmBlock } from '#millrace/engines/trtllm-events.js';
+import { TrtllmEventTranslator } from '#millrace/engines/trtllm-event-translator.js';
+import { parseTrtllmEvents } from '#millrace/engines/trtllm-events.js';
+import type { EventWriter } from '#millrace/router/events/contract.js';
 import { seededRandom } from '#millrace/runtime/random.js';
 
 const BIG = '18446744073709551615';
@@ -8,6 +11,7 @@ const tokens = (...ids: number[]): string =>
   `[${ids.map(id => `{"type":"unique_token","token_id":${id},"token_extra_id":0}`)}]`;
 const block = (hash: string, ids: number[], level = 0): string =>
   `{"type":"stored_block","block_hash":${hash},"tokens":${tokens(...ids)},"cache_level":${level},"priority":35,"mm_keys":[]}`;
+const plain = { isPlain: true, adapter: null, adapterId: null, salt: null };
 const event = (id: number, data: string, more = ''): string =>
   `{"event_id":${id},"data":${data},"window_size":4096${more}}`;
 
@@ -37,14 +41,14 @@ t.test('all types, with hashes beyond 2^53', t => {
         type: 'stored',
         parent: null,
         blocks: [
-          { hash: 18446744073709551615n, tokens: [1, 2], cacheLevel: 0 },
-          { hash: 7n, tokens: [3], cacheLevel: 1 },
+          { ...plain, hash: 18446744073709551615n, tokens: [1, 2], cacheLevel: 0 },
+          { ...plain, hash: 7n, tokens: [3], cacheLevel: 1 },
         ],
       },
       {
         type: 'stored',
         parent: 18446744073709551615n,
-        blocks: [{ hash: '00ffab', tokens: [4294967295], cacheLevel: 0 }],
+        blocks: [{ ...plain, hash: '00ffab', tokens: [4294967295], cacheLevel: 0 }],
       },
       {
         type: 'removed',
@@ -55,8 +59,8 @@ t.test('all types, with hashes beyond 2^53', t => {
       { type: 'unknown' },
     ],
   );
-  t.match(events[5], { windowSize: 4096, attentionRank: 3 });
-  t.match(events[0], { attentionRank: null });
+  t.match(events[5], { windowSize: 4096, rank: 3 });
+  t.match(events[0], { rank: 0 });
   t.same(parseTrtllmEvents('[]'), []);
   t.end();
 });
@@ -69,36 +73,55 @@ t.test('every 64-bit hash comes through, and strings are left alone', t => {
     const bits = Math.floor(random() * 65);
     const high = BigInt(Math.floor(random() * 2 ** 32));
     const hash = ((high << 32n) | BigInt(Math.floor(random() * 2 ** 32))) >> BigInt(64 - bits);
-    const text = `[${event(round, `{"type":"removed","block_hashes":[${hash}, "\\"12345678901234567890,"]}`)}]`;
+    const odd = random() < 0.5 ? '"\\"12345678901234567890,"' : '"a, 12345678901234567890 ,b"';
+    const text = `[${event(round, `{"type":"removed","block_hashes":[${hash}, ${odd}]}`)}]`;
     const { change } = parseTrtllmEvents(text)[0]!;
-    if (
-      change.type !== 'removed' ||
-      change.hashes[0] !== hash ||
-      change.hashes[1] !== '"12345678901234567890,'
-    )
+    if (change.type !== 'removed' || change.hashes[0] !== hash || change.hashes[1] !== JSON.parse(odd))
       t.fail(`hash ${hash}`);
   }
   t.end();
 });
 
-t.test('gaps in the ids, partial blocks, windows', t => {
-  const ids = (...list: number[]) =>
-    parseTrtllmEvents(`[${list.map(id => event(id, '{"type":"removed","block_hashes":[]}'))}]`);
-  t.equal(hasGap(ids(4, 5, 6), 3), false);
-  t.equal(hasGap(ids(4, 5, 6), null), false, 'the first poll begins wherever the buffer does');
-  t.equal(hasGap(ids(4, 6), null), true);
-  t.equal(hasGap(ids(4, 5), 2), true);
-  t.equal(hasGap(ids(0, 1), 77), true, 'a server that started again');
-  t.equal(hasGap([], 77), false);
-  const of = (length: number): TrtllmBlock => ({ hash: 1n, tokens: Array(length).fill(1), cacheLevel: 0 });
-  t.equal(fullBlocks([of(4), of(4)], 4).length, 2);
-  t.equal(fullBlocks([of(4), of(3), of(4)], 4).length, 1, 'nothing is chained behind a partial block');
+t.test('windows, ranks, and what makes a block another one than its tokens', t => {
   const windows = parseTrtllmEvents(
     '[{"event_id":1,"data":{"type":"x"},"window_size":512},{"event_id":2,"data":{"type":"x"}}]',
   );
   t.same(
-    windows.map(one => one.windowSize),
-    [512, null],
+    windows.map(one => [one.windowSize, one.rank]),
+    [
+      [512, 0],
+      [null, 0],
+    ],
+  );
+  const blocksOf = (...blocks: string[]) => {
+    const { change } = parseTrtllmEvents(
+      `[${event(1, `{"type":"stored","parent_hash":null,"blocks":[${blocks}]}`)}]`,
+    )[0]!;
+    return change.type === 'stored' ? change.blocks : [];
+  };
+  const withKeys = (keys: string): string =>
+    `{"type":"stored_block","block_hash":1,"tokens":${tokens(1, 2)},${keys}}`;
+  const digest = '{"type":"stored_block","block_hash":1,"tokens":[{"token_id":"ab","token_extra_id":0},7]}';
+  const extra = '{"type":"stored_block","block_hash":1,"tokens":[{"token_id":1,"token_extra_id":5}]}';
+  t.same(
+    blocksOf(
+      withKeys('"mm_keys":[]'),
+      withKeys('"mm_keys":[["ab",0]]'),
+      digest,
+      extra,
+      withKeys('"lora_name":"a"'),
+      withKeys('"lora_id":3'),
+      withKeys('"cache_salt":"s"'),
+    ).map(({ isPlain, adapter, adapterId, salt }) => [isPlain, adapter, adapterId, salt]),
+    [
+      [true, null, null, null],
+      [false, null, null, null],
+      [false, null, null, null],
+      [false, null, null, null],
+      [true, 'a', null, null],
+      [true, null, 3, null],
+      [true, null, null, 's'],
+    ],
   );
   t.end();
 });
@@ -126,5 +149,78 @@ t.test('what is no list of events is refused', t => {
       text,
     );
   }
+  t.end();
+});
+
+/** What a translator writes for events, one line each. */
+function translated(blockSize: number | null, ...texts: string[]): string[] {
+  const lines: string[] = [];
+  const writer: EventWriter = {
+    store: ({ parent, blocks, blockSize: size, adapter, adapterId, salt }) =>
+      lines.push(
+        `store ${parent} ${blocks.map(({ hash, tokens: ids }) => `${hash}:${ids}`).join(' ')} (${size} ${adapter} ${adapterId} ${salt})`,
+      ),
+    remove: hashes => lines.push(`remove ${hashes.join(' ')}`),
+    clear: () => lines.push('clear'),
+  };
+  const translator = new TrtllmEventTranslator(blockSize);
+  for (const one of parseTrtllmEvents(`[${texts}]`)) translator.write(one, writer);
+  return lines;
+}
+
+t.test('what a prompt can be matched with: full blocks of the largest window, without media', t => {
+  const stored = (parent: string, ...blocks: string[]): string =>
+    `{"type":"stored","parent_hash":${parent},"blocks":[${blocks}]}`;
+  const inWindow = (size: number, data: string): string =>
+    `{"event_id":1,"data":${data},"window_size":${size}}`;
+  const removed = '{"type":"removed","block_hashes":[1,2]}';
+  const created = '{"type":"created","num_blocks_per_cache_level":[9,0]}';
+  const full = (hash: number, more = ''): string =>
+    `{"block_hash":${hash},"tokens":${tokens(hash, 2)},"cache_level":1${more}}`;
+  const partial = '{"block_hash":5,"tokens":[7]}';
+  t.same(
+    translated(2, event(1, stored('null', full(1), full(2), partial, full(3))), event(2, removed)),
+    ['store null 1:1,2 2:2,2 (2 null null null)', 'remove 1 2'],
+    'a partial block ends the chain; a block in host memory is there',
+  );
+  t.same(translated(2, event(1, stored('4', full(1), full(2, ',"mm_keys":[["ab",0]]'), full(3)))), [
+    'store 4 1:1,2 (2 null null null)',
+  ]);
+  t.same(translated(2, event(1, stored('null', full(1, ',"lora_name":"a","lora_id":2,"cache_salt":"s"')))), [
+    'store null 1:1,2 (2 a 2 s)',
+  ]);
+  t.same(
+    translated(
+      null,
+      event(1, stored('null', partial)),
+      event(2, stored('null', full(1), partial)),
+      event(3, stored('1', full(2))),
+    ),
+    ['store null 1:1,2 (2 null null null)', 'store 1 2:2,2 (2 null null null)'],
+    'without a block size, a store of several blocks says it',
+  );
+  t.same(
+    translated(
+      2,
+      inWindow(64, created),
+      inWindow(64, stored('null', full(1))),
+      inWindow(512, stored('null', full(2))),
+      inWindow(64, stored('null', full(3))),
+      inWindow(64, removed),
+      inWindow(512, removed),
+      inWindow(512, created),
+      inWindow(512, created),
+    ),
+    [
+      'store null 1:1,2 (2 null null null)',
+      'clear',
+      'store null 2:2,2 (2 null null null)',
+      'remove 1 2',
+      'clear',
+    ],
+  );
+  const move =
+    '{"type":"updated","block_hash":1,"cache_level":{"new_value":1,"old_value":0},"priority":null}';
+  t.same(translated(2, event(1, move), event(2, '{"type":"frozen"}'), event(3, stored('null'))), []);
   t.end();
 });

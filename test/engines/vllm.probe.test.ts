@@ -76,7 +76,7 @@ t.test('probe: everything that a server says', async t => {
     version: '0.11.0',
     models: [
       { id: 'base', contextLength: 32768 },
-      { id: 'lora', contextLength: null, adapter: true },
+      { id: 'lora', contextLength: 32768, adapter: true, parent: 'base' },
     ],
     blockSize: 16,
     totalBlocks: 2000,
@@ -84,6 +84,7 @@ t.test('probe: everything that a server says', async t => {
     answerModes: ['token', 'relayIds', 'relay'],
     dpRanks: 2,
     events: null,
+    handover: { role: null, kvDtype: 'auto', bootstrapPort: null, infoEndpoint: null },
     notices: [],
   });
 });

@@ -103,9 +103,10 @@ t.test('the probe, the load and the canary', async t => {
     version: '0.32.0',
     models: [
       { id: 'tiny', contextLength: 2048 },
-      { id: 'la', contextLength: null, adapter: true },
+      { id: 'la', contextLength: 2048, adapter: true, parent: 'tiny', path: './lora' },
     ],
     blockSize: 32,
+    handover: { role: null, kvDtype: 'auto', bootstrapPort: null, infoEndpoint: null },
     totalBlocks: 32768,
     dpRanks: 1,
     returnsTokenIds: true,
@@ -140,7 +141,7 @@ t.test('an adapter that came while it served is listed as one', async t => {
   t.match(models, [
     { id: 'tiny' },
     { id: 'la', adapter: true },
-    { id: 'lb', adapter: true, contextLength: null },
+    { id: 'lb', adapter: true, contextLength: 2048, parent: 'tiny' },
   ]);
   const refused = control
     .flatMap(({ exchanges }) => exchanges)

@@ -79,7 +79,6 @@ export class IngestFixture {
     const task = {
       limits,
       seed: 1,
-      hasEvents: true,
       indexMemory: this.#indexMemory,
       bellMemory: this.#bellMemory,
     };

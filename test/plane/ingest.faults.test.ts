@@ -1,5 +1,5 @@
 // Promise: an ingest thread that fails takes nothing with it: the core is told once, the index finds nothing any more, its
-// end is orderly, and a process that exits without closing its plane is not aborted by its sockets.
+// end is orderly, it may be terminated, and a process that exits without closing its plane is not harmed by its sockets.
 import { execFile } from 'node:child_process';
 import { once } from 'node:events';
 import { fileURLToPath } from 'node:url';
@@ -39,6 +39,19 @@ for (const kind of INDEX_KINDS) {
     t.same(await exited, [0], 'the thread ends by itself');
   });
 }
+
+t.test('a thread that is terminated while its sockets are open', async t => {
+  const engine = await startMockEngine({ speed: 'unlimited', blockSize: BLOCK_SIZE, events: {} });
+  t.teardown(() => engine.close());
+  const fixture = await IngestFixture.start(t, 'posted');
+  const prompt = await hashedPrompt(words);
+  fixture.addWorker(0, 1, engine);
+  await compute(engine, prompt);
+  await until(() => fixture.depth(0, prompt) === prompt.blocks, 'its socket is open');
+  await fixture.ingest.thread.terminate();
+  await until(() => fixture.faults.length > 0, 'the core is told');
+  t.match(fixture.faults, [/the ingest thread has ended/]);
+});
 
 t.test(
   'a ring without room drops predictions and counts them',

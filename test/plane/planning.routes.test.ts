@@ -16,6 +16,7 @@ import type { Api } from '#millrace/messages/token-request.js';
 import { Planning } from '#millrace/plane/planning.js';
 import { loadTextModel } from '#millrace/preprocess/text-model.js';
 import type { DecideAnswer, DecideRequest } from '#millrace/router/decide.js';
+import { HandoverBacklog } from '#millrace/router/handover-backlog.js';
 import { systemClock } from '#millrace/runtime/clock.js';
 
 const TOKENIZER = 'chatml-cl100k';
@@ -69,6 +70,7 @@ async function setUp(options: SetUp = {}) {
   const planning = new Planning({
     limits: DEFAULT_LIMITS,
     decider: {
+      handovers: new HandoverBacklog(1, () => 0),
       usesBlocks: () => usesBlocks,
       look: () => null,
       reserve: () => 0,
@@ -128,6 +130,7 @@ async function setUp(options: SetUp = {}) {
       deadlineWallMs: 0,
       excludedSlots: [],
       avoidedSlots: [],
+      computesLocally: false,
       continuation: null,
       headers: [],
       hints: { ...NO_HINTS, ...hints },

@@ -4,8 +4,9 @@ import t from 'tap';
 import type { DisaggRules } from '#millrace/messages/disagg.js';
 import type { WorkerView } from '#millrace/messages/records.js';
 import { createDecider, type DecideRequest } from '#millrace/router/decide.js';
-import { decidePair, isPair, type PairAnswer } from '#millrace/router/decide-pair.js';
-import { judgeHandover, type WorkerFigures } from '#millrace/router/disagg.js';
+import { decidePair, isPair, type PairAnswer, type PairPlacement } from '#millrace/router/decide-pair.js';
+import { type HandoverOptions, judgeHandover, type WorkerFigures } from '#millrace/router/disagg.js';
+import { HandoverBacklog } from '#millrace/router/handover-backlog.js';
 import { createLedgerMemory, EPOCH_DISCARDED, Ledger } from '#millrace/router/ledger.js';
 import { SLOT_STATE } from '#millrace/router/load-descriptor.js';
 import { createLoadMemory, LoadTable } from '#millrace/router/load-table.js';
@@ -23,7 +24,7 @@ const RULES: DisaggRules = {
   whenNoPrefill: 'local',
   handoverMs: 5,
   handoverMsPerToken: 0.005,
-  decodeWeight: 0.02,
+  decodeWeight: 1,
 };
 const figures = (slot: number, more: Partial<WorkerFigures> = {}): WorkerFigures => ({
   slot,
@@ -41,14 +42,21 @@ const figures = (slot: number, more: Partial<WorkerFigures> = {}): WorkerFigures
   ...more,
 });
 
+/** A worker that does not answer, behind a free link. */
+const ONLY_PROMPTS = { prefillAnswers: false, linkMs: 0 };
+interface Given extends Partial<Pick<HandoverOptions, 'prefillAnswers' | 'linkMs'>> {
+  readonly prefill?: Partial<WorkerFigures>;
+  readonly local?: Partial<WorkerFigures>;
+}
+
 t.test('the rules', async t => {
   const isRemote = (
     tokens: number,
     rules: Partial<DisaggRules>,
-    { prefill = {}, local = {} }: { prefill?: Partial<WorkerFigures>; local?: Partial<WorkerFigures> } = {},
+    { prefill = {}, local = {}, ...more }: Given = {},
   ): boolean => {
     const decode = figures(2, local);
-    const workers = { prefill: figures(1, prefill), decode, local: decode };
+    const workers = { prefill: figures(1, prefill), decode, local: decode, ...ONLY_PROMPTS, ...more };
     return judgeHandover(tokens, workers, { ...RULES, ...rules }).isRemote;
   };
   const bounding = { policy: 'isl-bounding' } as const;
@@ -69,17 +77,29 @@ t.test('the rules', async t => {
   t.ok(isRemote(1, { policy: 'always' }));
 
   t.notOk(isRemote(4000, {}), 'idle workers: a hand-over only costs time');
-  t.ok(isRemote(4000, {}, { local: { requests: 32 } }), 'many answers would stand still');
+  t.ok(isRemote(4000, {}, { local: { requests: 1 } }), 'an answer would stand still');
+  t.notOk(isRemote(4000, { decodeWeight: 0 }, { local: { requests: 2, decodeMs: 6 } }), 'that costs nothing');
   t.ok(isRemote(4000, {}, { local: { queuedTokens: 8000 } }), 'it would wait');
   t.notOk(
     isRemote(4000, {}, { local: { requests: 32 }, prefill: { queuedTokens: 40_000 } }),
     'the queue is long',
   );
+  t.ok(
+    isRemote(4000, {}, { local: { requests: 32 }, prefill: { requests: 32 } }),
+    'what waits there is no answer',
+  );
+  t.notOk(
+    isRemote(4000, {}, { local: { requests: 32 }, prefill: { requests: 32 }, prefillAnswers: true }),
+    'as many stand still there',
+  );
+  t.ok(isRemote(4000, {}, { local: { requests: 8 }, linkMs: 60 }), 'its link is free before it is needed');
+  t.notOk(isRemote(4000, {}, { local: { requests: 8 }, linkMs: 300 }), 'its link is full');
   t.notOk(isRemote(4000, {}, { local: { requests: 32, cachedTokens: 3990 } }), 'the answerer has it');
   t.ok(isRemote(4000, {}, { local: { requests: 32 }, prefill: { cachedTokens: 3990 } }));
   t.notOk(isRemote(4000, { handoverMs: 5000 }, { local: { requests: 32 } }), 'a slow network');
   const same = figures(1);
-  const one = judgeHandover(10, { prefill: same, decode: same, local: same }, { ...RULES, policy: 'always' });
+  const both = { prefill: same, decode: same, local: same, prefillAnswers: true, linkMs: 0 };
+  const one = judgeHandover(10, both, { ...RULES, policy: 'always' });
   t.notOk(one.isRemote, 'one worker of both roles');
 });
 
@@ -133,7 +153,7 @@ function makeRouter(entries = 64) {
       const { activePrefillTokens, decodeBlocks, requests } = loadTable.snapshot(slot)!;
       return [activePrefillTokens, decodeBlocks, requests] as const;
     });
-  return { ledger, loadTable, decide, loads };
+  return { ledger, loadTable, decide, loads, handovers: decider.handovers };
 }
 
 t.test('a pair: the prompt’s tokens on one, prompt and answer’s blocks on the other', async t => {
@@ -151,6 +171,30 @@ t.test('a pair: the prompt’s tokens on one, prompt and answer’s blocks on th
   const [a, b, c, d] = loads();
   t.strictSame([a![0], b![0]], [480, 480], 'prefill goes round by its load');
   t.strictSame([c![2], d![2]], [4, 2], 'decode by the share of its blocks');
+});
+
+t.test('hand-overs that were decided fill a link until it has drained', async t => {
+  let nowMs = 100;
+  const backlog = new HandoverBacklog(4, () => nowMs);
+  t.equal(backlog.waitMs(0, 2), 0);
+  backlog.add(0, 2, 30);
+  backlog.add(0, 3, 10);
+  t.strictSame([backlog.waitMs(0, 2), backlog.waitMs(1, 2), backlog.waitMs(1, 3)], [40, 30, 10]);
+  nowMs = 125;
+  t.strictSame([backlog.waitMs(0, 2), backlog.waitMs(1, 2), backlog.waitMs(1, 3)], [15, 5, 0]);
+
+  const { decide, handovers } = makeRouter();
+  const pairs = [decide(1000), decide(1000)].map(answer => {
+    t.ok(typeof answer === 'object' && isPair(answer));
+    return answer as PairPlacement;
+  });
+  for (const { prefill, decode } of pairs) t.equal(handovers.waitMs(prefill.slot, decode.slot), 5);
+  decide(1000, { policy: 'cost' });
+  t.equal(
+    handovers.waitMs(0, 2) + handovers.waitMs(1, 3),
+    10,
+    'one that is computed where it is answered fills none',
+  );
 });
 
 t.test('a policy with a cursor goes round the prefill workers, whatever it looks at besides', async t => {

@@ -7,6 +7,8 @@ export interface ListedModel {
   readonly created: number;
   /** Tokens of prompt and answer together, or null when no worker says. */
   readonly contextLength: number | null;
+  /** The model that it is a LoRA adapter on; absent: it is none. */
+  readonly parent?: string;
 }
 
 function modelObject(model: ListedModel): object {
@@ -16,6 +18,7 @@ function modelObject(model: ListedModel): object {
     object: 'model',
     created: model.created,
     owned_by: 'millrace',
+    ...(model.parent === undefined ? {} : { parent: model.parent }),
     // vLLM's name and Dynamo's name for the same number.
     ...(length === null ? {} : { max_model_len: length, context_window: length }),
   };

@@ -4,19 +4,84 @@
  *
  *     engine ─ZMQ─▶ EventSource ─(sequence, payload)─▶ RankStream ─in order, without gaps─▶ IndexSink ─▶ PrefixIndexWriter
  *                        ▲ replay socket ◀── gap ──────────┘ (no replay: clear)           decode, translate, hash, apply
+ *     engine ◀─POST─ PolledSource ─in order, a gap clears─────────────────────────────────────▲
  *
  * Sources and streams run on the ingest thread. The sink does too where the addon gives a shared index; without it the
  * index lives in the one pool thread and a sink that posts messages stands in its place.
  */
 
-/** Where a worker rank publishes its events; ZMQ endpoints such as `tcp://10.0.0.7:5557`. */
+/** Where a worker rank publishes its events; ZMQ endpoints such as `tcp://10.0.0.7:5557`, or a URL that is polled. */
 export interface EventEndpoints {
-  /** Of its PUB socket. `bind:tcp://0.0.0.0:5557`: we bind and the engine connects. */
+  /**
+   * Of its PUB socket. `bind:tcp://0.0.0.0:5557`: we bind and the engine connects. `http://10.0.0.7:8000/path`: each POST
+   * there answers what has happened since the one before, to whoever asks; it repeats nothing.
+   */
   readonly publish: string;
   /** Of its replay ROUTER socket; null: it has none, and a gap clears the rank. */
   readonly replay: string | null;
   /** Prefix of the topic to subscribe to; '' takes all. */
   readonly topic: string;
+}
+
+/** Whether events are polled for at an endpoint. */
+export function isPolled({ publish }: EventEndpoints): boolean {
+  return publish.startsWith('http://');
+}
+
+/** An engine's name of a block: a 64-bit number, or a digest as text. */
+export type EngineBlockHash = bigint | string;
+
+/** Blocks that became resident, in the order of their sequence, each full and the child of the one before. */
+export interface StoredBlocks {
+  /** Null: the first block begins a sequence. */
+  readonly parent: EngineBlockHash | null;
+  readonly blocks: readonly { readonly hash: EngineBlockHash; readonly tokens: readonly number[] }[];
+  /** Tokens of each block. */
+  readonly blockSize: number;
+  /** LoRA adapter; null: none, or the engine has only a number for it. */
+  readonly adapter: string | null;
+  readonly adapterId: number | null;
+  /** Cache salt of the sequence; null: none, or it is said with its first block. */
+  readonly salt: string | null;
+}
+
+/** Makes batches, in the form that sinks apply, of events that came in another form. */
+export interface EventWriter {
+  store(stored: StoredBlocks): void;
+  remove(hashes: readonly EngineBlockHash[]): void;
+  clear(): void;
+}
+
+/** One event of a server that is polled. */
+export interface PolledEvent {
+  /** Counts up by one within its rank: a greater step means that events are lost, a lower id that the server began anew. */
+  readonly id: number;
+  /** Rank within the server that counts for itself; 0 where there is one. */
+  readonly rank: number;
+}
+
+/** Knows what the events of one polled server mean together; used for one life of the server. */
+export interface PolledTranslator {
+  /** Writes what follows from an event for the index, if anything. */
+  write(event: PolledEvent, writer: EventWriter): void;
+}
+
+/** A connection to one polled server, which it makes and keeps by itself. */
+export interface PollConnection {
+  /** Polls once. Rejects within `deadlineMs`, and for an answer of more than `bytesMax` bytes. */
+  poll(deadlineMs: number, bytesMax: number): Promise<{ status: number; body: string }>;
+  /** Ends the poll that runs, which rejects. */
+  close(): Promise<void>;
+}
+
+/** How servers are polled; a stage border: `plane/` joins it with the engines. */
+export interface PolledProtocol {
+  /** Opens nothing yet. */
+  connect(url: string): PollConnection;
+  /** Events of an answer, in order. Throws for what is no answer of such a server. */
+  read(body: string): readonly PolledEvent[];
+  /** `blockSize`: tokens per block; null: the events say it. */
+  createTranslator(blockSize: number | null): PolledTranslator;
 }
 
 /** What the sink knows of a holder. */
@@ -55,7 +120,7 @@ export interface IndexSink {
   removeHolder(holder: number): void;
   /** The events of the holder are lost from here back: its blocks are forgotten. */
   clear(holder: number): void;
-  /** One batch, as the engine packed it (msgpack). The bytes are the sink's from here on. */
+  /** One batch, as the engine packed it (msgpack). The bytes are valid during the call. */
   apply(holder: number, payload: Uint8Array): void;
   route(prompt: RoutedPrompt): void;
   /** Expires predictions, gives back memory; called a few times a second. */
@@ -101,9 +166,12 @@ export type SinkCounts = Record<SinkCounter, number>;
 export const SOURCE_COUNTERS = [
   /** Messages received live. */
   'messages',
-  /** Messages that are not topic, 8-byte sequence, payload; dropped. */
+  /** Messages that are not topic, 8-byte sequence, payload, and polls whose answer cannot be read; dropped. */
   'badFrames',
-  /** Sequence numbers that were missing, and how often. */
+  /** Polls, and those that failed: without an answer in time, with one that is no list of events or is too long. */
+  'polls',
+  'pollFailures',
+  /** Sequence numbers (of polled servers: event ids) that were missing, and how often. */
   'lostBatches',
   'gaps',
   /** Batches seen before; dropped. */

@@ -1,6 +1,6 @@
 /**
  * Ingest (R4): all event sources of the process and the sink that they feed. It opens a source for each worker rank that
- * publishes events, joins it with its RankStream and its ReplayClient, passes on what pool threads routed, and ticks the
+ * publishes events, joins it with its RankStream and its ReplayClient, polls those that are polled, passes on what pool threads routed, and ticks the
  * sink. Owns the sources, their counts and the window of event lags; runs on the ingest thread, or on the one pool thread
  * where there is no addon. It does not throw for what engines or discovery send.
  */
@@ -11,16 +11,19 @@ import {
   type EventEndpoints,
   type HolderFacts,
   type IndexSink,
+  isPolled,
+  type PolledProtocol,
   type RoutedPrompt,
   SOURCE_COUNTERS,
   type SourceCounts,
 } from './contract.js';
+import { PolledSource, type PollLimits } from './polled-source.js';
 import { RankStream } from './rank-stream.js';
 import { ReplayClient } from './replay-client.js';
-import { type ZeroMqStatus, ZmqSource } from './zmq-source.js';
+import { ZmqSource } from './zmq-source.js';
 
 /** Bounds of every source. */
-export interface SourceLimits {
+export interface SourceLimits extends PollLimits {
   /** Longest time from a gap to the end of its replay; then the rank is cleared. */
   readonly replayDeadlineMs: number;
   /** Largest batch; the connection of an engine that sends a longer one is made anew. */
@@ -36,8 +39,8 @@ export interface SourceLimits {
 /** What an Ingest needs. */
 export interface IngestOptions {
   readonly sink: IndexSink;
-  /** Of `loadZeroMq`. Where it did not load, workers with events are taken as workers without. */
-  readonly zeroMq: ZeroMqStatus;
+  /** How servers are polled that publish nothing. */
+  readonly polling: PolledProtocol;
   readonly limits: SourceLimits;
   readonly clock: Clock;
   readonly random: Random;
@@ -55,10 +58,15 @@ const TEND_PERIOD_MS = 250;
 /** Batches in the window of lags. */
 const LAG_WINDOW = 4096;
 
+/** The source of one worker rank. */
 interface Rank {
-  readonly source: ZmqSource;
-  readonly stream: RankStream;
-  readonly replays: ReplayClient | null;
+  /** Its events come from the first one on; false: the source says when they do. */
+  readonly hasEvents: boolean;
+  start(): void;
+  /** The worker does not answer; and it does again. */
+  suspect(): void;
+  resume(): void;
+  close(): Promise<unknown>;
 }
 
 /** Sources, streams and replays of all worker ranks, in front of one sink. */
@@ -72,7 +80,6 @@ export class Ingest {
   #lagCount = 0;
   readonly #ticker: Timer;
   #isClosed = false;
-  #hasWarned = false;
 
   constructor(options: IngestOptions) {
     this.#options = options;
@@ -81,16 +88,16 @@ export class Ingest {
 
   /**
    * Makes a worker rank known and opens its event sources; one that is known is replaced. `endpoints` null: it publishes
-   * none. An endpoint that is no address, or `zeromq` missing, is logged, and the worker is taken as one without events.
+   * none. An endpoint that is no address is logged, and the worker is taken as one without events.
    */
   addWorker(holder: number, facts: HolderFacts, endpoints: EventEndpoints | null): void {
     if (this.#isClosed) return;
     this.#closeRank(holder);
     const rank = endpoints === null || !facts.hasEvents ? null : this.#openRank(holder, facts, endpoints);
-    this.#options.sink.addHolder(holder, { ...facts, hasEvents: rank !== null });
+    this.#options.sink.addHolder(holder, { ...facts, hasEvents: rank?.hasEvents === true });
     if (rank === null) return;
     this.#ranks.set(holder, rank);
-    rank.stream.start();
+    rank.start();
   }
 
   /** Makes a worker rank known whose batches come by `push`, in order and without gaps; one that is known is replaced. */
@@ -116,7 +123,12 @@ export class Ingest {
 
   /** A worker rank does not answer: what comes from it later may be of another process. */
   suspect(holder: number): void {
-    this.#ranks.get(holder)?.stream.suspect();
+    this.#ranks.get(holder)?.suspect();
+  }
+
+  /** A worker rank that did not answer does again. */
+  resume(holder: number): void {
+    this.#ranks.get(holder)?.resume();
   }
 
   /** Passes on what a pool thread sent to a worker. */
@@ -147,19 +159,39 @@ export class Ingest {
   }
 
   #openRank(holder: number, facts: HolderFacts, endpoints: EventEndpoints): Rank | null {
-    const { zeroMq, limits, clock, random, logger, sink } = this.#options;
-    if (zeroMq.zmq === null) {
-      if (!this.#hasWarned)
-        logger.error(
-          'KV events cannot be received: what workers hold is guessed from what is routed to them',
-          {
-            reason: zeroMq.reason,
-          },
-        );
-      this.#hasWarned = true;
-      return null;
-    }
-    const shared = { zmq: zeroMq.zmq, messageBytesMax: limits.eventBytesMax, counts: this.#counts, clock };
+    return isPolled(endpoints)
+      ? this.#openPolled(holder, facts, endpoints.publish)
+      : this.#openSubscribed(holder, facts, endpoints);
+  }
+
+  #openPolled(holder: number, facts: HolderFacts, url: string): Rank {
+    const { polling: protocol, limits, clock, random, logger, sink } = this.#options;
+    const source = new PolledSource({
+      url,
+      name: facts.name,
+      protocol,
+      limits,
+      blockSize: facts.blockSize,
+      counts: this.#counts,
+      clock,
+      random,
+      logger,
+      follow: hasEvents => sink.addHolder(holder, { ...facts, hasEvents }),
+      deliver: payload => sink.apply(holder, payload),
+      clear: () => sink.clear(holder),
+    });
+    return {
+      hasEvents: false,
+      start: () => source.start(),
+      suspect: () => source.pause(),
+      resume: () => source.resume(),
+      close: () => source.close(),
+    };
+  }
+
+  #openSubscribed(holder: number, facts: HolderFacts, endpoints: EventEndpoints): Rank | null {
+    const { limits, clock, random, logger, sink } = this.#options;
+    const shared = { messageBytesMax: limits.eventBytesMax, counts: this.#counts, clock, random };
     try {
       // Made first: it opens no socket before it is asked, and so needs no closing when the source is refused.
       const replays =
@@ -171,11 +203,10 @@ export class Ingest {
               deadlineMs: limits.replayDeadlineMs,
               batchesMax: limits.replayBatchesMax,
               bytesMax: limits.replayBytesMax,
-              random,
               replayed: (id, sequence, payload) => stream.replayed(id, sequence, payload),
               ended: id => stream.replayEnded(id),
-              failed: id => {
-                logger.warn('a replay of KV events failed', { worker: facts.name });
+              failed: (id, reason) => {
+                logger.warn('a replay of KV events failed', { worker: facts.name, reason });
                 stream.replayFailed(id);
               },
             });
@@ -198,8 +229,15 @@ export class Ingest {
         name: facts.name,
         logger,
         onBatch: (sequence, payload) => stream.live(sequence, payload),
+        onReturn: () => stream.suspect(),
       });
-      return { source, stream, replays };
+      return {
+        hasEvents: true,
+        start: () => stream.start(),
+        suspect: () => stream.suspect(),
+        resume: () => {},
+        close: () => Promise.all([source.close(), replays?.close()]),
+      };
     } catch (error) {
       logger.error('the event endpoints of a worker are wrong: what it holds is guessed', {
         worker: facts.name,
@@ -213,9 +251,7 @@ export class Ingest {
     const rank = this.#ranks.get(holder);
     if (rank === undefined) return;
     this.#ranks.delete(holder);
-    const closed = Promise.all([rank.source.close(), rank.replays?.close()]).finally(() =>
-      this.#closing.delete(closed),
-    );
+    const closed = rank.close().finally(() => this.#closing.delete(closed));
     this.#closing.add(closed);
   }
 

@@ -22,7 +22,7 @@ export interface RankStreamOptions {
   /** Counted in place; shared by all streams of the process. */
   readonly counts: SourceCounts;
   /**
-   * The next batch. `timestampS`: seconds since the epoch at which the engine made it, NaN when unreadable.
+   * The next batch; its bytes are valid during the call. `timestampS`: seconds since the epoch at which the engine made it, NaN when unreadable.
    * `isLive`: it came from the event socket, not from a replay.
    */
   readonly deliver: (payload: Uint8Array, timestampS: number, isLive: boolean) => void;
@@ -85,7 +85,7 @@ export class RankStream {
     this.#isSuspect = this.#next > 0;
   }
 
-  /** A batch from the event socket. */
+  /** A batch from the event socket. Its bytes are copied where they must wait. */
   live(sequence: number, payload: Uint8Array): void {
     const timestampS = readTimestamp(payload);
     if (this.#isRestart(sequence, timestampS)) this.#restart();
@@ -108,7 +108,7 @@ export class RankStream {
     else this.#gap(batch);
   }
 
-  /** A batch that replay `id` brought. */
+  /** A batch that replay `id` brought. Its bytes are copied where they must wait. */
   replayed(id: number, sequence: number, payload: Uint8Array): void {
     if (id !== this.#replay || sequence < this.#from) return;
     this.#counts.replayedBatches += 1;
@@ -202,7 +202,8 @@ export class RankStream {
   #hold(batch: Waiting): void {
     const bytes = this.#waitingBytes + batch.payload.length;
     if (this.#waiting.length < this.#options.waitingBatchesMax && bytes <= this.#options.waitingBytesMax) {
-      this.#waiting.push(batch);
+      // The bytes are lent for this call only. `slice` would not copy those of a Buffer.
+      this.#waiting.push({ ...batch, payload: new Uint8Array(batch.payload) });
       this.#waitingBytes = bytes;
       return;
     }

@@ -7,11 +7,14 @@
 import type { Clock, Timer } from '../../runtime/clock.js';
 import type { Random } from '../../runtime/random.js';
 import type { SourceCounts } from './contract.js';
-import { checkEndpoint, readSequence, type ZeroMq } from './zmq-source.js';
+import { readSequence } from './zmq-source.js';
+import { ZmtpConnector } from './zmtp/connector.js';
+import type { ZmtpMessage } from './zmtp/decoder.js';
+import { type NetAddress, readEndpoint } from './zmtp/endpoint.js';
+import { encodeMessage } from './zmtp/wire.js';
 
 /** What a ReplayClient needs and whom it tells. Every accepted replay ends with one `ended` or `failed`, or by `drop`. */
 export interface ReplayClientOptions {
-  readonly zmq: ZeroMq;
   readonly endpoint: string;
   /** Longest time from `ask` to the terminator. */
   readonly deadlineMs: number;
@@ -24,7 +27,8 @@ export interface ReplayClientOptions {
   readonly random: Random;
   readonly replayed: (id: number, sequence: number, payload: Uint8Array) => void;
   readonly ended: (id: number) => void;
-  readonly failed: (id: number) => void;
+  /** `reason`: in words for a log line. */
+  readonly failed: (id: number, reason: string) => void;
 }
 
 /** A replay starts up to this much later than asked: routers that lost the same batch must not all ask at once. */
@@ -32,39 +36,40 @@ const JITTER_MS = 50;
 /** After a failed replay none is accepted for a time that doubles from one failure to the next. */
 const BACK_OFF_FIRST_MS = 500;
 const BACK_OFF_MAX_MS = 30_000;
-/** Batches handed on in one turn of the event loop. */
-const BATCHES_PER_TURN = 32;
 /**
  * An engine's ROUTER drops what finds its queue full, the terminator too: a replay that has brought something and then
  * nothing for this long to twice as long has ended. What it left out is asked for again.
  */
 const SILENCE_MS = 500;
-/** Room for an engine's whole ring of 10 000 batches. */
-const RECEIVE_QUEUE_MAX = 16_384;
 
 const EMPTY = new Uint8Array(0);
 
 interface Replay {
   readonly id: number;
   readonly from: number;
-  socket: InstanceType<ZeroMq['Dealer']> | null;
-  /** Batches that came, and how many of them at the last look for silence. */
+  socket: ZmtpConnector | null;
+  /** Batches that came, how many of them at the last look for silence, and their bytes. */
   batches: number;
   batchesBefore: number;
+  bytes: number;
+  /** Why the connection ended the last time. */
+  lastEnd: string | null;
   readonly timers: readonly Timer[];
 }
 
 /** Replays of one rank. */
 export class ReplayClient {
   readonly #options: ReplayClientOptions;
-  readonly #loops = new Set<Promise<void>>();
+  readonly #address: NetAddress;
+  /** Sockets that are closing. */
+  readonly #closing = new Set<Promise<void>>();
   #replay: Replay | null = null;
   #failures = 0;
   #refuseUntilMs = Number.NEGATIVE_INFINITY;
 
   /** Throws ConfigError when the endpoint is not one. */
   constructor(options: ReplayClientOptions) {
-    checkEndpoint('replay', options.endpoint);
+    this.#address = readEndpoint('replay', options.endpoint);
     this.#options = options;
   }
 
@@ -78,9 +83,11 @@ export class ReplayClient {
       socket: null,
       batches: 0,
       batchesBefore: 0,
+      bytes: 0,
+      lastEnd: null,
       timers: [
         clock.after(random() * JITTER_MS, () => this.#open(replay)),
-        clock.after(deadlineMs, () => this.#fail(replay)),
+        clock.after(deadlineMs, () => this.#fail(replay, replay.lastEnd ?? `no end within ${deadlineMs} ms`)),
         clock.every(SILENCE_MS, () => this.#endIfSilent(replay)),
       ],
     };
@@ -94,60 +101,55 @@ export class ReplayClient {
     if (replay === null) return;
     this.#replay = null;
     for (const timer of replay.timers) timer.cancel();
-    replay.socket?.close();
+    if (replay.socket === null) return;
+    const closed = replay.socket.close().finally(() => this.#closing.delete(closed));
+    this.#closing.add(closed);
   }
 
-  /** Drops the running replay; resolves when all sockets are closed and their loops have ended. */
+  /** Drops the running replay; resolves when all sockets are closed. */
   async close(): Promise<void> {
     this.drop();
-    await Promise.all(this.#loops);
+    await Promise.all(this.#closing);
   }
 
   #open(replay: Replay): void {
-    const socket = new this.#options.zmq.Dealer({
-      linger: 0,
-      receiveHighWaterMark: RECEIVE_QUEUE_MAX,
-      maxMessageSize: this.#options.messageBytesMax,
-    });
-    replay.socket = socket;
-    const loop = this.#run(replay, socket).finally(() => this.#loops.delete(loop));
-    this.#loops.add(loop);
-  }
-
-  async #run(replay: Replay, socket: InstanceType<ZeroMq['Dealer']>): Promise<void> {
-    const { counts, batchesMax, bytesMax, replayed } = this.#options;
-    const isSent = await this.#request(socket, replay.from);
-    let bytes = 0;
-    while (isSent && replay.batches < batchesMax) {
-      const frames = await receive(socket);
-      if (this.#replay !== replay) return;
-      if (frames === null) break;
-      if (isTerminator(frames)) {
-        this.#end(replay);
-        return;
-      }
-      const sequence = isAnswer(frames) ? readSequence(frames.at(-2)!) : -1;
-      bytes += frames.reduce((sum, frame) => sum + frame.length, 0);
-      if (bytes > bytesMax) break;
-      replay.batches += 1;
-      if (sequence < 0) counts.badFrames += 1;
-      else replayed(replay.id, sequence, frames.at(-1)!);
-      if (replay.batches % BATCHES_PER_TURN === 0) await new Promise(setImmediate);
-    }
-    this.#fail(replay);
-  }
-
-  /** False when the socket refuses the endpoint, or is closed before the request could be sent. */
-  async #request(socket: InstanceType<ZeroMq['Dealer']>, from: number): Promise<boolean> {
+    const { messageBytesMax, clock, random } = this.#options;
     const start = Buffer.alloc(8);
-    start.writeBigUInt64BE(BigInt(from));
-    try {
-      socket.connect(this.#options.endpoint);
-      await socket.send([EMPTY, start]);
-      return true;
-    } catch {
-      return false;
+    start.writeBigUInt64BE(BigInt(replay.from));
+    replay.socket = new ZmtpConnector({
+      type: 'DEALER',
+      address: this.#address,
+      frameBytesMax: messageBytesMax,
+      clock,
+      random,
+      onReady: connection => connection.send(encodeMessage([EMPTY, start])),
+      onMessage: message => this.#take(replay, message),
+      onEnd: reason => {
+        replay.lastEnd = reason;
+        // Asked again over a new connection it would begin at its start; the stream asks for what is left.
+        if (replay.batches > 0) this.#end(replay);
+      },
+    });
+  }
+
+  #take(replay: Replay, { bytes, frames, starts, ends }: ZmtpMessage): void {
+    const { counts, batchesMax, bytesMax, replayed } = this.#options;
+    const last = frames - 1;
+    const isAnswer = (frames === 3 || frames === 4) && ends[0] === starts[0];
+    if (isAnswer && starts[last] === ends[last] && isEnd(bytes, starts[last - 1]!, ends[last - 1]!)) {
+      this.#end(replay);
+      return;
     }
+    replay.batches += 1;
+    replay.bytes += ends[last]! - starts[0]!;
+    if (replay.bytes > bytesMax) {
+      this.#fail(replay, `it brought more than ${bytesMax} bytes`);
+      return;
+    }
+    const sequence = isAnswer ? readSequence(bytes, starts[last - 1]!, ends[last - 1]!) : -1;
+    if (sequence < 0) counts.badFrames += 1;
+    else replayed(replay.id, sequence, bytes.subarray(starts[last]!, ends[last]!));
+    if (replay.batches >= batchesMax) this.#fail(replay, `it brought ${batchesMax} batches and no end`);
   }
 
   #endIfSilent(replay: Replay): void {
@@ -156,36 +158,28 @@ export class ReplayClient {
   }
 
   #end(replay: Replay): void {
+    if (this.#replay !== replay) return;
     this.drop();
     this.#failures = 0;
     this.#options.ended(replay.id);
   }
 
-  #fail(replay: Replay): void {
+  #fail(replay: Replay, reason: string): void {
     if (this.#replay !== replay) return;
     this.drop();
     const { clock, random, failed } = this.#options;
     const pauseMs = Math.min(BACK_OFF_MAX_MS, BACK_OFF_FIRST_MS * 2 ** this.#failures);
     this.#failures += 1;
     this.#refuseUntilMs = clock.nowMs() + pauseMs * (0.5 + random() / 2);
-    failed(replay.id);
+    failed(replay.id, reason);
   }
 }
 
-/** The next message, or null when the socket is closed or broken. */
-async function receive(socket: InstanceType<ZeroMq['Dealer']>): Promise<readonly Uint8Array[] | null> {
-  try {
-    return await socket.receive();
-  } catch {
-    return null;
-  }
+const SEQUENCE_BYTES = 8;
+
+/** Whether it is the number that ends a replay, −1. */
+function isEnd(bytes: Uint8Array, start: number, end: number): boolean {
+  if (end - start !== SEQUENCE_BYTES) return false;
+  for (let at = start; at < end; at += 1) if (bytes[at] !== 0xff) return false;
+  return true;
 }
-
-const isAnswer = (frames: readonly Uint8Array[]): boolean =>
-  (frames.length === 3 || frames.length === 4) && frames[0]!.length === 0;
-
-const isTerminator = (frames: readonly Uint8Array[]): boolean =>
-  isAnswer(frames) &&
-  frames.at(-1)!.length === 0 &&
-  frames.at(-2)!.length === 8 &&
-  frames.at(-2)!.every(byte => byte === 0xff);

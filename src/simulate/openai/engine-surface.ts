@@ -10,6 +10,7 @@ import type { AnswerVocabulary } from '../answer-vocabulary.js';
 import type { Fault, FaultPlan } from '../faults.js';
 import type { LiveEngine } from '../live-engine.js';
 import { type Body, parseBody } from './body-fields.js';
+import type { EngineChanges } from './engine-changes.js';
 import { EngineMetrics } from './engine-metrics.js';
 import { GenerationAnswer } from './generation-answer.js';
 import type { GenerationRequest, ServedModel } from './generation-request.js';
@@ -41,6 +42,7 @@ export interface SkinContext {
   readonly vocabulary: AnswerVocabulary;
   readonly model: ServedModel;
   readonly metrics: EngineMetrics;
+  readonly changes: EngineChanges;
   /** Seconds since the Unix epoch. */
   readonly startedSeconds: number;
 }
@@ -56,7 +58,9 @@ export interface SkinAnswer {
 export interface EngineSkin {
   readonly gets: Readonly<Record<string, () => SkinAnswer>>;
   /** An empty body is an empty object to these. */
-  readonly posts: Readonly<Record<string, (body: Body, surface: EngineSurface) => SkinAnswer>>;
+  readonly posts: Readonly<
+    Record<string, (body: Body, surface: EngineSurface, query: URLSearchParams) => SkinAnswer>
+  >;
   readonly generations: Readonly<Record<string, (body: Body) => GenerationRequest>>;
   /** Body of an error answer. */
   errorBody(error: HttpError): unknown;
@@ -68,6 +72,7 @@ export interface SurfaceOptions {
   readonly vocabulary: AnswerVocabulary;
   readonly model: ServedModel;
   readonly faults: FaultPlan;
+  readonly changes: EngineChanges;
   readonly clock: Clock;
   readonly skin: (context: SkinContext) => EngineSkin;
   /** A new id for each answer. */
@@ -94,11 +99,11 @@ export class EngineSurface {
   readonly #abortable = new Map<string, GenerationAnswer>();
 
   constructor(options: SurfaceOptions) {
-    const { engine, vocabulary, model, clock } = options;
+    const { engine, vocabulary, model, clock, changes } = options;
     this.#options = options;
     this.#logprobs = new TokenLogprobs(vocabulary, model.tokenizer);
     const startedSeconds = Math.floor(clock.wallMs() / 1000);
-    this.#skin = options.skin({ engine, vocabulary, model, metrics: this.#metrics, startedSeconds });
+    this.#skin = options.skin({ engine, vocabulary, model, metrics: this.#metrics, changes, startedSeconds });
   }
 
   /** Serves one request. Never throws. */
@@ -108,11 +113,13 @@ export class EngineSurface {
     const post = own(this.#skin.posts, path);
     const generation = own(this.#skin.generations, path);
     if (get === null && post === null && generation === null) {
-      this.#fail(exchange, new HttpError(404, 'Not Found'));
+      // The web framework says this, and not the engine.
+      exchange.respond(404, [['content-type', JSON_TYPE]], '{"detail":"Not Found"}');
     } else if (get !== null && (method === 'GET' || method === 'HEAD')) this.#respond(exchange, get);
     else if (generation !== null && method === 'POST') this.#generate(exchange, generation);
     else if (post !== null && method === 'POST') {
-      this.#readBody(exchange, body => this.#respond(exchange, () => post(body, this)));
+      const query = new URLSearchParams(exchange.query);
+      this.#readBody(exchange, body => this.#respond(exchange, () => post(body, this, query)));
     } else this.#fail(exchange, new HttpError(405, 'Method Not Allowed'));
   }
 
@@ -178,19 +185,24 @@ export class EngineSurface {
 
   #start(exchange: HttpExchange, request: GenerationRequest, fault: Fault | null): void {
     const { counters } = this;
-    const { engine, vocabulary, model, faults, clock, newId } = this.#options;
+    const { engine, vocabulary, model, faults, clock, newId, changes } = this.#options;
+    if (changes.isAsleep) {
+      changes.requestsAsleep++;
+      throw new HttpError(500, 'the engine sleeps');
+    }
     const given = exchange.header('x-request-id')?.slice(0, REQUEST_ID_LENGTH_MAX);
     const id = `${request.api === 'chat' ? 'chatcmpl' : 'cmpl'}-${given ?? newId()}`;
     const { abortId } = request;
     counters.running++;
-    const answer = new GenerationAnswer(exchange, id, request, this.#armHandover(request, fault), {
+    const weighed = { ...request, adapter: changes.textOf(request.adapter) };
+    const answer = new GenerationAnswer(exchange, id, weighed, this.#armHandover(request, fault), {
       engine,
       vocabulary,
       logprobs: this.#logprobs,
       metrics: this.#metrics,
       faults,
       clock,
-      model: model.name,
+      model: request.adapter === '' ? model.name : request.adapter,
       errorBody: error => this.#skin.errorBody(error),
       onEnd: how => {
         counters.running--;

@@ -99,7 +99,12 @@ export class GenerationAnswer implements SequenceOwner {
   #submit(promptIds: Uint32Array, promptAt: number): void {
     const { engine } = this.#context;
     const request = this.#request;
-    const prompt = digestPrompt(promptIds, engine.core.settings.blockSize, request.cacheSalt);
+    const prompt = digestPrompt(
+      promptIds,
+      engine.core.settings.blockSize,
+      request.cacheSalt,
+      request.adapter,
+    );
     const { handover, firstTokens } = request;
     const collects = !request.stream || request.stopStrings.length > 0 || request.native !== null;
     for (let choice = 0; choice < request.n; choice++) {

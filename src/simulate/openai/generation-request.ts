@@ -36,6 +36,8 @@ export interface GenerationRequest {
   readonly logprobs: LogprobsRequest | null;
   /** Empty without one. */
   readonly cacheSalt: string;
+  /** Name of its LoRA adapter; empty: none. */
+  readonly adapter: string;
   /** A form of the engine's own; null: OpenAI's. */
   readonly native: NativeForm | null;
   /** Under which the engine can be told to end it; null: it has no name. */
@@ -59,6 +61,8 @@ export interface ServedModel {
   readonly name: string;
   readonly maxModelLen: number;
   readonly tokenizer: Tokenizer;
+  /** Paths of its LoRA adapters by their names. */
+  readonly adapters: ReadonlyMap<string, string>;
 }
 
 const PROMPTS_MAX = 256;
@@ -69,15 +73,20 @@ const LOGPROBS_MAX = 20;
 /** Default of the completions route; the chat route fills the context instead. */
 const COMPLETION_TOKENS = 16;
 
-/** Throws HttpError 404 when the body asks for a model that is not served; no name means the one there is. */
-export function checkModel(body: Body, model: ServedModel): void {
+/**
+ * The adapter that the body's `model` names; '' for the model itself, as for no name. Throws HttpError 404 when it is
+ * neither.
+ */
+export function adapterOf(body: Body, model: ServedModel): string {
   const name = stringOf(body, 'model', model.name);
-  if (name !== model.name) throw new HttpError(404, `The model \`${name}\` does not exist.`, 'model');
+  if (name === model.name) return '';
+  if (model.adapters.has(name)) return name;
+  throw new HttpError(404, `The model \`${name}\` does not exist.`, 'model');
 }
 
 /** Reads a body. Throws HttpError that names the field and what is allowed. */
 export function readGenerationRequest(api: Api, body: Body, model: ServedModel): GenerationRequest {
-  checkModel(body, model);
+  const adapter = adapterOf(body, model);
   const prompts =
     api === 'chat' ? [chatPrompt(body, model.tokenizer)] : completionPrompts(body, model.tokenizer);
   const asked = maxTokensOf(api, body);
@@ -102,6 +111,7 @@ export function readGenerationRequest(api: Api, body: Body, model: ServedModel):
     returnTokenIds: booleanOf(body, 'return_token_ids', false),
     logprobs: logprobsOf(api, body),
     cacheSalt: stringOf(body, 'cache_salt', ''),
+    adapter,
     idsOnly: false,
     native: null,
     abortId: null,

@@ -1,10 +1,10 @@
 /** POST /tokenize and /detokenize as vLLM has them, and SGLang after it. Pure. */
 import { type Body, booleanOf, idsOf, stringOf } from './body-fields.js';
-import { chatPrompt, checkModel, type ServedModel } from './generation-request.js';
+import { adapterOf, chatPrompt, type ServedModel } from './generation-request.js';
 
 /** Answer of /tokenize. Throws HttpError. */
 export function tokenizeAnswer(body: Body, model: ServedModel): object {
-  checkModel(body, model);
+  adapterOf(body, model);
   const text = stringOf(body, 'prompt', null);
   const ids = text === null ? chatPrompt(body, model.tokenizer) : model.tokenizer.encode(text);
   const strings = booleanOf(body, 'return_token_strs', false)
@@ -15,7 +15,7 @@ export function tokenizeAnswer(body: Body, model: ServedModel): object {
 
 /** Answer of /detokenize. Throws HttpError. */
 export function detokenizeAnswer(body: Body, model: ServedModel): object {
-  checkModel(body, model);
+  adapterOf(body, model);
   return { prompt: decode(model, idsOf(body.tokens, 'tokens', model.tokenizer.vocabularySize)) };
 }
 

@@ -1,36 +1,38 @@
 /**
- * One run of a replay: the router that serves use (decider, ledger, load table, prefix index) over mock engine cores on a
- * virtual clock. Arrivals and ends of passes happen in order of time; nothing waits, nothing is random but the policy's
+ * One run of a replay: the router that serves use (fleet-router.ts, run-index.ts) over mock engine cores on a virtual clock.
+ * Arrivals, ends of passes and ends of hand-overs happen in order of time; nothing waits, nothing is random but the policy's
  * draws. KV events reach the index when a pass starts, tokens the client when it ends. Owned by whoever calls `runFleet`.
  */
 import assert from 'node:assert';
-import type { WorkerView } from '../../messages/records.js';
-import { createDecider, type Decider, type Placement } from '../../router/decide.js';
-import { type PrefixIndexReader, type PrefixIndexWriter, TIER } from '../../router/index/contract.js';
-import { createIndexMemory, SharedIndexReader, SharedIndexWriter } from '../../router/index/shared-index.js';
-import { createSimpleIndex } from '../../router/index/simple-index.js';
-import { createLedgerMemory, Ledger } from '../../router/ledger.js';
-import { SLOT_STATE } from '../../router/load-descriptor.js';
-import { createLoadMemory, LoadTable } from '../../router/load-table.js';
+import { TIER } from '../../router/index/contract.js';
 import { createSelector } from '../../router/policies/policies.js';
 import type { Addon } from '../../runtime/addon.js';
 import type { Clock } from '../../runtime/clock.js';
-import { seededRandom } from '../../runtime/random.js';
-import { SEGMENT_BYTES_MAX } from '../../runtime/shared-memory.js';
 import { EngineCore, type PassResult } from '../engine-core.js';
 import type { EngineSettings } from '../engine-settings.js';
-import type { EngineSequence } from '../sequence.js';
+import type { EngineSequence, SequenceHandover } from '../sequence.js';
+import { type FleetRoles, FleetRouter, type PlacedRequest } from './fleet-router.js';
+import { type HandoverCost, HandoverLinks, keepingPart, pullingPart } from './handover-links.js';
 import { IndexFeed } from './index-feed.js';
 import { LoadSamples } from './load-samples.js';
 import { PassQueue } from './pass-queue.js';
+import { openRunIndex, type RunIndex } from './run-index.js';
+import { RunNotes } from './run-notes.js';
 import type { RunRecord } from './summary.js';
 import type { PreparedRequest, PreparedWorkload } from './workload.js';
+
+/** Workers with roles, what decides between them, and the network between them. */
+export interface FleetSplit extends FleetRoles {
+  readonly cost: HandoverCost;
+}
 
 /** What a run is made of. */
 export interface FleetOptions {
   readonly workers: number;
   readonly engine: EngineSettings;
   readonly policy: string;
+  /** Null: every worker does everything. */
+  readonly split: FleetSplit | null;
   /** Seeds the policy's draws. */
   readonly seed: number;
   /** Virtual milliseconds per millisecond of the workload's clock. */
@@ -47,6 +49,8 @@ export interface FleetResult extends RunRecord {
   /** Compute time per worker. */
   readonly prefillMs: Float64Array;
   readonly decodeMs: Float64Array;
+  /** From the end of a prefill until the decode worker has its KV; only of requests that were handed over. */
+  readonly handoverMs: Float64Array;
   /** From the first arrival to the last. */
   readonly arrivalSpanMs: number;
   /** Sum over workers of the part of the arrival span in which each was there. */
@@ -57,29 +61,15 @@ export interface FleetResult extends RunRecord {
   readonly decideMs: number;
 }
 
-/** Blocks in the index of a run: every engine's blocks, twice, so that nothing is evicted for want of room. */
-const INDEX_SHARE = 2;
-const MODEL = 'replay';
-const EPOCH = 1;
-const GENERATION = 1;
 /** The mock's answers are drawn from these; what they are does not matter here. */
 const VOCABULARY = { ids: Uint32Array.from({ length: 1024 }, (_, id) => id), eosId: 1024 };
 
-/** Room of the shared index: for a block, and for what does not depend on their number. */
-const INDEX_BLOCK_BYTES = 64;
-const INDEX_FIXED_BYTES = 2 ** 20;
-
-interface RunIndex {
-  readonly writer: PrefixIndexWriter;
-  readonly reader: PrefixIndexReader;
-  close(): void;
-}
-
 interface Running {
   readonly index: number;
-  readonly arrivedMs: number;
-  readonly placement: Placement;
-  firstMs: number;
+  readonly request: PreparedRequest;
+  readonly placed: PlacedRequest;
+  /** Pinned at the prefill worker until the decode worker has them. */
+  kept: number[] | null;
 }
 
 /** Runs a workload under one policy. */
@@ -92,60 +82,41 @@ class Fleet {
   readonly #options: FleetOptions;
   /** One per worker; none when the policy does not ask the index. */
   readonly #feeds: readonly IndexFeed[];
-  readonly #cores: EngineCore<Running>[];
+  readonly #cores: readonly EngineCore<Running>[];
+  /** Null: the worker is idle, or can do nothing until room is made. */
   readonly #passes: (PassResult<Running> | null)[];
   readonly #queue: PassQueue;
+  /** Null without a split. */
+  readonly #links: HandoverLinks | null;
   readonly #index: RunIndex | null;
-  readonly #views: WorkerView[];
-  readonly #loadTable: LoadTable;
-  readonly #ledger: Ledger;
-  readonly #decider: Decider;
+  readonly #router: FleetRouter;
+  /** When the last worker joins, Infinity when there is no such worker. */
   readonly #joinsMs: number;
-  readonly #ttftMs: Float64Array;
-  readonly #itlMs: Float64Array;
-  readonly #e2eMs: Float64Array;
+  readonly #notes: RunNotes;
   readonly #prefillMs: Float64Array;
   readonly #decodeMs: Float64Array;
   readonly #load: LoadSamples;
-  #errors = 0;
-  #outputTokens = 0;
-  #waitingFirst = 0;
   #nowMs = 0;
   #decideMs = 0;
 
   constructor(workload: PreparedWorkload, options: FleetOptions) {
-    const { workers, engine, addon } = options;
-    const count = workload.requests.length;
+    const { workers, engine, addon, split, policy, seed } = options;
+    const requests = workload.requests.length;
     this.#workload = workload;
     this.#options = options;
-    this.#loadTable = new LoadTable(createLoadMemory(workers));
-    this.#ledger = new Ledger({
-      memory: createLedgerMemory(count),
-      loadTable: this.#loadTable,
-      partition: { index: 0, count: 1 },
-      addon,
-    });
     const slots = [...Array(workers).keys()];
-    const index = createSelector(options.policy).usesPrefix ? openIndex(options) : null;
+    const usesIndex = split !== null || createSelector(policy).usesPrefix;
+    const index = usesIndex ? openRunIndex({ workers, blocks: engine.numGpuBlocks, seed, addon }) : null;
     this.#index = index;
     this.#feeds = index === null ? [] : slots.map(slot => new IndexFeed(index.writer, slot, TIER.device));
-    this.#decider = createDecider({
-      loadTable: this.#loadTable,
-      ledger: this.#ledger,
-      random: seededRandom(options.seed),
-      nowMs: () => this.#nowMs,
-      ownerEpoch: EPOCH,
-      prefixes: index?.reader ?? null,
-      routed: null,
-    });
+    const prefixes = index?.reader ?? null;
+    this.#router = new FleetRouter({ ...options, requests, prefixes, nowMs: () => this.#nowMs });
     this.#cores = slots.map(slot => new EngineCore<Running>(engine, VOCABULARY, this.#feeds[slot] ?? null));
     this.#passes = slots.map(() => null);
     this.#queue = new PassQueue(workers);
-    this.#views = slots.map(slot => workerView(slot, engine));
+    this.#links = split === null ? null : new HandoverLinks(workers, split.cost);
     this.#joinsMs = this.#installWorkers();
-    this.#ttftMs = new Float64Array(count).fill(Number.NaN);
-    this.#itlMs = new Float64Array(count).fill(Number.NaN);
-    this.#e2eMs = new Float64Array(count).fill(Number.NaN);
+    this.#notes = new RunNotes(requests, workers);
     this.#prefillMs = new Float64Array(workers);
     this.#decodeMs = new Float64Array(workers);
     this.#load = new LoadSamples(workers, options.samples, this.#arrivalSpanMs);
@@ -163,24 +134,31 @@ class Fleet {
     let next = 0;
     for (;;) {
       const arrivesMs = next < requests.length ? (requests[next]!.arrivalMs - firstMs) * timeScale : Infinity;
-      const atMs = Math.min(arrivesMs, this.#queue.nextMs);
+      const handedMs = this.#links?.nextMs ?? Infinity;
+      const atMs = Math.min(arrivesMs, handedMs, this.#queue.nextMs);
       if (atMs === Infinity) break;
       this.#advance(atMs);
       if (arrivesMs === atMs) this.#arrive(requests[next]!, next++);
+      else if (handedMs === atMs) this.#links!.endNext();
       else this.#endPass(this.#queue.pop());
     }
     this.#index?.close();
-    const totals = this.#cores.map(core => core.totals);
-    const absentMs = this.#workload.workload.joinsAtShare === null ? 0 : this.#joinsMs;
+    assert(this.#notes.open === 0, 'every request of a replay ends');
+    const absentMs = this.#joinsMs === Infinity ? 0 : this.#joinsMs;
+    const { ttftMs, itlMs, e2eMs, handoverMs, computedTokens } = this.#notes;
+    const { errors, outputTokens, promptTokens, cachedTokens } = this.#notes;
     return {
-      ttftMs: this.#ttftMs,
-      itlMs: this.#itlMs,
-      e2eMs: this.#e2eMs,
-      errors: this.#errors,
-      outputTokens: this.#outputTokens,
-      promptTokens: totals.reduce((sum, { promptTokens }) => sum + promptTokens, 0),
-      cachedTokens: totals.reduce((sum, { prefixHits }) => sum + prefixHits, 0),
-      computedTokens: Float64Array.from(totals, ({ promptTokens, prefixHits }) => promptTokens - prefixHits),
+      ...{
+        ttftMs,
+        itlMs,
+        e2eMs,
+        handoverMs,
+        computedTokens,
+        errors,
+        outputTokens,
+        promptTokens,
+        cachedTokens,
+      },
       prefillMs: this.#prefillMs,
       decodeMs: this.#decodeMs,
       spanMs: this.#nowMs,
@@ -193,21 +171,19 @@ class Fleet {
     };
   }
 
-  /** Makes the workers ready, but for one that joins later. Returns when it does, Infinity when there is none. */
+  /** Makes the workers ready, but for one that joins later, when another one can answer until then. Returns when it does. */
   #installWorkers(): number {
-    const { workers } = this.#options;
+    const { workers, split } = this.#options;
     const { joinsAtShare } = this.#workload.workload;
-    for (let slot = 0; slot < workers; slot += 1) {
-      const later = joinsAtShare !== null && slot === workers - 1 && workers > 1;
-      this.#loadTable.install(slot, GENERATION, later ? SLOT_STATE.unavailable : SLOT_STATE.ready);
-    }
-    return joinsAtShare === null || workers === 1 ? Infinity : joinsAtShare * this.#arrivalSpanMs;
+    const answering = split === null ? workers : split.roles.filter(role => role !== 'prefill').length;
+    const later = joinsAtShare !== null && answering > 1 ? workers - 1 : null;
+    for (let slot = 0; slot < workers; slot += 1) this.#router.install(slot, slot !== later);
+    return later === null ? Infinity : joinsAtShare! * this.#arrivalSpanMs;
   }
 
   #advance(atMs: number): void {
-    if (this.#nowMs < this.#joinsMs && atMs >= this.#joinsMs)
-      this.#loadTable.setState(this.#options.workers - 1, GENERATION, SLOT_STATE.ready);
-    this.#load.record(atMs, this.#waitingFirst, worker => {
+    if (this.#nowMs < this.#joinsMs && atMs >= this.#joinsMs) this.#router.ready(this.#options.workers - 1);
+    this.#load.record(atMs, this.#notes.waitingFirst, worker => {
       const core = this.#cores[worker]!;
       return core.running + core.waiting;
     });
@@ -215,120 +191,120 @@ class Fleet {
   }
 
   #arrive(request: PreparedRequest, index: number): void {
-    const { clock, policy } = this.#options;
+    const { clock } = this.#options;
     const startedMs = clock.nowMs();
-    const answer = this.#decider.decide(
-      {
-        model: MODEL,
-        promptTokens: request.prompt.length,
-        excludedSlots: [],
-        outputTokens: null,
-        blocks: [request.blocks],
-      },
-      policy,
-      this.#views,
-    );
+    const placed = this.#router.place(request);
     this.#decideMs += clock.nowMs() - startedMs;
-    assert(
-      typeof answer !== 'string',
-      'every request of a replay finds a ready worker and a free reservation',
-    );
-    const owner: Running = { index, arrivedMs: this.#nowMs, placement: answer, firstMs: Number.NaN };
-    this.#cores[answer.slot]!.add(
-      {
-        prompt: request.prompt,
-        maxTokens: request.outputTokens,
-        minTokens: 0,
-        ignoreEos: true,
-        stopTokenIds: [],
-        choice: 0,
+    this.#notes.arrived(index, this.#nowMs);
+    const owner: Running = { index, request, placed, kept: null };
+    const { prefill, decode } = placed;
+    if (prefill === null) this.#add(decode.slot, owner, request.outputTokens);
+    else
+      this.#add(
+        prefill.slot,
         owner,
-      },
+        1,
+        keepingPart(blocks => this.#prefilled(owner, blocks)),
+      );
+  }
+
+  #add(worker: number, owner: Running, maxTokens: number, handover?: SequenceHandover): void {
+    const sampling = { minTokens: 0, ignoreEos: true, stopTokenIds: [], choice: 0 };
+    const part = handover === undefined ? {} : { handover };
+    this.#cores[worker]!.add(
+      { ...sampling, ...part, prompt: owner.request.prompt, maxTokens, owner },
       this.#nowMs,
     );
-    this.#waitingFirst += 1;
-    if (this.#passes[answer.slot] === null) this.#startPass(answer.slot);
+    this.#wake(worker);
+  }
+
+  /** Starts a pass on a worker that is in none and has work. */
+  #wake(worker: number): void {
+    const core = this.#cores[worker]!;
+    if (this.#passes[worker] === null && core.running + core.waiting > 0) this.#startPass(worker);
   }
 
   #startPass(worker: number): void {
     const pass = this.#cores[worker]!.executePass(this.#nowMs);
     this.#feeds[worker]?.flush();
+    if (pass.stuck) return;
     this.#passes[worker] = pass;
     this.#prefillMs[worker]! += pass.prefillMs;
     this.#decodeMs[worker]! += pass.decodeMs;
     this.#queue.push(worker, pass.endMs);
+    for (const sequence of pass.loading) {
+      const settle = (): void => this.#cores[worker]!.loaded(sequence, 'loaded');
+      sequence.request.handover!.load(sequence.blocks, sequence.published, settle);
+    }
   }
 
   #endPass(worker: number): void {
     const pass = this.#passes[worker]!;
     for (const sequence of pass.rejected) this.#reject(sequence);
-    for (const sequence of pass.emitted) {
-      if (sequence.generated === 1) this.#firstToken(sequence.owner);
-      if (sequence.finish !== null) this.#finish(sequence);
-    }
+    for (const sequence of pass.emitted) this.#deliver(worker, sequence);
+    // Not before: the next pass uses the lists of this one.
     this.#passes[worker] = null;
-    const core = this.#cores[worker]!;
-    if (core.running + core.waiting > 0) this.#startPass(worker);
+    this.#wake(worker);
   }
 
-  #firstToken(owner: Running): void {
-    owner.firstMs = this.#nowMs;
-    this.#ttftMs[owner.index] = this.#nowMs - owner.arrivedMs;
-    this.#waitingFirst -= 1;
-    this.#ledger.firstToken(owner.placement.reservation);
+  #deliver(worker: number, sequence: EngineSequence<Running>): void {
+    const { owner, request, generated, cachedTokens } = sequence;
+    const { index, placed } = owner;
+    if (generated === 1 && !sequence.pulled)
+      this.#notes.computed(worker, request.prompt.length, cachedTokens);
+    if (request.handover?.keeps === true) {
+      request.handover.offer(sequence.blocks, sequence.computed);
+      return;
+    }
+    if (generated === 1) {
+      this.#notes.firstToken(index, this.#nowMs);
+      this.#router.firstToken(placed.decode.reservation);
+    }
+    if (sequence.finish === null) return;
+    this.#notes.finished(index, generated, this.#nowMs);
+    this.#router.release(placed.decode.reservation);
   }
 
-  #finish(sequence: EngineSequence<Running>): void {
-    const { owner, generated } = sequence;
-    this.#outputTokens += generated;
-    this.#e2eMs[owner.index] = this.#nowMs - owner.arrivedMs;
-    if (generated > 1) this.#itlMs[owner.index] = (this.#nowMs - owner.firstMs) / (generated - 1);
-    this.#ledger.release(owner.placement.reservation);
+  /** As an engine with vLLM's NIXL connector: the prefill's token is dropped, and the decode worker asks for the blocks. */
+  #prefilled(owner: Running, blocks: number[]): void {
+    const { prefill, decode } = owner.placed;
+    owner.kept = blocks;
+    this.#notes.prefilled(owner.index, this.#nowMs);
+    this.#router.firstToken(prefill!.reservation);
+    this.#router.release(prefill!.reservation);
+    const part = pullingPart((into, from, settle) =>
+      this.#handOver(owner, into.length - from, () => settle('loaded')),
+    );
+    this.#add(decode.slot, owner, owner.request.outputTokens, part);
   }
 
-  #reject({ owner }: EngineSequence<Running>): void {
-    this.#errors += 1;
-    this.#waitingFirst -= 1;
-    this.#ledger.release(owner.placement.reservation);
+  #handOver(owner: Running, blocks: number, settle: () => void): void {
+    const { prefill, decode } = owner.placed;
+    const onEnd = (): void => {
+      this.#notes.handedOver(owner.index, this.#nowMs);
+      settle();
+      this.#giveBack(owner);
+      this.#wake(decode.slot);
+    };
+    const { blockSize } = this.#options.engine;
+    // The decode worker has had all of it: nothing is sent.
+    if (blocks === 0) onEnd();
+    else this.#links!.send(prefill!.slot, decode.slot, blocks * blockSize, this.#nowMs, onEnd);
   }
-}
 
-/** The index that a serving process would have: the shared one with the addon, the simple one without. */
-function openIndex({ workers, engine, addon, seed }: FleetOptions): RunIndex {
-  const blocksMax = INDEX_SHARE * workers * engine.numGpuBlocks;
-  const index: RunIndex = addon === null ? openSimple(blocksMax) : openShared(addon, blocksMax, seed);
-  for (let slot = 0; slot < workers; slot += 1) index.writer.addHolder(slot);
-  return index;
-}
+  /** The prefill worker may use the blocks again; what is findable in them stays. */
+  #giveBack(owner: Running): void {
+    const { slot } = owner.placed.prefill!;
+    this.#cores[slot]!.pool.unpin(owner.kept!);
+    owner.kept = null;
+    this.#wake(slot);
+  }
 
-function openSimple(blocksMax: number): RunIndex {
-  const index = createSimpleIndex({ blocksMax, predictionsMax: 0 });
-  return { writer: index, reader: index, close: () => {} };
-}
-
-function openShared(addon: Addon, blocksMax: number, seed: number): RunIndex {
-  const bytes = Math.min(INDEX_FIXED_BYTES + INDEX_BLOCK_BYTES * blocksMax, SEGMENT_BYTES_MAX);
-  const memory = createIndexMemory({ bytes, predictionsMax: 1, random: seededRandom(seed) });
-  const writer = new SharedIndexWriter(addon, memory);
-  const reader = new SharedIndexReader(addon, memory);
-  const close = (): void => {
-    reader.close();
-    writer.close();
-  };
-  return { writer, reader, close };
-}
-
-function workerView(slot: number, engine: EngineSettings): WorkerView {
-  return {
-    slot,
-    generation: GENERATION,
-    url: `replay:${slot}`,
-    engine: 'vllm',
-    models: [{ id: MODEL, contextLength: engine.maxModelLen }],
-    blockSize: engine.blockSize,
-    totalBlocks: engine.numGpuBlocks,
-    returnsTokenIds: true,
-    foreignIds: [],
-    rank: null,
-  };
+  #reject({ owner, request }: EngineSequence<Running>): void {
+    const { prefill, decode } = owner.placed;
+    this.#notes.rejected();
+    this.#router.release(decode.reservation);
+    if (request.handover?.keeps === true) this.#router.release(prefill!.reservation);
+    else if (owner.kept !== null) this.#giveBack(owner);
+  }
 }

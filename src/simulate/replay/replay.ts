@@ -45,7 +45,7 @@ export function replay(workload: Workload, options: ReplayOptions): ReplayResult
   });
   const prepared = prepare(workload, engine.blockSize);
   const { workers, seed, samples, clock, addon } = options;
-  const base = { workers, engine, seed, samples, clock, addon };
+  const base = { workers, engine, split: null, seed, samples, clock, addon };
   let timeScale = firstScale(prepared, options.load, workers);
   let roundRobin = null as FleetResult | null;
   for (let run = 0; run < CALIBRATION_RUNS_MAX; run += 1) {

@@ -154,12 +154,12 @@ export function measured(values: Float64Array): Float64Array {
   return values.filter(value => !Number.isNaN(value)).sort();
 }
 
-/** Percentiles by the nearest-rank method. */
-function distribution(values: Float64Array): Distribution {
+/** Percentiles by the nearest-rank method; NaN is left out. */
+export function distribution(values: Float64Array): Distribution {
   const sorted = measured(values);
   const count = sorted.length;
   if (count === 0) return { mean: null, p50: null, p90: null, p99: null };
-  const rank = (p: number): number => sorted[Math.ceil((p / 100) * count) - 1]!;
+  const rank = (p: number): number => sorted[Math.ceil((p * count) / 100) - 1]!;
   const mean = sorted.reduce((total, value) => total + value, 0) / count;
   return { mean, p50: rank(50), p90: rank(90), p99: rank(99) };
 }

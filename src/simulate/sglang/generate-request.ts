@@ -93,9 +93,21 @@ export function readGenerateRequest(body: Body, context: GenerateContext): Gener
     idsOnly: false,
     logprobs: null,
     cacheSalt: stringOf(body, 'cache_salt', ''),
+    adapter: namedAdapter(body, model),
     native: form,
     abortId: rid,
   };
+}
+
+/** The adapter that `lora_path` names; '' for none. Throws HttpError for one that is not loaded. */
+export function namedAdapter(body: Body, model: ServedModel): string {
+  const name = stringOf(body, 'lora_path', '');
+  if (name === '' || model.adapters.has(name)) return name;
+  const loaded = [...model.adapters.keys()].map(one => `'${one}'`).join(', ');
+  throw new HttpError(
+    400,
+    `Got LoRA adapter that has never been loaded: ${name}\nAll loaded adapters: dict_keys([${loaded}]).`,
+  );
 }
 
 function promptOf(body: Body, model: ServedModel): Uint32Array {

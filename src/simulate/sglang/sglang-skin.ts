@@ -6,10 +6,12 @@ import { type Body, booleanOf, stringOf } from '../openai/body-fields.js';
 import { familyText, labelText } from '../openai/engine-metrics.js';
 import type { EngineSkin, EngineSurface, SkinAnswer, SkinContext } from '../openai/engine-surface.js';
 import { type GenerationRequest, readGenerationRequest } from '../openai/generation-request.js';
+import { listedAdapters } from '../openai/listed-adapters.js';
 import { TokenLogprobs } from '../openai/token-logprobs.js';
 import { detokenizeAnswer, tokenizeAnswer } from '../openai/tokenize-routes.js';
+import { sglangChanges } from './engine-routes.js';
 import type { GenerateLogprobs } from './generate-form.js';
-import { readGenerateRequest } from './generate-request.js';
+import { namedAdapter, readGenerateRequest } from './generate-request.js';
 
 /** The SGLang release whose surface this is, marked as a mock. */
 const VERSION = '0.5.9+millrace.mock';
@@ -44,7 +46,7 @@ export function sglangSkin(context: SkinContext, options: SglangSkinOptions): En
       '/health': () => ({ body: '' }),
       '/health_generate': () => ({ body: '' }),
       '/ping': () => ({ body: '' }),
-      '/v1/models': () => ({ body: { object: 'list', data: [listed] } }),
+      '/v1/models': () => ({ body: { object: 'list', data: [listed, ...listedAdapters(model, listed)] } }),
       '/get_server_info': info,
       '/server_info': info,
       '/get_model_info': () => ({
@@ -53,6 +55,7 @@ export function sglangSkin(context: SkinContext, options: SglangSkinOptions): En
       '/metrics': () => ({ type: METRICS_TYPE, body: sglangMetrics(context) }),
     },
     posts: {
+      ...sglangChanges(context),
       '/flush_cache': () => flushCache(context),
       '/abort_request': abortRequest,
       '/tokenize': body => ({ body: tokenizeAnswer(body, model) }),
@@ -88,8 +91,11 @@ function abortRequest(body: Body, surface: EngineSurface): SkinAnswer {
 
 /** Its OpenAI routes know no `return_token_ids`. */
 function openAiRequest(api: 'chat' | 'completions', body: Body, { model }: SkinContext): GenerationRequest {
-  const request = readGenerationRequest(api, body, model);
-  return { ...request, returnTokenIds: false, abortId: stringOf(body, 'rid', null) };
+  // It looks at no name of a model but for an adapter behind a colon; `lora_path` names one as well.
+  const behind = stringOf(body, 'model', '').split(':')[1];
+  const adapter = namedAdapter(behind === undefined ? body : { lora_path: behind }, model);
+  const request = readGenerationRequest(api, { ...body, model: model.name }, model);
+  return { ...request, adapter, returnTokenIds: false, abortId: stringOf(body, 'rid', null) };
 }
 
 function serverInfo({ engine, model }: SkinContext, options: SglangSkinOptions): object {
@@ -107,6 +113,9 @@ function serverInfo({ engine, model }: SkinContext, options: SglangSkinOptions):
     enable_metrics: true,
     incremental_streaming_output: options.incremental,
     schedule_low_priority_values_first: false,
+    enable_lora: true,
+    enable_memory_saver: true,
+    enable_weights_cpu_backup: false,
     disaggregation_mode: 'null',
     kv_events_config: options.kvEventsConfig,
     internal_states: [{}],

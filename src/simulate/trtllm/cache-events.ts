@@ -1,8 +1,10 @@
 /**
  * The KV cache events of a mock engine that plays TensorRT-LLM: kept in a buffer of fixed size until somebody takes them
- * all. Hashes are random 64-bit numbers per engine, as long as those of real servers. One per engine, on its thread.
- * Format: `KVCacheEventSerializer` of tensorrt_llm/_utils.py.
+ * all. Hashes are random 64-bit numbers per engine, as long as those of real servers. Can lose what was taken on purpose,
+ * counted, as if another client had polled. One per engine, on its thread. Format: `KVCacheEventSerializer` of
+ * tensorrt_llm/_utils.py; order and overflow as in cpp/tensorrt_llm/batch_manager/kvCacheEventManager.cpp.
  */
+import type { Random } from '../../runtime/random.js';
 import type { BlockEvents, CachedSequence } from '../block-pool.js';
 import { mix32 } from '../token-source.js';
 
@@ -17,12 +19,27 @@ export interface CacheEventOptions {
   readonly windowSize: number;
   /** Blocks of the pool. */
   readonly blocks: number;
+  /** Probability that the events of a poll go to somebody else: the answer is empty. */
+  readonly loss: number;
+  /** Draws the losses. */
+  readonly random: Random;
+}
+
+/** What a buffer did since its start. */
+export interface CacheEventCounters {
+  /** Polls, and events that their answers had. */
+  polls: number;
+  taken: number;
+  /** Events that went by `loss`, and those that found the buffer full. */
+  stolen: number;
+  overrun: number;
 }
 
 const PRIORITY = 35;
 
 /** See the head of the file. */
 export class CacheEvents implements BlockEvents {
+  readonly counters: CacheEventCounters = { polls: 0, taken: 0, stolen: 0, overrun: 0 };
   readonly #options: CacheEventOptions;
   #events: string[] = [];
   #nextId = 0;
@@ -50,15 +67,22 @@ export class CacheEvents implements BlockEvents {
 
   /** All events since the last call as a JSON array. */
   drain(): string {
-    const text = `[${this.#events.join(',')}]`;
+    const { loss, random } = this.#options;
+    const { counters } = this;
+    const events = this.#events;
     this.#events = [];
-    return text;
+    counters.polls += 1;
+    const isStolen = events.length > 0 && random() < loss;
+    counters[isStolen ? 'stolen' : 'taken'] += events.length;
+    return isStolen ? '[]' : `[${events.join(',')}]`;
   }
 
   #add(data: string): void {
     const { eventsMax, windowSize } = this.#options;
     this.#events.push(`{"event_id":${this.#nextId++},"data":${data},"window_size":${windowSize}}`);
-    if (this.#events.length > eventsMax) this.#events.shift();
+    if (this.#events.length <= eventsMax) return;
+    this.#events.shift();
+    this.counters.overrun += 1;
   }
 
   #block(sequence: CachedSequence, at: number): string {

@@ -3,7 +3,7 @@
  * not know, ids in the place of text, and KV cache events that are fetched. Pure. Source:
  * tensorrt_llm/serve/{openai_server,openai_protocol,postprocess_handlers}.py.
  */
-import { type Body, booleanOf, stringOf } from '../openai/body-fields.js';
+import { type Body, booleanOf, integerOf, objectOf, stringOf } from '../openai/body-fields.js';
 import { familyText, labelText } from '../openai/engine-metrics.js';
 import type { EngineSkin, SkinContext } from '../openai/engine-surface.js';
 import { type GenerationRequest, readGenerationRequest } from '../openai/generation-request.js';
@@ -57,7 +57,19 @@ function read(api: 'chat' | 'completions', body: Body, { model, engine }: SkinCo
   const filled =
     api === 'chat' || (body.max_tokens ?? null) !== null ? body : withAllTokens(body, engine.core.settings);
   const idsOnly = api === 'completions' && !booleanOf(body, 'detokenize', true);
-  return { ...readGenerationRequest(api, filled, model), returnTokenIds: false, idsOnly };
+  const adapter = adapterOf(body.lora_request ?? null);
+  return { ...readGenerationRequest(api, filled, model), adapter, returnTokenIds: false, idsOnly };
+}
+
+/** The name in a `lora_request`, whose path is all that loads it; '' for none. */
+function adapterOf(given: unknown): string {
+  if (given === null) return '';
+  const request = objectOf(given, 'lora_request');
+  const name = stringOf(request, 'lora_name', null);
+  const number = integerOf(request, 'lora_int_id', 0, 2_147_483_647, null);
+  if (name === null || number === null || stringOf(request, 'lora_path', '') === '')
+    throw new HttpError(400, "[{'loc': ('body', 'lora_request'), 'msg': 'Field required'}]");
+  return name;
 }
 
 function withAllTokens(body: Body, { maxModelLen }: { readonly maxModelLen: number }): Body {

@@ -32,6 +32,9 @@ export interface KvEventFormat {
 
 const MEDIUM = 'GPU';
 const DIGEST_WORDS = 8;
+/** `lora_id` counts in the engine; readers go by the name. */
+const ADAPTER_ID = 1;
+
 /** Fields of an event by its form, the tag among them. */
 const STORED_FIELDS = { array: 9, map: 11, sglang: 7 } as const;
 const REMOVED_FIELDS = { array: 3, map: 4, sglang: 3 } as const;
@@ -93,17 +96,23 @@ export class KvEventEncoder implements BlockEvents {
     this.#name('token_ids').array((to - from) * blockSize);
     for (let at = from * blockSize; at < to * blockSize; at++) out.unsigned(sequence.tokenAt(at));
     this.#name('block_size').unsigned(blockSize);
-    this.#name('lora_id').nil();
+    const { adapter = '' } = sequence;
+    const hasAdapter = adapter !== '' && form !== 'sglang';
+    // SGLang's events tell nothing of adapters.
+    if (hasAdapter) this.#name('lora_id').unsigned(ADAPTER_ID);
+    else this.#name('lora_id').nil();
     this.#name('medium').text(MEDIUM);
     if (form === 'sglang') return;
-    this.#name('lora_name').nil();
+    if (hasAdapter) this.#name('lora_name').text(adapter);
+    else this.#name('lora_name').nil();
     this.#name('extra_keys').array(to - from);
     for (let at = from; at < to; at++) {
       // vLLM salts the first block only: the others are chained to it.
-      if (at > 0 || sequence.cacheSalt === '') out.nil();
+      const extra = [adapter, at > 0 ? '' : sequence.cacheSalt].filter(text => text !== '');
+      if (extra.length === 0) out.nil();
       else {
-        out.array(1);
-        out.text(sequence.cacheSalt);
+        out.array(extra.length);
+        for (const text of extra) out.text(text);
       }
     }
     this.#group();

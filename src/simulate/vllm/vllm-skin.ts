@@ -2,7 +2,9 @@
 import type { Body } from '../openai/body-fields.js';
 import type { EngineSkin, SkinContext } from '../openai/engine-surface.js';
 import { type GenerationRequest, readGenerationRequest } from '../openai/generation-request.js';
+import { listedAdapters } from '../openai/listed-adapters.js';
 import { detokenizeAnswer, tokenizeAnswer } from '../openai/tokenize-routes.js';
+import { vllmChanges } from './engine-routes.js';
 import { vllmMetrics } from './vllm-metrics.js';
 
 const METRICS_TYPE = 'text/plain; version=0.0.4; charset=utf-8';
@@ -22,7 +24,7 @@ const ERROR_TYPES: Readonly<Record<number, string>> = {
 
 /** `returnsTokenIds` false: an older release, which ignores `return_token_ids`. */
 export function vllmSkin(context: SkinContext, returnsTokenIds: boolean): EngineSkin {
-  const { engine, model, metrics, startedSeconds } = context;
+  const { engine, model, metrics, changes, startedSeconds } = context;
   const read = (api: 'chat' | 'completions', body: Body): GenerationRequest => {
     const asked = readGenerationRequest(api, body, model);
     return returnsTokenIds ? asked : { ...asked, returnTokenIds: false };
@@ -42,10 +44,12 @@ export function vllmSkin(context: SkinContext, returnsTokenIds: boolean): Engine
       '/health': () => ({ body: '' }),
       '/ping': () => ({ body: '' }),
       '/version': () => ({ body: { version: returnsTokenIds ? VERSION : VERSION_WITHOUT_IDS } }),
-      '/v1/models': () => ({ body: { object: 'list', data: [listed] } }),
+      '/v1/models': () => ({ body: { object: 'list', data: [listed, ...listedAdapters(model, listed)] } }),
+      '/is_sleeping': () => ({ body: { is_sleeping: changes.isAsleep } }),
       '/metrics': () => ({ type: METRICS_TYPE, body: vllmMetrics(engine.core, metrics, model.name) }),
     },
     posts: {
+      ...vllmChanges(context),
       // 200 also when it keeps the cache because requests hold blocks; the event goes with the next pass.
       '/reset_prefix_cache': () => {
         engine.core.pool.reset();
