@@ -31,7 +31,9 @@ const nameOf = (text: string): Buffer =>
 const timeOf = (ms: number): Buffer =>
   der(TIME, Buffer.from(`${new Date(ms).toISOString().replace(/[-:T]|\.\d+/g, '')}`));
 const pem = (bytes: Uint8Array): string =>
-  `-----BEGIN CERTIFICATE-----\n${Buffer.from(bytes).toString('base64').replace(/.{64}(?=.)/g, '$&\n')}\n-----END CERTIFICATE-----\n`;
+  `-----BEGIN CERTIFICATE-----\n${Buffer.from(bytes)
+    .toString('base64')
+    .replace(/.{64}(?=.)/g, '$&\n')}\n-----END CERTIFICATE-----\n`;
 
 function otherName(host: string): Buffer {
   if (isIP(host) === 4) return der(IP_ADDRESS, Uint8Array.from(host.split('.'), Number));
