@@ -56,7 +56,7 @@ void pins(Sides& sides) {
   check(table.release(block, generation) == Status::kOk, "not pinned any more");
 }
 
-// A transfer under a lease: it begins when the lease is granted, and a lease that is not there stops it.
+// A transfer under a lease: it begins when the lease is granted, and a lease that was never given stops it.
 void transfers(Sides& sides) {
   std::string error;
   Agent& owner = *sides.owner.agent;
@@ -80,6 +80,7 @@ void transfers(Sides& sides) {
   check(holds(*sides.owner.pool, block, 33), "the bytes are there");
   check(sides.ended(lease).status == Status::kOk, "the last transfer ends it");
   check(owner.release_lease(static_cast<uint64_t>(lease)) == Status::kOk, "released");
+  request.lease = static_cast<uint64_t>(lease) + 1000;
   const Event refused = sides.user.completion(sides.user.agent->submit(request, &error));
   check(refused.status == Status::kNotAllowed, std::string("no lease: ") + status_name(refused.status));
 }
