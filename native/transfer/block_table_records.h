@@ -6,8 +6,7 @@
 
 namespace millrace::kv {
 
-// In no list; of the leaves; of the timed ones. One pair of links serves the free, quarantine and leaf lists, of which a
-// block is in one at most.
+// The list that a block is in: none, or one of these, which share its pair of links.
 enum : uint32_t { kInNone = 0, kInFree = 1, kInQuarantine = 2, kInLeaves = 3 };
 
 struct BlockTable::Header {

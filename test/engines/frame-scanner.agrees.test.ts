@@ -9,7 +9,7 @@ import {
   SCAN_HEADER_WORDS,
 } from '#millrace/engines/frame-descriptor.js';
 import { createFrameScanner, type FrameScanner } from '#millrace/engines/frame-scanner.js';
-import { loadAddon } from '#millrace/runtime/addon.js';
+import { addonStatus, loadAddon } from '#millrace/runtime/addon.js';
 import { type Random, randomInteger, seededRandom } from '#millrace/runtime/random.js';
 import { damaged, type FrameSample, frameSample, streamBytes } from './frame-corpus.js';
 
@@ -31,7 +31,7 @@ function samples(random: Random): FrameSample[] {
   return Array.from({ length: 1 + randomInteger(random, 4) }, () => frameSample(random));
 }
 
-const skipWithoutAddon = addon === null ? { skip: 'the addon is not built here' } : {};
+const skipWithoutAddon = addon === null ? { skip: `no addon: ${addonStatus().reason}` } : {};
 
 t.test('native and twin agree', skipWithoutAddon, async t => {
   const native = createFrameScanner(addon);
