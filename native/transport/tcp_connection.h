@@ -34,7 +34,7 @@ struct TcpFlow {
   uint32_t frames = 0;
   // Bytes that come are dropped; the pool's memory is not touched.
   bool is_discarded = false;
-  RunCursor cursor;
+  TcpCursor cursor;
 };
 
 class TcpConnection;

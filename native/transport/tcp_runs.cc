@@ -5,7 +5,7 @@
 
 namespace millrace::kv {
 
-void RunCursor::start(const std::vector<Run>& runs, uint8_t* base, bool is_target) {
+void TcpCursor::start(const std::vector<Run>& runs, uint8_t* base, bool is_target) {
   clear();
   pieces_.reserve(runs.size());
   uint64_t bytes = 0;
@@ -25,7 +25,7 @@ void RunCursor::start(const std::vector<Run>& runs, uint8_t* base, bool is_targe
   piece_bytes_ = pieces == 0 ? 0 : bytes / pieces;
 }
 
-size_t RunCursor::peek(uint64_t bytes, std::span<iovec> out, uint64_t* taken) const {
+size_t TcpCursor::peek(uint64_t bytes, std::span<iovec> out, uint64_t* taken) const {
   size_t used = 0;
   *taken = 0;
   size_t at = piece_;
@@ -46,7 +46,7 @@ size_t RunCursor::peek(uint64_t bytes, std::span<iovec> out, uint64_t* taken) co
 }
 
 template <class Copy>
-void RunCursor::walk(uint64_t bytes, Copy copy) {
+void TcpCursor::walk(uint64_t bytes, Copy copy) {
   while (bytes > 0) {
     const Piece& piece = pieces_[piece_];
     const uint64_t length = std::min(piece.length - offset_, bytes);
@@ -61,25 +61,25 @@ void RunCursor::walk(uint64_t bytes, Copy copy) {
   }
 }
 
-void RunCursor::advance(uint64_t bytes) {
+void TcpCursor::advance(uint64_t bytes) {
   walk(bytes, [](uint8_t*, uint64_t) {});
 }
 
-void RunCursor::scatter(const uint8_t* from, uint64_t bytes) {
+void TcpCursor::scatter(const uint8_t* from, uint64_t bytes) {
   walk(bytes, [&](uint8_t* address, uint64_t length) {
     std::memcpy(address, from, length);
     from += length;
   });
 }
 
-void RunCursor::gather(uint8_t* to, uint64_t bytes) {
+void TcpCursor::gather(uint8_t* to, uint64_t bytes) {
   walk(bytes, [&](const uint8_t* address, uint64_t length) {
     std::memcpy(to, address, length);
     to += length;
   });
 }
 
-void RunCursor::clear() {
+void TcpCursor::clear() {
   pieces_ = {};
   piece_ = 0;
   repeat_ = 0;

@@ -12,7 +12,7 @@
 
 namespace millrace::kv {
 
-class RunCursor {
+class TcpCursor {
  public:
   // Of the runs' sources, or of their targets, in the pool at `base`.
   void start(const std::vector<Run>& runs, uint8_t* base, bool is_target);
