@@ -25,6 +25,7 @@ const PROGRAMS = {
       ...sources('native/test/transfer'),
       ...sources('native/transfer'),
       ...sources('native/transport'),
+      ...sources('native/fuzz'),
     ],
   },
 };

@@ -13,8 +13,8 @@
 namespace millrace::kv {
 
 struct TcpOptions {
-  // Numeric, or a name that is looked up once. Port 0: the system chooses.
-  std::string listen_host = "127.0.0.1";
+  // Numeric, or a name that is looked up once; empty: the agent's. Port 0: the system chooses.
+  std::string listen_host;
   uint16_t port = 0;
   // What peers are told to connect to, numeric; empty: listen_host, or this host's addresses where that is a wildcard.
   std::vector<std::string> hosts;

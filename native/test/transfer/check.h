@@ -43,4 +43,8 @@ void copy_random(std::mt19937& random, uint32_t cases);
 // Memory pools and what they refuse.
 void pool_checks();
 
+// The tcp transport: its contract, between two processes, under cancels; and peers that do not keep to its wire format.
+void tcp_checks(std::mt19937& random, uint32_t rounds);
+void tcp_hostile(std::mt19937& random, uint32_t cases);
+
 }  // namespace millrace::kv::test

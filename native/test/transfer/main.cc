@@ -5,6 +5,8 @@ int main(int, char** argv) {
   const auto seed = static_cast<uint32_t>(std::strtoul(argv[1], nullptr, 10));
   const auto cases = static_cast<uint32_t>(std::strtoul(argv[2], nullptr, 10));
   std::mt19937 random(seed);
+  millrace::kv::test::tcp_checks(random, cases / 10 + 20);
+  millrace::kv::test::tcp_hostile(random, cases * 10);
   millrace::kv::test::plan_random(random, cases);
   millrace::kv::test::table_random(random, cases * 10);
   millrace::kv::test::crc_random(random, cases / 10 + 1);
