@@ -63,10 +63,11 @@ void TcpService::ready(uint32_t) {
     const int descriptor = accept4(listener_, nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC);
     // Whatever it is, the next event says it again.
     if (descriptor < 0) return;
-    if (strangers_ >= kTcpStrangersMax || served_.size() >= kTcpServedMax) {
+    if (served_.size() >= kTcpServedMax) {
       close(descriptor);
       continue;
     }
+    if (strangers_ >= kTcpStrangersMax) drop_stranger();
     auto served = std::make_unique<Served>();
     std::string error;
     served->connection = TcpConnection::open(shared_.loop, *this, descriptor, shared_.options.buffer_bytes, &error);
@@ -75,6 +76,18 @@ void TcpService::ready(uint32_t) {
     strangers_++;
     served_.emplace(served->connection.get(), std::move(served));
   }
+}
+
+// The one that has been silent longest: those who mean it speak at once.
+void TcpService::drop_stranger() {
+  TcpConnection* oldest = nullptr;
+  uint64_t since = UINT64_MAX;
+  for (const auto& [connection, served] : served_) {
+    if (served->session != nullptr || served->connection->is_dead() || served->begun_ns >= since) continue;
+    oldest = served->connection.get();
+    since = served->begun_ns;
+  }
+  if (oldest != nullptr) oldest->fail("others wait to say who they are");
 }
 
 TcpVerdict TcpService::judge(const TcpHello& hello, std::string* text) const {
@@ -98,7 +111,8 @@ TcpVerdict TcpService::judge(const TcpHello& hello, std::string* text) const {
   uint64_t newest = session == sessions_.end() ? 0 : session->second->epoch;
   if (peer != peers_.end()) newest = std::max(newest, peer->second.first);
   if (hello.epoch < newest) {
-    *text = "epoch differs: " + std::to_string(hello.epoch) + " at the initiator, fenced by " + std::to_string(newest) + " at the responder";
+    *text = "epoch differs: " + std::to_string(hello.epoch) + " at the initiator, fenced by " + std::to_string(newest) +
+            " at the responder";
     return TcpVerdict::kEpoch;
   }
   return TcpVerdict::kAccept;

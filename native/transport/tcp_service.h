@@ -86,6 +86,7 @@ class TcpService final : public TcpConnectionOwner, public TcpWatched {
     std::deque<uint64_t> reads;
   };
 
+  void drop_stranger();
   Status greet(Served& served, std::span<const uint8_t> payload, std::string* why);
   TcpVerdict judge(const TcpHello& hello, std::string* text) const;
   Status take_layout(Session& session, std::span<const uint8_t> payload, std::string* why);
@@ -101,7 +102,6 @@ class TcpService final : public TcpConnectionOwner, public TcpWatched {
   TcpShared& shared_;
   int listener_ = -1;
   uint16_t port_ = 0;
-  bool has_connections_waiting_ = false;
   size_t strangers_ = 0;
   std::map<const TcpConnection*, std::unique_ptr<Served>> served_;
   std::map<TcpUuid, std::shared_ptr<Session>> sessions_;

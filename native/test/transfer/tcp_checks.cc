@@ -13,7 +13,7 @@ namespace millrace::kv::test {
 namespace {
 
 constexpr uint32_t kBlocks = 64;
-constexpr uint32_t kBlockBytes = 64 * 1024;
+constexpr uint32_t kBlockBytes = 256 * 1024;
 
 TcpOptions many_streams() {
   TcpOptions options;
@@ -114,7 +114,7 @@ void cancels(std::mt19937& random, uint32_t rounds) {
     }
     const int64_t id = a.agent->submit(request, &error);
     check(id > 0, error);
-    for (uint32_t spins = static_cast<uint32_t>(random() % 4096); spins > 0; spins--) std::this_thread::yield();
+    for (uint32_t spins = pick(random, 0, 1u << pick(random, 0, 10)); spins > 0; spins--) std::this_thread::yield();
     if (random() % 4 != 0) a.agent->cancel(static_cast<uint64_t>(id));
     const Event done = a.completion(id);
     check(done.status == Status::kOk || done.status == Status::kCancelled, std::string("ended as ") + status_name(done.status));
