@@ -15,6 +15,7 @@
 #include <cstring>
 #include <numeric>
 #include <random>
+#include <semaphore>
 #include <string>
 #include <thread>
 #include <vector>
@@ -118,6 +119,8 @@ double plain(const std::vector<uint8_t*>& pools, uint64_t piece, uint32_t stream
 }
 
 struct Side {
+  // Released when there are events again; outlives the agent.
+  std::unique_ptr<std::counting_semaphore<>> events;
   std::unique_ptr<Agent> agent;
   Pool* pool = nullptr;
   uint32_t pool_id = 0;
@@ -131,6 +134,8 @@ Side make_side(uint64_t piece, uint32_t streams) {
   options.transports = {"tcp"};
   options.more_transports = {tcp_transport(tcp)};
   Side side;
+  side.events = std::make_unique<std::counting_semaphore<>>(0);
+  options.wake = [events = side.events.get()] { events->release(); };
   std::string error;
   if (Agent::create(options, &side.agent, &error) != Status::kOk) stop(error);
   std::unique_ptr<Pool> pool;
@@ -185,7 +190,7 @@ double ours(Pair& pair, Direction direction, Integrity integrity, double seconds
       in_flight++;
     }
     events.clear();
-    if (pair.a.agent->poll(64, &events) == 0) std::this_thread::sleep_for(std::chrono::microseconds(100));
+    if (pair.a.agent->poll(64, &events) == 0) pair.a.events->acquire();
     for (const Event& event : events) {
       if (event.kind != EventKind::kCompletion) continue;
       if (event.status != Status::kOk) stop(std::string("a transfer ended as ") + status_name(event.status));

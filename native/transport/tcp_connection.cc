@@ -18,6 +18,8 @@ namespace {
 
 constexpr size_t kWasteBytes = 256 * 1024;
 constexpr int kEventsAtOnce = 64;
+// Data of a frame that is checked: few enough that they are in the cache still when they are copied.
+constexpr uint64_t kCheckedBytes = 128 * 1024;
 // Calls of one kind in one turn.
 constexpr int kCallsPerTurn = 2;
 
@@ -321,7 +323,7 @@ void TcpConnection::add_data(TcpFlow& flow) {
   iovec& head = batch_[batch_end_++];
   iovec* const pieces = batch_ + batch_end_;
   const bool checked = is_checked(flow);
-  uint64_t bytes = std::min<uint64_t>(flow.left, checked ? kTcpCheckedBytes : kTcpDataBytesMax);
+  uint64_t bytes = std::min<uint64_t>(flow.left, checked ? kCheckedBytes : kTcpDataBytesMax);
   size_t count = 1;
   if (flow.cursor.piece_bytes() >= kTcpBounceBelow) {
     count = flow.cursor.peek(bytes, {pieces, kTcpIovecs - 1 - batch_end_}, &bytes);

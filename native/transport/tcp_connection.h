@@ -20,8 +20,6 @@ inline constexpr size_t kTcpIovecs = 64;
 // Pieces shorter than this, on average, go through a buffer. Measured: see native/bench/tcp_bench.cc.
 inline constexpr uint64_t kTcpBounceBelow = 2048;
 inline constexpr size_t kTcpBounceBytes = 128 * 1024;
-// Data of a frame that is checked: few enough that they are in the cache still when they are copied.
-inline constexpr uint64_t kTcpCheckedBytes = 128 * 1024;
 
 // The bytes of one request on their way, in one direction. Owned by who owns the connection, until the request has ended.
 struct TcpFlow {
