@@ -1,3 +1,4 @@
+// Reading frames and data from a socket, and writing them, one vector at a time. See tcp_connection.h.
 #include "tcp_connection.h"
 
 #include <netinet/in.h>

@@ -1,3 +1,5 @@
+// Operations that are submitted to one peer: their parts, what comes of them, and their ends. Connections are in
+// tcp_peer_connect.cc. See tcp_peer.h.
 #include "tcp_peer.h"
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+// The walk over the pieces of runs. See tcp_runs.h.
 #include "tcp_runs.h"
 
 #include <algorithm>

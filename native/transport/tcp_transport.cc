@@ -1,3 +1,4 @@
+// The transport's calls, its settings and its clock; the work is in its two halves. See tcp_transport.h.
 #include "tcp_transport.h"
 
 #include <arpa/inet.h>

@@ -1,3 +1,4 @@
+// Frames and payloads as bytes, and back, with every check. See tcp_wire.h.
 #include "tcp_wire.h"
 
 #include <cstring>

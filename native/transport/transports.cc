@@ -1,3 +1,4 @@
+// The list of the transports that are built in. See transports.h.
 #include "transports.h"
 
 #include "cma_transport.h"
