@@ -20,7 +20,7 @@ const PROGRAMS = {
   core: { include: ['native/include', 'native/core'], folders: ['native/test', 'native/core'] },
   transfer: {
     include: ['native/include', 'native/transfer', 'native/transport'],
-    folders: ['native/test/transfer', 'native/transfer', 'native/transport', 'native/fuzz'],
+    folders: ['native/test/transfer', 'native/transfer', 'native/transport'],
   },
 };
 

@@ -5,11 +5,10 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "../../fuzz/tcp_wire.h"
 #include "crc32c.h"
 #include "node.h"
 #include "tcp_transport.h"
-
-extern "C" int LLVMFuzzerTestOneInput(const uint8_t* bytes, size_t size);
 
 namespace millrace::kv::test {
 namespace {
@@ -251,7 +250,7 @@ void damages_frames(std::mt19937& random, uint32_t cases) {
     std::vector<uint8_t> bytes = frames[random() % std::size(frames)];
     for (uint32_t changes = pick(random, 0, 3); changes > 0; changes--) bytes[random() % bytes.size()] = static_cast<uint8_t>(random());
     if (random() % 4 == 0) bytes.resize(random() % (bytes.size() + 1));
-    LLVMFuzzerTestOneInput(bytes.data(), bytes.size());
+    fuzz::parse_tcp(bytes.data(), bytes.size());
   }
 }
 

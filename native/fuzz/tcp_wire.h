@@ -1,18 +1,16 @@
-// Whatever bytes come, the parsers of the tcp transport answer with a value or an error. A target of libFuzzer where there
-// is clang (`clang++ -std=c++20 -g -O1 -fsanitize=fuzzer,address,undefined -Inative/transfer -Inative/transport
-// native/fuzz/tcp_wire_fuzz.cc native/transport/tcp_wire.cc native/transfer/{crc32c,layout,status}.cc`, corpus in
-// native/fuzz/tcp_wire/); the random tests call it with damaged frames too.
+// Whatever bytes come, the parsers of the tcp transport answer with a value or an error: what the fuzz target and the random
+// tests call.
+#pragma once
+
 #include <cstdlib>
 #include <cstring>
 
-#include "crc32c.h"
-#include "tcp_wire.h"
+#include "../transfer/crc32c.h"
+#include "../transport/tcp_wire.h"
 
-using namespace millrace::kv;
+namespace millrace::kv::fuzz {
 
-namespace {
-
-void payload(TcpKind kind, std::span<const uint8_t> bytes) {
+inline void parse_payload(TcpKind kind, std::span<const uint8_t> bytes) {
   std::string error;
   Status status = Status::kOk;
   TcpHello hello;
@@ -35,20 +33,22 @@ void payload(TcpKind kind, std::span<const uint8_t> bytes) {
   if (status == Status::kOk && request.peer_blocks.size() != request.own_blocks.size()) std::abort();
 }
 
-}  // namespace
-
-extern "C" int LLVMFuzzerTestOneInput(const uint8_t* bytes, size_t size) {
+inline void parse_tcp(const uint8_t* bytes, size_t size) {
   std::string error;
   TcpAddress address;
   if (TcpAddress::decode({bytes, size}, &address, &error) == Status::kOk && address.hosts.size() > kTcpHostsMax) std::abort();
-  if (size < kTcpHeaderBytes) return 0;
+  if (size < kTcpHeaderBytes) return;
   // With the checksum that belongs to it, or nothing would come past the first check.
   uint8_t header_bytes[kTcpHeaderBytes];
   std::memcpy(header_bytes, bytes, kTcpHeaderBytes);
   const uint32_t crc = crc32c(0, header_bytes, 28);
   std::memcpy(header_bytes + 28, &crc, sizeof(crc));
   TcpHeader header;
-  if (TcpHeader::decode(header_bytes, &header, &error) != Status::kOk) return error.empty() ? std::abort(), 0 : 0;
-  payload(header.kind, {bytes + kTcpHeaderBytes, size - kTcpHeaderBytes});
-  return 0;
+  error.clear();
+  if (TcpHeader::decode(header_bytes, &header, &error) == Status::kOk)
+    parse_payload(header.kind, {bytes + kTcpHeaderBytes, size - kTcpHeaderBytes});
+  else if (error.empty())
+    std::abort();
 }
+
+}  // namespace millrace::kv::fuzz
