@@ -1,3 +1,4 @@
+// Copies of runs, plain and with streaming stores, in slices that can be taken up again, with checksums on the way. See copy.h.
 #include "copy.h"
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+// Pools of our own making, registered ones, and those of other processes, with their block tables. See pool.h.
 #include "pool.h"
 
 #include <fcntl.h>

@@ -1,3 +1,4 @@
+// What shm and cma have in common: peers, their pools, operations in turns, and their ends. See host_transport.h.
 #include "host_transport.h"
 
 #include <fcntl.h>

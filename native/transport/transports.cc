@@ -1,4 +1,4 @@
-// The list of the transports that are built in. See transports.h.
+// The list of what can be used here. See transports.h.
 #include "transports.h"
 
 #include "cma_transport.h"

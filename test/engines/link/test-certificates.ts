@@ -20,8 +20,8 @@ const OID = {
 function der(tag: number, ...parts: readonly Uint8Array[]): Buffer {
   const content = Buffer.concat(parts);
   const { length } = content;
-  const head = length < 128 ? [tag, length] : [tag, 0x82, length >> 8, length & 0xff];
-  return Buffer.concat([Buffer.from(head), content]);
+  const long = length < 256 ? [0x81, length] : [0x82, length >> 8, length & 0xff];
+  return Buffer.concat([Buffer.from([tag, ...(length < 128 ? [length] : long)]), content]);
 }
 
 const oid = (hex: string): Buffer => der(TAG.oid, Buffer.from(hex, 'hex'));
@@ -31,7 +31,9 @@ const nameOf = (text: string): Buffer =>
 const timeOf = (ms: number): Buffer =>
   der(TIME, Buffer.from(`${new Date(ms).toISOString().replace(/[-:T]|\.\d+/g, '')}`));
 const pem = (bytes: Uint8Array): string =>
-  `-----BEGIN CERTIFICATE-----\n${Buffer.from(bytes).toString('base64').replace(/.{64}/g, '$&\n')}\n-----END CERTIFICATE-----\n`;
+  `-----BEGIN CERTIFICATE-----\n${Buffer.from(bytes)
+    .toString('base64')
+    .replace(/.{64}(?=.)/g, '$&\n')}\n-----END CERTIFICATE-----\n`;
 
 function otherName(host: string): Buffer {
   if (isIP(host) === 4) return der(IP_ADDRESS, Uint8Array.from(host.split('.'), Number));
