@@ -48,4 +48,8 @@ void abort_random(std::mt19937& random, uint32_t operations);
 // What they refuse.
 void host_forged();
 
+// The tcp transport: its contract, between two processes, under cancels; and peers that do not keep to its wire format.
+void tcp_checks(std::mt19937& random, uint32_t rounds);
+void tcp_hostile(std::mt19937& random, uint32_t cases);
+
 }  // namespace millrace::kv::test

@@ -16,5 +16,7 @@ int main(int, char** argv) {
   millrace::kv::test::lease_checks();
   millrace::kv::test::abort_random(random, cases * 5);
   millrace::kv::test::host_forged();
+  millrace::kv::test::tcp_checks(random, cases / 10 + 20);
+  millrace::kv::test::tcp_hostile(random, cases * 10);
   std::printf("%u cases without a finding\n", cases);
 }
