@@ -20,8 +20,12 @@ const PROGRAMS = {
     sources: () => [...sources('native/test'), ...sources('native/core')],
   },
   transfer: {
-    include: ['native/include', 'native/transfer'],
-    sources: () => [...sources('native/test/transfer'), ...sources('native/transfer')],
+    include: ['native/include', 'native/transfer', 'native/transport'],
+    sources: () => [
+      ...sources('native/test/transfer'),
+      ...sources('native/transfer'),
+      ...sources('native/transport'),
+    ],
   },
 };
 

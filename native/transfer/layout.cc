@@ -2,7 +2,8 @@
 #include "layout.h"
 
 #include <algorithm>
-#include <cstring>
+
+#include "words.h"
 
 #define XXH_INLINE_ALL
 #include "../third_party/xxhash.h"
@@ -19,48 +20,6 @@ Status refuse(std::string* error, const std::string& field, uint64_t value, uint
   *error = field + " must be from " + std::to_string(least) + " to " + std::to_string(most) + "; got " +
            std::to_string(value);
   return Status::kInvalid;
-}
-
-// Words of a blob in their order; what goes wrong once stays wrong.
-class Reader {
- public:
-  Reader(const uint8_t* bytes, size_t size) : bytes_(bytes), size_(size) {}
-
-  template <class Word>
-  Word take() {
-    Word word{};
-    if (size_ - at_ < sizeof(Word)) {
-      failed_ = true;
-      return word;
-    }
-    std::memcpy(&word, bytes_ + at_, sizeof(Word));
-    at_ += sizeof(Word);
-    return word;
-  }
-
-  std::string text(size_t length) {
-    if (size_ - at_ < length) {
-      failed_ = true;
-      return {};
-    }
-    at_ += length;
-    return {reinterpret_cast<const char*>(bytes_ + at_ - length), length};
-  }
-
-  size_t left() const { return size_ - at_; }
-  bool failed() const { return failed_; }
-
- private:
-  const uint8_t* bytes_;
-  size_t size_;
-  size_t at_ = 0;
-  bool failed_ = false;
-};
-
-template <class Word>
-void put(std::vector<uint8_t>* out, Word word) {
-  const auto* bytes = reinterpret_cast<const uint8_t*>(&word);
-  out->insert(out->end(), bytes, bytes + sizeof(Word));
 }
 
 // The product, or more than any pool has.
@@ -239,7 +198,7 @@ void Layout::encode(std::vector<uint8_t>* out) const {
 }
 
 Status Layout::decode(const uint8_t* bytes, size_t size, Layout* out, std::string* error) {
-  Reader in(bytes, size);
+  WordReader in(bytes, size);
   const auto damaged = [&](const char* what) {
     *error = std::string("a layout of a peer ") + what;
     return Status::kInvalid;

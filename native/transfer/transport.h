@@ -12,7 +12,9 @@
 //  - a peer that dies completes all its operations with kPeerLost inside kPeerLossMs.
 #pragma once
 
+#include <array>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -91,7 +93,8 @@ class TransportHost {
   virtual ~TransportHost() = default;
   virtual Pool* pool(uint32_t id) = 0;
   virtual void notified(uint32_t peer, std::span<const uint8_t> bytes) = 0;
-  // The peer is gone for this transport; its operations have been completed.
+  // The peer is gone for this transport; its operations have been completed, or are in the same call of `progress`. It is
+  // added again before it is used again.
   virtual void peer_lost(uint32_t peer, const std::string& why) = 0;
   virtual uint64_t now_ns() = 0;
 };
@@ -107,9 +110,11 @@ class Transport {
   virtual Status remove_pool(Pool* pool) = 0;
   // What a peer needs to reach us and our pools this way; part of the agent's metadata.
   virtual void describe(std::vector<uint8_t>* out) = 0;
-  // The transport's part of a peer's metadata. kUnsupported when that peer cannot be reached this way, with the reason.
+  // The transport's part of a peer's metadata; again, with the same number, when the peer has other pools or was lost: what
+  // is in flight goes on. kUnsupported when that peer cannot be reached this way, with the reason.
   virtual Status add_peer(uint32_t peer, std::span<const uint8_t> described, std::string* reason) = 0;
-  // Completes what is in flight with kCancelled, and after it touches the peer's memory no more.
+  // Completes what is in flight with kCancelled, and then touches the peer's memory no more. A peer that is not known is
+  // none of its business.
   virtual void remove_peer(uint32_t peer) = 0;
   virtual Cost cost(uint32_t peer, const Operation& operation, uint64_t bytes) = 0;
   virtual Status submit(uint32_t peer, const Operation& operation) = 0;
@@ -119,6 +124,21 @@ class Transport {
   virtual bool progress(std::vector<Completion>* completions) = 0;
   // A descriptor that becomes readable when `progress` has work again; -1: must be polled.
   virtual int wait_descriptor() = 0;
+};
+
+// What an agent gives a transport when it makes it.
+struct TransportSetup {
+  TransportHost* host;
+  std::string agent_name;
+  std::array<uint8_t, 16> uuid;
+  uint64_t epoch;
+  std::string listen_host;
+};
+
+// How an agent comes by a transport. `make` returns null, with the reason, where the transport cannot be had after all.
+struct TransportMaker {
+  TransportInfo (*probe)();
+  std::function<std::unique_ptr<Transport>(const TransportSetup& setup, std::string* error)> make;
 };
 
 }  // namespace millrace::kv

@@ -26,4 +26,15 @@ void table_random(std::mt19937& random, uint32_t steps);
 // Random layouts, and every run of a plan against a copy element by element.
 void plan_random(std::mt19937& random, uint32_t cases);
 
+// Checksums against their definition, damaged metadata, and the contract of transports on the memory transport.
+void crc_random(std::mt19937& random, uint32_t cases);
+void metadata_random(std::mt19937& random, uint32_t cases);
+void memory_contract();
+
+// Leases between two agents.
+void lease_checks();
+
+// Transfers under aborts and deaths.
+void abort_random(std::mt19937& random, uint32_t operations);
+
 }  // namespace millrace::kv::test

@@ -7,5 +7,10 @@ int main(int, char** argv) {
   std::mt19937 random(seed);
   millrace::kv::test::plan_random(random, cases);
   millrace::kv::test::table_random(random, cases * 10);
+  millrace::kv::test::crc_random(random, cases / 10 + 1);
+  millrace::kv::test::metadata_random(random, cases);
+  millrace::kv::test::memory_contract();
+  millrace::kv::test::lease_checks();
+  millrace::kv::test::abort_random(random, cases * 5);
   std::printf("%u cases without a finding\n", cases);
 }

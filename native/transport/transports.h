@@ -1,0 +1,12 @@
+// The transports that are built in: what an agent chooses from. Any thread.
+#pragma once
+
+#include <vector>
+
+#include "../transfer/transport.h"
+
+namespace millrace::kv {
+
+const std::vector<TransportMaker>& built_in_transports();
+
+}  // namespace millrace::kv
