@@ -76,9 +76,11 @@ Status BlockTable::attach(void* memory, uint64_t bytes, std::unique_ptr<BlockTab
     *error = "the peer's memory holds no block table of a version that is known here";
     return Status::kMismatch;
   }
-  if (!fits(memory, bytes, header->blocks, error)) return Status::kInvalid;
+  // Read once: what was checked is what is used, whatever the other process writes meanwhile.
+  const uint32_t blocks = shared(header->blocks).load(std::memory_order_relaxed);
+  if (!fits(memory, bytes, blocks, error)) return Status::kInvalid;
   std::unique_ptr<BlockTable> table(new BlockTable);
-  table->blocks_ = header->blocks;
+  table->blocks_ = blocks;
   table->header_ = header;
   table->records_ = reinterpret_cast<Block*>(static_cast<uint8_t*>(memory) + 128);
   *out = std::move(table);

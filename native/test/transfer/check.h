@@ -36,5 +36,10 @@ void lease_checks();
 
 // Transfers under aborts and deaths.
 void abort_random(std::mt19937& random, uint32_t operations);
+// Random runs, copied, against a loop byte by byte.
+void copy_random(std::mt19937& random, uint32_t cases);
+
+// Memory pools and what they refuse.
+void pool_checks();
 
 }  // namespace millrace::kv::test

@@ -12,5 +12,7 @@ int main(int, char** argv) {
   millrace::kv::test::memory_contract();
   millrace::kv::test::lease_checks();
   millrace::kv::test::abort_random(random, cases * 5);
+  millrace::kv::test::copy_random(random, cases / 10 + 1);
+  millrace::kv::test::pool_checks();
   std::printf("%u cases without a finding\n", cases);
 }
