@@ -18,7 +18,15 @@ const WORK = path.join(BUILD, 'addon');
 const BUILT = path.join(WORK, 'Release', 'millrace.node');
 const ADDON = path.join(BUILD, 'Release', 'millrace.node');
 const STATUS = path.join(BUILD, 'addon-status.json');
-const SOURCES = ['CMakeLists.txt', 'native/core', 'native/binding', 'native/include', 'native/third_party'];
+const SOURCES = [
+  'CMakeLists.txt',
+  'native/core',
+  'native/transfer',
+  'native/transport',
+  'native/binding',
+  'native/include',
+  'native/third_party',
+];
 const BUILD_DEADLINE_MS = 600_000;
 
 function newestMs(name) {

@@ -97,9 +97,9 @@ const headers = {
       constant('BlockOutcomeWords', transfer.BLOCK_OUTCOME_WORDS, 'uint32_t'),
       constant('BlockStatsCount', transfer.BLOCK_STATS.length, 'uint32_t'),
       `inline constexpr const char* kTransports[] = {${transfer.TRANSPORTS.map(name => `"${name}"`).join(', ')}};`,
-      constant('MetadataBytesMax', transfer.METADATA_BYTES_MAX, 'uint32_t'),
-      constant('TransferBlocksMax', transfer.TRANSFER_BLOCKS_MAX, 'uint32_t'),
-      constant('NotificationArrayBytes', transfer.NOTIFICATION_BYTES_MAX, 'uint32_t'),
+      constant('TransferMetadataBytes', transfer.METADATA_BYTES_MAX, 'uint32_t'),
+      constant('TransferBlocks', transfer.TRANSFER_BLOCKS_MAX, 'uint32_t'),
+      constant('TransferNotificationBytes', transfer.NOTIFICATION_BYTES_MAX, 'uint32_t'),
     ],
   ],
 };

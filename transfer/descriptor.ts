@@ -3,14 +3,17 @@
  * values as their low and high word. One file for both sides: `native/include/millrace/transfer_descriptor.h` is
  * generated from here. Arrays are owned by the JS thread that opened the agent and are read or written inside a call.
  *
- *     request   TRANSFER_REQUEST_WORDS | local blocks × n | remote blocks × n | remote generations × n, or nothing
+ *     request   TRANSFER_REQUEST_WORDS | local blocks × n | remote blocks × n | generations × n
  *     layout    TRANSFER_LAYOUT_WORDS | planes × {base low, base high, stride low, stride high}
  *     event     TRANSFER_EVENT_WORDS each: one cache line
  */
 
 /** Words of a request before its block lists. */
-export const TRANSFER_REQUEST_WORDS = 16;
-/** Word of each field of a request. `transport` is 0 (the cheapest) or 1 + the place in TRANSPORTS; `deadlineMs` 0: none. */
+export const TRANSFER_REQUEST_WORDS = 18;
+/**
+ * Word of each field of a request. `transport` is 0 (the cheapest) or 1 + the place in TRANSPORTS; `deadlineMs` 0: none;
+ * `lease` (two words) is the peer's, 0: none. `generations` is 1 when those of the remote blocks follow.
+ */
 export const TRANSFER_REQUEST = {
   peer: 0,
   direction: 1,
@@ -26,7 +29,8 @@ export const TRANSFER_REQUEST = {
   transport: 11,
   deadlineMs: 12,
   blocks: 13,
-  hasGenerations: 14,
+  generations: 14,
+  lease: 15,
 } as const;
 
 /** Words of a layout before its planes. */
@@ -103,8 +107,8 @@ export const NO_BLOCK = 0xffff_ffff;
 export const TRANSPORTS = ['memory', 'shm', 'cma', 'tcp', 'ucx', 'cuda'] as const;
 
 /** Longest notification. */
-export const NOTIFICATION_BYTES_MAX = 65_536;
+export const NOTIFICATION_BYTES_MAX = 65_520;
 /** Longest metadata blob that is accepted from a peer. */
-export const METADATA_BYTES_MAX = 16_777_216;
+export const METADATA_BYTES_MAX = 4_194_304;
 /** Most blocks of one transfer. */
 export const TRANSFER_BLOCKS_MAX = 1_048_576;

@@ -54,6 +54,8 @@ MillraceAddon::MillraceAddon(Napi::Env env, Napi::Object exports) {
                function<&MillraceAddon::transfer_poll>("transferPoll"),
                function<&MillraceAddon::transfer_lease>("transferLease"),
                function<&MillraceAddon::transfer_release_lease>("transferReleaseLease"),
+               function<&MillraceAddon::transfer_peer_lease<&kv::Agent::hold_lease>>("transferHoldLease"),
+               function<&MillraceAddon::transfer_peer_lease<&kv::Agent::drop_lease>>("transferDropLease"),
                function<&MillraceAddon::transfer_stats>("transferStats"),
                function<&MillraceAddon::blocks_reserve>("blocksReserve"),
                function<&MillraceAddon::blocks_fill>("blocksFill"),

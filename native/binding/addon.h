@@ -71,6 +71,8 @@ class MillraceAddon : public Napi::Addon<MillraceAddon> {
   Napi::Value transfer_poll(Call& call);
   Napi::Value transfer_lease(Call& call);
   Napi::Value transfer_release_lease(Call& call);
+  template <kv::Status (kv::Agent::*method)(uint32_t, uint64_t)>
+  Napi::Value transfer_peer_lease(Call& call);
   Napi::Value transfer_stats(Call& call);
 
   // Block tables of their pools (block_functions.cc).

@@ -1,8 +1,6 @@
 // The agent of one JS thread: see transfer_agent.h.
 #include "transfer_agent.h"
 
-#include <sys/mman.h>
-
 #include <cassert>
 #include <cstring>
 #include <utility>
@@ -25,14 +23,6 @@ uint32_t transport_number(const char* name) {
 }
 
 }  // namespace
-
-std::unique_ptr<TablePages> TablePages::map(uint64_t bytes) {
-  void* address = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (address == MAP_FAILED) return nullptr;
-  return std::unique_ptr<TablePages>(new TablePages(address, bytes));
-}
-
-TablePages::~TablePages() { munmap(address_, bytes_); }
 
 TransferAgent::TransferAgent(Napi::Env env, std::span<uint32_t> events, std::span<uint8_t> notifications)
     : env_(env), events_(events), notifications_(notifications) {}
@@ -60,6 +50,10 @@ kv::Status TransferAgent::open(Napi::Env env, kv::AgentOptions options, napi_val
 
 TransferAgent::~TransferAgent() {
   if (wake_ == nullptr) return;
+  // Closed by the script, which may still hold buffers over pools that are about to go.
+  for (auto& [id, memory] : memory_) {
+    if (memory.is_external) napi_detach_arraybuffer(env_, memory.array.Value());
+  }
   napi_remove_env_cleanup_hook(env_, end, this);
   end(this);
 }
@@ -89,16 +83,8 @@ int64_t TransferAgent::add_pool(std::unique_ptr<kv::Pool> pool, const kv::Layout
   Memory memory;
   pool->set_layout(layout);
   if (has_table) {
-    const uint64_t bytes = kv::BlockTable::bytes_for(layout.blocks());
-    memory.table = TablePages::map(bytes);
-    if (memory.table == nullptr) {
-      *error = "the system gave no " + std::to_string(bytes) + " bytes for the block table";
-      return static_cast<int64_t>(kv::Status::kSystem);
-    }
-    std::unique_ptr<kv::BlockTable> table;
-    const kv::Status status = kv::BlockTable::create(memory.table->address(), bytes, layout.blocks(), &table, error);
+    const kv::Status status = pool->create_table(layout.blocks(), error);
     if (status != kv::Status::kOk) return static_cast<int64_t>(status);
-    pool->set_table(std::move(table));
   }
   if (array != nullptr) memory.array = Napi::Persistent(Napi::Object(env_, array));
   uint32_t id = 0;

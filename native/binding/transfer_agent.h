@@ -1,4 +1,4 @@
-// A transfer agent as one JS thread holds it: the agent, the memory of its pools, and the wake-up that joins its progress
+// A transfer agent as one JS thread holds it: the agent, the arrays of its pools, and the wake-up that joins its progress
 // thread to the event loop. A wake-up is a pending flag and one thread-safe function, so that whatever happened until JS
 // runs costs one call; it holds the event loop only while transfers of this agent are in flight.
 //
@@ -20,19 +20,6 @@
 
 namespace millrace {
 
-// Zeroed pages for a block table, committed when they are first written.
-class TablePages {
- public:
-  static std::unique_ptr<TablePages> map(uint64_t bytes);
-  ~TablePages();
-  void* address() const { return address_; }
-
- private:
-  TablePages(void* address, uint64_t bytes) : address_(address), bytes_(bytes) {}
-  void* address_;
-  uint64_t bytes_;
-};
-
 class TransferAgent {
  public:
   // The arrays outlive the agent.
@@ -53,7 +40,6 @@ class TransferAgent {
 
  private:
   struct Memory {
-    std::unique_ptr<TablePages> table;
     // The array that a pool wraps, or the buffer that was made over the pool.
     Napi::ObjectReference array;
     bool is_external = false;
@@ -69,6 +55,7 @@ class TransferAgent {
   napi_threadsafe_function wake_ = nullptr;
   // Set by the progress thread, cleared by the JS thread before it polls.
   std::atomic<bool> is_pending_{false};
+  // By pool.
   std::unordered_map<uint32_t, Memory> memory_;
   std::span<uint32_t> events_;
   std::span<uint8_t> notifications_;

@@ -10,7 +10,9 @@
 namespace millrace {
 namespace {
 
-constexpr size_t kNameBytesMax = 256;
+constexpr size_t kHostBytesMax = 255;
+static_assert(kTransferNotificationBytes == kv::kCallerNotificationBytesMax);
+static_assert(kTransferMetadataBytes == kv::kMetadataBytesMax);
 constexpr size_t kTransportsBytesMax = 256;
 
 uint64_t monotonic_ns() {
@@ -75,16 +77,16 @@ Napi::Value MillraceAddon::transfer_error(Call& call) { return call.result(trans
 
 Napi::Value MillraceAddon::transfer_open(Call& call) {
   kv::AgentOptions options;
-  options.name = call.text(0, "name", kNameBytesMax);
+  options.name = call.text(0, "name", kv::kAgentNameBytesMax);
   options.transports = split(call.text(1, "transports", kTransportsBytesMax));
-  options.listen_host = call.text(2, "listenHost", kNameBytesMax);
+  options.listen_host = call.text(2, "listenHost", kHostBytesMax);
   options.operations_max = call.u32(3, "operationsMax");
   options.spin_us = call.u32(4, "spinUs");
   const auto events = call.shared_array<uint32_t>(5, "events");
   const auto notifications = call.shared_array<uint8_t>(6, "notifications");
   call.require_function(7, "wake");
   call.require(events.size() >= kTransferEventWords, "events", "must hold at least one event");
-  call.require(notifications.size() >= kNotificationArrayBytes, "notifications",
+  call.require(notifications.size() >= kTransferNotificationBytes, "notifications",
                "must hold NOTIFICATION_BYTES_MAX bytes");
   require_place(call);
   if (call.failed()) return {};
@@ -99,7 +101,7 @@ Napi::Value MillraceAddon::transfer_open(Call& call) {
 Napi::Value MillraceAddon::transfer_pool_create(Call& call) {
   TransferAgent* agent = transfer_of(call);
   const uint64_t bytes = call.u64(1, "bytesLow", "bytesHigh");
-  const std::string name = call.text(3, "name", kNameBytesMax);
+  const std::string name = call.text(3, "name", kv::kPoolNameBytesMax);
   const auto words = call.array<uint32_t>(4, "layout");
   const std::string model = call.text(5, "model", kv::kModelBytesMax);
   const bool has_table = call.u32(6, "hasTable") != 0;
@@ -172,7 +174,7 @@ Napi::Value MillraceAddon::transfer_metadata(Call& call) {
 Napi::Value MillraceAddon::transfer_add_peer(Call& call) {
   TransferAgent* agent = transfer_of(call);
   const auto blob = call.array<uint8_t>(1, "metadata");
-  call.require(!blob.empty() && blob.size() <= kMetadataBytesMax, "metadata", "must hold 1 to METADATA_BYTES_MAX bytes");
+  call.require(!blob.empty() && blob.size() <= kTransferMetadataBytes, "metadata", "must hold 1 to METADATA_BYTES_MAX bytes");
   if (call.failed()) return {};
   uint32_t peer = 0;
   std::string error;
@@ -193,7 +195,7 @@ Napi::Value MillraceAddon::transfer_submit(Call& call) {
   const auto words = call.array<uint32_t>(1, "request");
   std::span<uint8_t> notification;
   if (!call.argument(2).IsNull()) notification = call.array<uint8_t>(2, "notification");
-  call.require(notification.size() <= kv::kNotificationBytesMax, "notification",
+  call.require(notification.size() <= kv::kCallerNotificationBytesMax, "notification",
                "must be of at most NOTIFICATION_BYTES_MAX bytes");
   if (call.failed()) return {};
   kv::TransferRequest request;
@@ -215,7 +217,7 @@ Napi::Value MillraceAddon::transfer_notify(Call& call) {
   TransferAgent* agent = transfer_of(call);
   const uint32_t peer = call.u32(1, "peer");
   const auto bytes = call.array<uint8_t>(2, "notification");
-  call.require(bytes.size() <= kv::kNotificationBytesMax, "notification",
+  call.require(bytes.size() <= kv::kCallerNotificationBytesMax, "notification",
                "must be of at most NOTIFICATION_BYTES_MAX bytes");
   if (call.failed()) return {};
   return transfer_result(call, agent->agent().notify(peer, bytes), {});
@@ -232,9 +234,10 @@ Napi::Value MillraceAddon::transfer_lease(Call& call) {
   const uint32_t pool = call.u32(1, "pool");
   const auto blocks = call.array<uint32_t>(2, "blocks");
   const uint32_t ttl_ms = call.u32(3, "ttlMs");
+  const uint32_t peer = call.u32(4, "peer");
   if (call.failed()) return {};
   std::string error;
-  const int64_t id = agent->agent().lease(pool, blocks, ttl_ms, &error);
+  const int64_t id = agent->agent().lease(pool, blocks, ttl_ms, peer, &error);
   return transfer_result(call, id, std::move(error));
 }
 
@@ -244,6 +247,18 @@ Napi::Value MillraceAddon::transfer_release_lease(Call& call) {
   if (call.failed()) return {};
   return transfer_result(call, agent->agent().release_lease(id), {});
 }
+
+template <kv::Status (kv::Agent::*method)(uint32_t, uint64_t)>
+Napi::Value MillraceAddon::transfer_peer_lease(Call& call) {
+  TransferAgent* agent = transfer_of(call);
+  const uint32_t peer = call.u32(1, "peer");
+  const uint64_t lease = call.u64(2, "leaseLow", "leaseHigh");
+  if (call.failed()) return {};
+  return transfer_result(call, (agent->agent().*method)(peer, lease), {});
+}
+
+template Napi::Value MillraceAddon::transfer_peer_lease<&kv::Agent::hold_lease>(Call&);
+template Napi::Value MillraceAddon::transfer_peer_lease<&kv::Agent::drop_lease>(Call&);
 
 Napi::Value MillraceAddon::transfer_stats(Call& call) {
   TransferAgent* agent = transfer_of(call);

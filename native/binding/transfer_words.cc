@@ -9,6 +9,7 @@ namespace millrace {
 namespace {
 
 constexpr uint64_t kNsPerMs = 1'000'000;
+static_assert(kTransferBlocks == kv::kBlocksPerTransferMax);
 
 uint64_t two_words(const uint32_t* words) { return uint64_t{words[1]} << 32 | words[0]; }
 
@@ -83,12 +84,12 @@ kv::Status read_request(std::span<const uint32_t> words, std::span<const uint8_t
       !at_most(words[kTransferRequestReader], 2, "reader", error) ||
       !at_most(words[kTransferRequestPriority], 255, "priority", error) ||
       !at_most(words[kTransferRequestTransport], std::size(kTransports), "transport", error) ||
-      !at_most(words[kTransferRequestHasGenerations], 1, "hasGenerations", error) ||
-      !at_most(words[kTransferRequestBlocks], kTransferBlocksMax, "blocks", error)) {
+      !at_most(words[kTransferRequestGenerations], 1, "generations", error) ||
+      !at_most(words[kTransferRequestBlocks], kTransferBlocks, "blocks", error)) {
     return kv::Status::kInvalid;
   }
   const size_t count = words[kTransferRequestBlocks];
-  const bool has_generations = words[kTransferRequestHasGenerations] == 1;
+  const bool has_generations = words[kTransferRequestGenerations] == 1;
   if (words.size() != kTransferRequestWords + count * (has_generations ? 3 : 2)) {
     *error = "request has other words than its number of blocks says";
     return kv::Status::kInvalid;
@@ -106,6 +107,7 @@ kv::Status read_request(std::span<const uint32_t> words, std::span<const uint8_t
   out->integrity = static_cast<kv::Integrity>(words[kTransferRequestIntegrity]);
   out->reader = static_cast<kv::Reader>(words[kTransferRequestReader]);
   out->priority = static_cast<uint8_t>(words[kTransferRequestPriority]);
+  out->lease = two_words(&words[kTransferRequestLease]);
   const uint64_t deadline_ms = words[kTransferRequestDeadlineMs];
   out->deadline_ns = deadline_ms == 0 ? 0 : now_ns + deadline_ms * kNsPerMs;
   const uint32_t transport = words[kTransferRequestTransport];

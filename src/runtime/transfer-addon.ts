@@ -65,9 +65,12 @@ export interface TransferAddon {
   transferNotify(handle: number, peer: number, notification: Uint8Array): number;
   /** Writes events that have happened and returns how many; call it until it returns 0. */
   transferPoll(handle: number): number;
-  /** Returns the lease's id. */
-  transferLease(handle: number, pool: number, blocks: Uint32Array, ttlMs: number): number;
+  /** Leases blocks of a pool here to `peer`, 0: whoever renews it. Returns the lease's id. */
+  transferLease(handle: number, pool: number, blocks: Uint32Array, ttlMs: number, peer: number): number;
   transferReleaseLease(handle: number, idLow: number, idHigh: number): number;
+  /** Renews a peer's lease until `transferDropLease` or the loss of the peer. */
+  transferHoldLease(handle: number, peer: number, leaseLow: number, leaseHigh: number): number;
+  transferDropLease(handle: number, peer: number, leaseLow: number, leaseHigh: number): number;
   /** The agent's numbers as JSON. */
   transferStats(handle: number): string;
 

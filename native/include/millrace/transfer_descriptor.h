@@ -5,7 +5,7 @@
 
 namespace millrace {
 
-inline constexpr uint32_t kTransferRequestWords = 16;
+inline constexpr uint32_t kTransferRequestWords = 18;
 inline constexpr uint32_t kTransferRequestPeer = 0;
 inline constexpr uint32_t kTransferRequestDirection = 1;
 inline constexpr uint32_t kTransferRequestLocalPool = 2;
@@ -20,7 +20,8 @@ inline constexpr uint32_t kTransferRequestPriority = 10;
 inline constexpr uint32_t kTransferRequestTransport = 11;
 inline constexpr uint32_t kTransferRequestDeadlineMs = 12;
 inline constexpr uint32_t kTransferRequestBlocks = 13;
-inline constexpr uint32_t kTransferRequestHasGenerations = 14;
+inline constexpr uint32_t kTransferRequestGenerations = 14;
+inline constexpr uint32_t kTransferRequestLease = 15;
 inline constexpr uint32_t kTransferLayoutWords = 18;
 inline constexpr uint32_t kTransferLayoutKind = 0;
 inline constexpr uint32_t kTransferLayoutLayers = 1;
@@ -60,8 +61,8 @@ inline constexpr uint32_t kBlockCommitWords = 5;
 inline constexpr uint32_t kBlockOutcomeWords = 2;
 inline constexpr uint32_t kBlockStatsCount = 8;
 inline constexpr const char* kTransports[] = {"memory", "shm", "cma", "tcp", "ucx", "cuda"};
-inline constexpr uint32_t kMetadataBytesMax = 16777216;
-inline constexpr uint32_t kTransferBlocksMax = 1048576;
-inline constexpr uint32_t kNotificationArrayBytes = 65536;
+inline constexpr uint32_t kTransferMetadataBytes = 4194304;
+inline constexpr uint32_t kTransferBlocks = 1048576;
+inline constexpr uint32_t kTransferNotificationBytes = 65520;
 
 }  // namespace millrace
