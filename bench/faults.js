@@ -71,13 +71,7 @@ const injectAfter = tokens >> 2;
 const facts = machine(); // before the load, as it holds the load average
 const asks = Array.from({ length: streams }, (_, index) => askOf(index, tokens));
 const laterAsks = Array.from({ length: 2 * workers }, (_, at) => askOf(streams + at, LATER_TOKENS));
-const wanted = FAULT_CASES.filter(({ name }) => flags.cases.includes(name));
-const skipped = wanted.flatMap(({ name, lacks }) => {
-  const reason = lacks?.() ?? null;
-  return reason === null ? [] : [{ name, reason }];
-});
-for (const { name, reason } of skipped) process.stderr.write(`skipped: ${name}: ${reason}\n`);
-const chosen = wanted.filter(({ name }) => skipped.every(one => one.name !== name));
+const chosen = FAULT_CASES.filter(({ name }) => flags.cases.includes(name));
 const bar = progress('faults', 1 + chosen.length * modes.length);
 /** @type {import('./lib/fault-run.js').CaseResult[]} */
 const cases = [];
@@ -110,7 +104,7 @@ const settings = {
   limits: PLANE_LIMITS,
   policy: 'round-robin',
 };
-const result = { bench: 'faults', commit: commit(), machine: facts, settings, cases, skipped };
+const result = { bench: 'faults', commit: commit(), machine: facts, settings, cases };
 printResult(result, { json: flags.json, table: cases.map(tableRow) });
 for (const seen of cases) {
   if (isKept(seen)) continue;

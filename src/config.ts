@@ -8,7 +8,7 @@ import { dirname, resolve } from 'node:path';
 import { isMap, isScalar, LineCounter, parseDocument } from 'yaml';
 import { type DisaggConfig, readDisaggregation } from './disagg-config.js';
 import { ConfigError } from './errors.js';
-import { DEFAULT_LIMITS, type Limits } from './limits.js';
+import { DEFAULT_LIMITS, LIMITS, type Limits } from './limits.js';
 import type { LogLevel } from './runtime/logger.js';
 import { nearestName } from './runtime/nearest-name.js';
 import { integer, type MockWorkers, oneOf, path } from './setting-values.js';
@@ -33,6 +33,8 @@ export interface ModelConfig {
   readonly path: string | null;
   /** Overrides what the workers report, in tokens. */
   readonly contextLength: number | null;
+  /** Overrides the limit of that name, in milliseconds. */
+  readonly hedgeAfterMs: number | null;
   /** How prefill and decode workers share its requests, where it has both. */
   readonly disaggregation: DisaggConfig;
 }
@@ -202,6 +204,11 @@ function readTextSource(
   };
 }
 
+function readHedge(raw: unknown, source: string): number | null {
+  const { min, max, unit } = LIMITS.hedgeAfterMs;
+  return raw === undefined || raw === null ? null : integer(min, max, unit)(raw, source);
+}
+
 function readModels(
   raw: unknown,
   names: ConfigNames,
@@ -211,7 +218,7 @@ function readModels(
   if (typeof raw !== 'object' || raw === null || Array.isArray(raw)) {
     throw new ConfigError('models must be a map from model name to its settings');
   }
-  const valid = ['workers', 'policy', 'tokenizer', 'path', 'contextLength', 'disaggregation'];
+  const valid = ['workers', 'policy', 'tokenizer', 'path', 'contextLength', 'hedgeAfterMs', 'disaggregation'];
   const models: Record<string, ModelConfig> = {};
   for (const [name, value] of Object.entries(raw)) {
     const at = `models.${name}`;
@@ -231,6 +238,7 @@ function readModels(
         given.contextLength === undefined
           ? null
           : integer(1, 100_000_000, 'tokens')(given.contextLength, `${at}.contextLength`),
+      hedgeAfterMs: readHedge(given.hedgeAfterMs, `${at}.hedgeAfterMs`),
       disaggregation: readDisaggregation(given.disaggregation, `${at}.disaggregation`),
     });
   }

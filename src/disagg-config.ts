@@ -43,14 +43,15 @@ export function bootstrapAddress(raw: unknown, source: string): string {
   throw wrong(source, raw, 'host:port of a bootstrap server, an IPv6 address in brackets');
 }
 
-/** Host without brackets and port of a checked address; of a worker at `url` that names none. */
+/** Host without brackets and port of a checked address; of a worker at `url` that names none, with the port that it tells. */
 export function bootstrapOf(
   address: string | null,
   url: string,
+  toldPort: number | null = null,
 ): { readonly host: string; readonly port: number } {
   const match = address === null ? null : BOOTSTRAP.exec(address);
   if (match !== null) return { host: match[1] ?? match[2]!, port: Number(match[3]) };
-  return { host: new URL(url).hostname.replace(/^\[|\]$/g, ''), port: BOOTSTRAP_PORT };
+  return { host: new URL(url).hostname.replace(/^\[|\]$/g, ''), port: toldPort ?? BOOTSTRAP_PORT };
 }
 
 /** Text that an engine gave. Throws ConfigError. */

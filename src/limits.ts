@@ -8,7 +8,7 @@
  * `--help`.
  */
 export interface Limit {
-  readonly unit: 'bytes' | 'count' | 'ms' | 'tokens';
+  readonly unit: 'bytes' | 'count' | 'ms' | 'percent' | 'tokens';
   readonly min: number;
   readonly max: number;
   readonly default: number;
@@ -136,6 +136,14 @@ export const LIMITS = {
     'time in which failures of a worker are counted together',
   ),
   breakerOpenMs: limit('ms', 10, HOUR_MS, 5_000, 'time for which a worker that fails is avoided'),
+  hedgeAfterMs: limit(
+    'ms',
+    0,
+    HOUR_MS,
+    0,
+    'time without a first token after which a second worker is asked too; 0: never',
+  ),
+  hedgePercentMax: limit('percent', 1, 100, 5, 'requests in flight that run on two workers, rounded up'),
   poolHeapBytesMax: limit('bytes', 64 * MIB, 64 * GIB, GIB, 'JavaScript heap of one pool thread'),
   poolRestartsMax: limit('count', 1, 100, 5, 'restarts of a pool thread in 10 s before its slot is off'),
   jsonKeysMax: limit('count', 16, 1_000_000, 1000, 'keys of one object in a request body'),

@@ -100,6 +100,8 @@ export interface FakeEngineOptions {
 /** A running fake engine. */
 export class FakeEngine {
   readonly calls: FakeCall[] = [];
+  /** Status of its health route. */
+  health = 200;
   script: (call: FakeCall) => void;
   readonly #server: net.Server;
   readonly #sockets = new Set<net.Socket>();
@@ -163,7 +165,7 @@ export class FakeEngine {
 
   #answer(call: FakeCall): void {
     const { path } = call;
-    if (path === '/health') call.respond(200, 'text/plain', '');
+    if (path === '/health') call.respond(this.health, 'text/plain', '');
     else if (path === '/v1/models') call.respond(200, 'application/json', this.#models);
     else if (path === '/version') call.respond(200, 'application/json', this.#version);
     else if (path === '/metrics') call.respond(200, 'text/plain', '');

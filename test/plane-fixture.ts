@@ -131,6 +131,7 @@ export function planeLeftovers(plane: Plane): string[] {
     ['requests in flight', socket.requestsInFlight],
     ['retained bytes', socket.retainedBytes],
     ['parked asks', socket.parkedAsks],
+    ['hedged requests', socket.hedges.open],
     ['reservations', socket.ledger.held()],
   ];
   for (let slot = 0; slot < plane.workers.length; slot++) {
@@ -143,9 +144,10 @@ export function planeLeftovers(plane: Plane): string[] {
   return nonZero(found);
 }
 
-const sideChannelOf = (port: number) => ({
-  bootstrap: `127.0.0.1:${port}`,
-  kvInfoEndpoint: `http://127.0.0.1:${port}`,
+/** Nobody can be asked for the port of Mooncake's bootstrap server, even where workers are asked. */
+const sideChannelOf = (port: number, isAsked: boolean, connector: string) => ({
+  ...(isAsked && connector !== 'mooncake' ? {} : { bootstrap: `127.0.0.1:${port}` }),
+  ...(isAsked ? {} : { kvInfoEndpoint: `http://127.0.0.1:${port}` }),
 });
 
 export interface FixtureOptions {
@@ -163,7 +165,7 @@ export interface FixtureOptions {
   /** Where workers link in; without it nowhere. */
   readonly linkListen?: string;
   readonly adminToken?: string;
-  /** Mocks are asked where they publish events, as workers are that say nothing of it. */
+  /** Mocks are asked where they publish events and hand KV over; else they are configured with it. */
   readonly asked?: boolean;
   /** Modules with adapters of further engines. */
   readonly extensions?: readonly string[];
@@ -215,13 +217,19 @@ export class PlaneFixture {
       ),
     );
     const fakes = await Promise.all((options.fakes ?? []).map(fake => FakeEngine.start(fake)));
-    const { roles = [] } = options;
+    const { roles = [], asked: isAsked = false } = options;
     const workers = [
       ...mocks.map(({ url, events, connector }, at) => ({
         url,
-        ...(options.asked === true ? {} : { kvEvents: events?.publish, kvEventsReplay: events?.replay }),
+        ...(isAsked ? {} : { kvEvents: events?.publish, kvEventsReplay: events?.replay }),
         role: roles[at],
-        ...(connector === null ? {} : sideChannelOf(connector.options.carrier.port)),
+        ...(connector === null
+          ? {}
+          : sideChannelOf(
+              connector.options.carrier.port,
+              isAsked,
+              options.mocks?.[at]?.disagg?.connector ?? '',
+            )),
       })),
       ...fakes.map((fake, at) => ({ url: fake.url, role: roles[mocks.length + at] })),
       ...(options.workers ?? []),

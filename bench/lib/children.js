@@ -31,15 +31,22 @@ function own(child) {
   return child;
 }
 
+/** The `{"event":"listening",…}` that a line of stdout holds; null: another line. @param {string} line */
+function listeningOf(line) {
+  const said = line.startsWith('{') ? JSON.parse(line) : {};
+  return said.event === 'listening' ? said : null;
+}
+
 /**
- * Runs `node <args>` until it prints its `{"event":"listening",…}` line on stdout.
+ * Runs `node <args>` until it says that it is ready, which a server does with its `{"event":"listening",…}` line on stdout.
  * @param {string} name  For error messages.
  * @param {readonly string[]} args
- * @param {{ channel?: boolean }} [options]  `channel`: the child can be asked by message.
+ * @param {{ channel?: boolean, readyLog?: RegExp }} [options]  `channel`: the child can be asked by message. `readyLog`: it
+ *   says it with such a line on stderr instead; `listening` is empty then.
  * @returns {Promise<{ pid: number, listening: any, ask: Ask, stop(): Promise<void>, failed(): string | undefined, exited: Promise<Exit> }>}
  *   `failed` says how the child ended if it has ended by itself.
  */
-export function startServer(name, args, { channel = false } = {}) {
+export function startServer(name, args, { channel = false, readyLog } = {}) {
   const child = own(
     spawn(process.execPath, args, { stdio: ['pipe', 'pipe', 'pipe', ...(channel ? ['ipc'] : [])] }),
   );
@@ -63,16 +70,18 @@ export function startServer(name, args, { channel = false } = {}) {
     const timer = setTimeout(() => {
       child.kill('SIGKILL');
       reject(
-        new Error(`${name} did not print its listening line within ${START_DEADLINE_MS / 1000} s\n${stderr}`),
+        new Error(`${name} did not say that it is ready within ${START_DEADLINE_MS / 1000} s\n${stderr}`),
       );
     }, START_DEADLINE_MS);
     exited.then(() => {
       clearTimeout(timer);
       reject(new Error(ended));
     });
-    createInterface({ input: child.stdout }).on('line', line => {
-      const listening = line.startsWith('{') ? JSON.parse(line) : {};
-      if (listening.event !== 'listening') return;
+    const isReady = (/** @type {string} */ line) => (readyLog?.test(line) === true ? {} : null);
+    const [input, read] = readyLog === undefined ? [child.stdout, listeningOf] : [child.stderr, isReady];
+    createInterface({ input }).on('line', line => {
+      const listening = read(line);
+      if (listening === null) return;
       clearTimeout(timer);
       const ask = askerOf(name, child);
       resolve({ pid: Number(child.pid), listening, ask, stop, failed: () => ended || undefined, exited });

@@ -4,7 +4,7 @@
  */
 import { readFileSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { fetched } from './fault-fleet.js';
+import { fetched, sumOf } from './fault-fleet.js';
 
 const EXIT_DEADLINE_MS = 5000;
 /** Shorter than one probe deadline and than the silence that a stream may have: no check can have failed. */
@@ -25,8 +25,8 @@ export const SHORT_STOP_MS = 700;
  * @typedef {object} FaultCase
  * @property {string} name
  * @property {string} what  One line for `--help`.
- * @property {() => string | null} [lacks]  Why the case cannot run in this build; null: it can.
  * @property {boolean} [split]  Prefill and decode on workers of their own; absent: every worker does both.
+ * @property {boolean} [linked]  A `millrace worker` beside every engine; absent: the plane asks them over HTTP.
  * @property {number} [gapTargetMs]  Wished longest pause at p99; printed beside, never judged.
  * @property {boolean} [untouchable]  No stream may be moved or asked for again, and no worker may be removed.
  * @property {boolean} [touchesNone]  The fault need not meet a stream; the pauses are those of all streams.
@@ -62,12 +62,12 @@ export const answers = mock => mock.failed() === undefined && stateOf(mock.pid) 
 /** @param {Server} mock */
 const nameOf = mock => `engine ${mock.pid}`;
 
-/** How an engine has ended by a signal, waiting for it up to a deadline. @param {Server} target @param {'SIGKILL' | 'SIGTERM'} sent @returns {Promise<Proof>} */
-async function endOf(target, sent) {
+/** How a process has ended by a signal, waiting for it up to a deadline. @param {Server} target @param {'SIGKILL' | 'SIGTERM'} sent @param {string} [name] @returns {Promise<Proof>} */
+async function endOf(target, sent, name = nameOf(target)) {
   const exit = await Promise.race([target.exited, sleep(EXIT_DEADLINE_MS, null, { ref: false })]);
   const how = exit === null ? 'has not ended' : `ended with ${exit.signal ?? `code ${exit.code}`}`;
   const happened = exit !== null && (sent === 'SIGTERM' ? exit.code === 0 : exit.signal === sent);
-  return { happened, proof: `${nameOf(target)} ${how}` };
+  return { happened, proof: `${name} ${how}` };
 }
 
 /** Ends an engine of the rig. @param {'SIGKILL' | 'SIGTERM'} sent @param {(rig: Rig) => Server} choose */
@@ -151,13 +151,64 @@ export async function silentAndWell(rig, blow, armed) {
   return { happened, proof: `${proof}, and answer 200 on /health` };
 }
 
-/** As `prove` says, and some prefill engine that lives has had requests of the load. @param {NonNullable<FaultCase['prove']>} prove @returns {NonNullable<FaultCase['prove']>} */
-export const withHandOvers = prove => async (rig, blow, armed) => {
+/** Answers that an engine broke off because its peer went away, as it counts them. @param {Server} mock */
+const abortsOf = async mock =>
+  sumOf(
+    await fetched(`${mock.listening.url}/metrics`),
+    'vllm:request_success_total',
+    'finished_reason="abort"',
+  );
+
+/**
+ * Kills the worker link beside the busiest engine. The engine's streams ran over it: the engine sees the peer of each of
+ * them go away. @param {Rig} rig @returns {Promise<Blow>}
+ */
+export async function killLink(rig) {
+  const { fleet, streams } = rig;
+  const target = busiest(rig);
+  const agent = fleet.agents[fleet.mocks.indexOf(target)];
+  const before = await abortsOf(target);
+  const open = streams.filter(({ ended, worker }) => !ended && worker === target.listening.url).length;
+  process.kill(agent.pid, 'SIGKILL');
+  const { happened, proof } = await endOf(agent, 'SIGKILL', `link process ${agent.pid}`);
+  const deadline = performance.now() + EXIT_DEADLINE_MS;
+  let cut = 0;
+  do cut = (await abortsOf(target)) - before;
+  while (cut < open && performance.now() < deadline);
+  const told = `${proof}, which cut ${cut} of the ${open} streams of ${nameOf(target)}; the engine lives`;
+  return { target, happened: happened && open > 0 && cut === open && answers(target), proof: told };
+}
+
+/**
+ * As `prove` says, and every living prefill engine has handed prompts over, none much more than another.
+ * @param {NonNullable<FaultCase['prove']>} prove
+ * @param {boolean} [ofAll]  Every stream has had a prompt that was handed over.
+ * @returns {NonNullable<FaultCase['prove']>}
+ */
+export const withHandOvers =
+  (prove, ofAll = false) =>
+  async (rig, blow, armed) => {
+    const { happened, proof } = await prove(rig, blow, armed);
+    const counted = (/** @type {readonly Server[]} */ mocks) =>
+      Promise.all(mocks.filter(answers).map(mock => mock.ask({}, 0)));
+    const given = (await counted(rig.fleet.prefills)).map(counts => Number(counts.given));
+    const taken = (await counted(rig.fleet.mocks)).map(counts => Number(counts.taken));
+    const sum = (/** @type {readonly number[]} */ of) => of.reduce((total, one) => total + one, 0);
+    const isSpread = given.length > 0 && Math.min(...given) * 2 * given.length >= sum(given);
+    const isEnough = sum(given) > 0 && sum(taken) >= (ofAll ? rig.streams.length : 1);
+    return {
+      happened: happened && isSpread && isEnough,
+      proof: `${proof}; prefill engines handed over ${given.join(', ')} prompts, decode engines took ${taken.join(', ')}`,
+    };
+  };
+
+/** Nobody handed a prompt over: decode engines have computed all of them. @param {NonNullable<FaultCase['prove']>} prove @returns {NonNullable<FaultCase['prove']>} */
+export const withoutHandOvers = prove => async (rig, blow, armed) => {
   const { happened, proof } = await prove(rig, blow, armed);
-  const living = rig.fleet.prefills.filter(answers);
-  const drawn = await Promise.all(living.map(async mock => (await mock.ask({}, 0)).requests));
+  const counts = await Promise.all(rig.fleet.mocks.filter(answers).map(mock => mock.ask({}, 0)));
+  const taken = counts.map(one => Number(one.taken));
   return {
-    happened: happened && drawn.some(requests => requests > 0),
-    proof: `${proof}; living prefill engines had ${drawn.join(', ')} requests`,
+    happened: happened && taken.every(count => count === 0),
+    proof: `${proof}; decode engines took ${taken.join(', ')} prompts from elsewhere`,
   };
 };

@@ -1,6 +1,4 @@
 /** The faults of the fault bench, in the order in which they run: what each does, to whom and when, and how it is proven. */
-import { loadConfig } from '#millrace/config.js';
-import { ConfigError } from '#millrace/errors.js';
 import {
   allKilled,
   arming,
@@ -8,12 +6,14 @@ import {
   counted,
   ending,
   killingFirst,
+  killLink,
   SHORT_STOP_MS,
   silentAndWell,
   stillStopped,
   stopForGood,
   stopShortly,
   withHandOvers,
+  withoutHandOvers,
 } from './fault-blows.js';
 
 /** More requests than any run sends. */
@@ -38,6 +38,9 @@ const inMiddle =
   kind =>
   ({ perWorker, injectAfter }) => [{ kind, afterTokens: injectAfter, requests: perWorker }];
 
+/** The proof of the blow itself. @type {NonNullable<FaultCase['prove']>} */
+const asStruck = async (_rig, blow) => blow ?? { happened: false, proof: 'nothing was done' };
+
 /** Every 20th hand-over of an engine fails; those of several engines take turns. @param {Rig} rig @param {number} at @returns {import('./fault-probe.js').ArmedFaults[]} */
 function handOverFailures({ fleet, perWorker }, at) {
   const before = 1 + Math.floor((at * HAND_OVERS_PER_FAILURE) / fleet.prefills.length);
@@ -48,21 +51,6 @@ function handOverFailures({ fleet, perWorker }, at) {
   ];
   const all = Array.from({ length: rounds }, () => round).flat();
   return [{ kind: null, afterTokens: 0, requests: before }, ...all];
-}
-
-/** Why `serve` cannot tell prefill from decode workers; null: it can. */
-function lacksRoles() {
-  const workers = ['prefill', 'decode'].map((role, at) => ({ url: `http://127.0.0.1:${at + 1}`, role }));
-  try {
-    loadConfig(
-      { policies: ['round-robin'], tokenizers: [] },
-      { options: { workers, policy: 'round-robin' } },
-    );
-    return null;
-  } catch (error) {
-    if (!(error instanceof ConfigError)) throw error;
-    return `serve knows no roles of workers: ${error.message}`;
-  }
 }
 
 /** @type {readonly FaultCase[]} */
@@ -134,7 +122,7 @@ const SPLIT = [
     what: 'no fault, with prefill and decode on workers of their own',
     untouchable: true,
     touchesNone: true,
-    prove: withHandOvers(async () => ({ happened: true, proof: 'nothing is done' })),
+    prove: withHandOvers(async () => ({ happened: true, proof: 'nothing is done' }), true),
   },
   {
     name: 'prefill-before',
@@ -161,12 +149,14 @@ const SPLIT = [
     what: 'SIGKILL of a prefill engine when all its prompts have been handed over',
     touchesNone: true,
     strike: ending('SIGKILL', ({ fleet }) => fleet.prefills[0]),
+    prove: withHandOvers(asStruck),
   },
   {
     name: 'split-sigkill',
     what: 'SIGKILL of a decode engine in mid-stream',
     gapTargetMs: 2000,
     strike: ending('SIGKILL', busiest),
+    prove: withHandOvers(asStruck),
   },
   {
     name: 'hand-over-5',
@@ -180,15 +170,17 @@ const SPLIT = [
     what: 'SIGKILL of all prefill engines right before the load: decode engines compute the prompts',
     touchesNone: true,
     arm: killingFirst(({ fleet }) => fleet.prefills),
-    prove: allKilled,
+    prove: withoutHandOvers(allKilled),
   },
-].map(faultCase => ({ ...faultCase, split: true, lacks: lacksRoles }));
+].map(faultCase => ({ ...faultCase, split: true }));
 
 /** @type {FaultCase} */
 const LINK = {
   name: 'link-sigkill',
-  what: 'SIGKILL of `millrace worker` while its engine lives',
-  lacks: () => 'serve takes no links of `millrace worker`',
+  what: 'SIGKILL of `millrace worker` in mid-stream, while its engine lives',
+  linked: true,
+  gapTargetMs: 2000,
+  strike: killLink,
 };
 
 /** All cases, in the order in which they run. @type {readonly FaultCase[]} */

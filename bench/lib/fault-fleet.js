@@ -48,6 +48,7 @@ export const PLANE_LIMITS = {
  * @property {number} port  Of the plane.
  * @property {readonly Server[]} mocks  Engines that answer requests.
  * @property {readonly Server[]} prefills  Engines that only compute prompts, one for each of `mocks`; none unless the fleet is split.
+ * @property {readonly Server[]} agents  `millrace worker` beside each of `mocks`; none unless the fleet is linked.
  * @property {Server} plane
  * @property {() => Promise<void>} stop
  */
@@ -97,23 +98,31 @@ export async function referenceTexts(asks) {
 
 /**
  * Starts engines and plane. Rejects, with nothing left running, when one of them does not start.
- * @param {{ workers: number, speed: number, mode: Mode, split?: boolean }} options  `split`: prefill and decode on workers of
- *   their own, `workers` of each.
+ * @param {{ workers: number, speed: number, mode: Mode, split?: boolean, linked?: boolean }} options  `split`: prefill and
+ *   decode on workers of their own, `workers` of each. `linked`: the answers come over worker links.
  * @returns {Promise<Fleet>}
  */
-export async function startFleet({ workers, speed, mode, split = false }) {
+export async function startFleet({ workers, speed, mode, split = false, linked = false }) {
   const engines = split ? 2 * workers : workers;
-  const started = await Promise.allSettled(Array.from({ length: engines }, () => startMock(speed, split)));
-  const servers = started.flatMap(result => (result.status === 'fulfilled' ? [result.value] : []));
+  /** @type {Server[]} */
+  const servers = [];
   const stop = async () => {
     await Promise.all(servers.map(server => server.stop()));
   };
+  /** All of them, or an error once each has started or failed. @param {readonly Promise<Server>[]} starting */
+  const started = async starting => {
+    const results = await Promise.allSettled(starting);
+    const good = results.flatMap(result => (result.status === 'fulfilled' ? [result.value] : []));
+    servers.push(...good);
+    for (const result of results) if (result.status === 'rejected') throw result.reason;
+    return good;
+  };
   try {
-    for (const result of started) if (result.status === 'rejected') throw result.reason;
-    const [mocks, prefills] = [servers.slice(0, workers), servers.slice(workers)];
-    const plane = await startPlane(mocks, prefills, mode);
-    servers.push(plane);
-    const fleet = { host: '127.0.0.1', port: plane.listening.port, mocks, prefills, plane, stop };
+    const all = await started(Array.from({ length: engines }, () => startMock(speed, split)));
+    const [mocks, prefills] = [all.slice(0, workers), all.slice(workers)];
+    const [plane] = await started([startPlane(mocks, prefills, mode, linked)]);
+    const agents = await started(linked ? mocks.map(mock => startAgent(mock, plane)) : []);
+    const fleet = { host: '127.0.0.1', port: plane.listening.port, mocks, prefills, agents, plane, stop };
     const areReady = async () => (await health(fleet)).workers.ready === engines;
     await polled(areReady, READY_DEADLINE_MS, 'some workers are not ready');
     await warm(fleet);
@@ -124,8 +133,14 @@ export async function startFleet({ workers, speed, mode, split = false }) {
   }
 }
 
-/** The configuration goes through a file, as flags have no room for roles. @param {readonly Server[]} mocks @param {readonly Server[]} prefills @param {Mode} mode */
-async function startPlane(mocks, prefills, mode) {
+/** Resolves when it is linked. @param {Server} mock @param {Server} plane */
+function startAgent({ listening: engine }, { listening: plane }) {
+  const args = [MAIN, 'worker', '--engine', engine.url, '--plane', plane.linkAddress];
+  return startServer('a worker link', args, { readyLog: /linked to a data plane/ });
+}
+
+/** The configuration goes through a file, as flags have no room for roles. @param {readonly Server[]} mocks @param {readonly Server[]} prefills @param {Mode} mode @param {boolean} linked */
+async function startPlane(mocks, prefills, mode, linked) {
   const folder = mkdtempSync(path.join(tmpdir(), 'millrace-faults-'));
   try {
     const file = path.join(folder, 'millrace.json');
@@ -138,7 +153,8 @@ async function startPlane(mocks, prefills, mode) {
     const model = { workers: roles, tokenizer, disaggregation: { policy: 'always' } };
     const served =
       prefills.length === 0 ? { workers: mocks.map(urlOf), tokenizer } : { models: { [MODEL]: model } };
-    const shared = { port: 0, policy: 'round-robin', logLevel: 'warn', limits: PLANE_LIMITS };
+    const linkListen = linked ? '127.0.0.1:0' : null;
+    const shared = { port: 0, policy: 'round-robin', logLevel: 'warn', limits: PLANE_LIMITS, linkListen };
     // YAML is a superset of JSON.
     writeFileSync(file, JSON.stringify({ ...shared, ...served }));
     return await startServer('the plane', [MAIN, 'serve', '--json', '--config', file]);
@@ -153,7 +169,7 @@ async function warm(fleet) {
     askOf(WARM_SERIAL + at, WARM_TOKENS),
   );
   await Promise.all(asks.map(({ path: route, body }) => fetched(`${planeUrl(fleet)}${route}`, body)));
-  await Promise.all(fleet.prefills.map(mock => mock.ask({ reset: true }, 0)));
+  await Promise.all([...fleet.mocks, ...fleet.prefills].map(mock => mock.ask({ reset: true }, 0)));
 }
 
 /** @param {Fleet} fleet */
@@ -204,7 +220,7 @@ export function watchReady(fleet) {
 }
 
 /** Sum of a family's samples whose labels hold `label`. @param {string} text @param {string} family @param {string} [label] */
-function sumOf(text, family, label = '') {
+export function sumOf(text, family, label = '') {
   const lines = text
     .split('\n')
     .filter(line => line.startsWith(`${family} `) || line.startsWith(`${family}{`));

@@ -88,7 +88,8 @@ async function disturb({ arm, strike, prove }, fleet, { asks, laterAsks, injectA
  * @returns {Promise<CaseResult>}
  */
 export async function runCase(faultCase, options) {
-  const fleet = await startFleet({ ...options, split: faultCase.split });
+  const { split, linked } = faultCase;
+  const fleet = await startFleet({ ...options, split, linked });
   try {
     const before = await planeCounters(fleet);
     const stopWatch = watchReady(fleet);

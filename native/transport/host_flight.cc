@@ -17,6 +17,16 @@ constexpr uint64_t kWaitingScanNs = 10 * kMillisecond;
 // A little less than what is promised, as times are looked at every 10 ms.
 constexpr uint64_t kSilenceNs = (kPeerLossMs - 100) * kMillisecond;
 
+// What was read before this was read before what is read after it.
+void fence_loads() {
+#if defined(__aarch64__)
+  __asm__ __volatile__("dmb ishld" ::: "memory");
+#else
+  // Processors of the x86 family keep loads in order; this is for the compiler.
+  __asm__ __volatile__("" ::: "memory");
+#endif
+}
+
 }  // namespace
 
 Status HostTransport::submit(uint32_t id, const Operation& operation) {
@@ -56,7 +66,7 @@ void HostTransport::start(Flight& flight) {
   std::string error;
   Status status = measure_runs(flight.runs, source_bytes, target_bytes, &flight.bytes, &error);
   const bool has_table = pool.facts.has_table != 0;
-  if (status == Status::kOk && has_table && operation.remote_generations.empty()) status = Status::kNotAllowed;
+  if (status == Status::kOk && has_table && operation.remote_generations.empty()) status = Status::kInvalid;
   if (status == Status::kOk && pool.table != nullptr && is_read) status = check_before(flight, pool);
   if (status != Status::kOk) return complete(operation.id, status);
   // Reads look at the generations themselves where they can.
@@ -80,6 +90,8 @@ Status HostTransport::check_before(const Flight& flight, const RemotePool& pool)
     if (block >= pool.table->table()->blocks()) return Status::kInvalid;
     const BlockState state = pool.table->table()->state(block);
     if (state == BlockState::kFree || state == BlockState::kQuarantine) return Status::kStale;
+    // Nobody has said yet that there is anything to read.
+    if (state == BlockState::kReserved) return Status::kNotAllowed;
   }
   return check_after(flight, pool);
 }
@@ -87,6 +99,7 @@ Status HostTransport::check_before(const Flight& flight, const RemotePool& pool)
 // The generation goes up before a block's next owner writes, so that one that stands as it did vouches for every byte read.
 Status HostTransport::check_after(const Flight& flight, const RemotePool& pool) const {
   const Operation& operation = flight.operation;
+  fence_loads();
   for (size_t i = 0; i < operation.remote_generations.size(); i++) {
     if (pool.table->table()->generation(operation.remote_blocks[i]) != operation.remote_generations[i]) {
       return Status::kStale;

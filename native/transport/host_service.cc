@@ -155,8 +155,8 @@ Status HostService::enter(Pool* pool, uint32_t block, uint32_t generation, bool 
   const Status status = pool->table()->enter(block, generation);
   if (status != Status::kOk) return status;
   const BlockState state = pool->table()->state(block);
-  if (!is_write || state == BlockState::kReserved || state == BlockState::kFilling) return Status::kOk;
-  // A ready block has readers who trust that it does not change.
+  // A ready block has readers who trust that it does not change, and in a reserved one there is nothing to read.
+  if (state == BlockState::kFilling || state == (is_write ? BlockState::kReserved : BlockState::kReady)) return Status::kOk;
   pool->table()->leave(block);
   return Status::kNotAllowed;
 }

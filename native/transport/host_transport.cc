@@ -161,7 +161,9 @@ Status HostTransport::add_peer(uint32_t peer, std::span<const uint8_t> bytes, st
     known->second->identities = std::move(identities);
     return Status::kOk;
   }
-  if (known != peers_.end()) {
+  if (known != peers_.end() && known->second->is_lost) {
+    remove_peer(peer);
+  } else if (known != peers_.end()) {
     *reason = "peer " + std::to_string(peer) + " is another process; remove it first";
     return Status::kBusy;
   }

@@ -56,7 +56,7 @@ class HostTransport : public Transport {
   Status add_pool(Pool* pool) override;
   Status remove_pool(Pool* pool) override;
   void describe(std::vector<uint8_t>* out) override;
-  // For a peer that is known already: its pools as described now.
+  // For a peer that is known already: its pools as described now, or a new connection when it was lost.
   Status add_peer(uint32_t peer, std::span<const uint8_t> described, std::string* reason) override;
   void remove_peer(uint32_t peer) override;
   Status submit(uint32_t peer, const Operation& operation) override;

@@ -66,10 +66,18 @@ Status MemoryEndpoint::post(MemoryMessage message) {
   return Status::kOk;
 }
 
-void MemoryEndpoint::kick() const {
+void MemoryEndpoint::kick() {
+  if (is_kicked_.exchange(true, std::memory_order_seq_cst)) return;
   const uint64_t one = 1;
   // It can only fail when the count is at its end, and then the descriptor is readable already.
   [[maybe_unused]] const ssize_t written = write(descriptor, &one, sizeof(one));
+}
+
+void MemoryEndpoint::calm() {
+  uint64_t wakes;
+  if (!is_kicked_.load(std::memory_order_relaxed)) return;
+  // Whoever kicks may not have written yet; then the next call finds it.
+  if (read(descriptor, &wakes, sizeof(wakes)) > 0) is_kicked_.exchange(false, std::memory_order_seq_cst);
 }
 
 }  // namespace millrace::kv

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <cstdint>
 #include <deque>
 #include <map>
@@ -42,7 +43,9 @@ class MemoryEndpoint {
   // kFull when the inbox is. Notifications only to who knows the sender: kNotAllowed. Takes the lock.
   Status post(MemoryMessage message);
   // Wakes whoever waits for `descriptor`.
-  void kick() const;
+  void kick();
+  // Makes the descriptor unreadable again; before the inbox is looked at.
+  void calm();
 
   struct PoolUse {
     Pool* pool = nullptr;
@@ -60,6 +63,10 @@ class MemoryEndpoint {
   uint64_t served = 0;
   std::set<MemoryKey> known;
   std::deque<MemoryMessage> inbox;
+
+ private:
+  // The descriptor was written to, or is being.
+  std::atomic<bool> is_kicked_{false};
 };
 
 }  // namespace millrace::kv

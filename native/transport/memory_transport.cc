@@ -1,47 +1,18 @@
 #include "memory_transport.h"
 
-#include <unistd.h>
-
-#include <algorithm>
 #include <cstring>
 #include <list>
 #include <random>
 
-#include "../transfer/crc32c.h"
 #include "../transfer/pool.h"
-#include "memory_endpoint.h"
+#include "memory_work.h"
 
 namespace millrace::kv {
 namespace {
 
-// Copying a piece costs at least as much as this many bytes do.
-constexpr uint64_t kPieceBytesLeast = 64;
 constexpr uint32_t kSlicesAtOnce = 4;
-constexpr uint32_t kDelayStepsMax = 64;
 
 const TransportInfo kInfo = {"memory", true, "agents of one process only", 1u << static_cast<int>(MemoryKind::kHost), true, true};
-
-enum class Stage { kCopy, kVerify, kNotify };
-
-struct Work {
-  Operation operation;
-  uint32_t peer = 0;
-  std::shared_ptr<MemoryEndpoint> remote;
-  uint64_t served = 0;
-  std::vector<Run> runs;
-  uint64_t bytes = 0, copied = 0;
-  // The next byte: of which run, piece and where in it.
-  size_t run = 0;
-  uint32_t piece = 0;
-  uint64_t offset = 0;
-  Stage stage = Stage::kCopy;
-  uint32_t verified = 0;
-  bool is_cancelled = false;
-  // Faults.
-  uint32_t delay_steps = 0;
-  bool is_dropped = false, is_corrupt = false;
-  uint64_t fail_after = UINT64_MAX, cut_after = UINT64_MAX;
-};
 
 class MemoryTransport final : public Transport {
  public:
@@ -62,16 +33,12 @@ class MemoryTransport final : public Transport {
   int wait_descriptor() override { return own_->descriptor; }
 
  private:
-  using Works = std::list<Work>;
+  using Works = std::list<MemoryWork>;
   enum class Step { kIdle, kWorked, kEnded };
 
-  Status serve(Work& work);
-  void draw_faults(Work& work);
+  Status serve(MemoryWork& work);
   bool take_inbox();
   Step step(Works::iterator work, std::vector<Completion>* completions);
-  bool copy_slice(Work& work);
-  void corrupt(Work& work);
-  bool verify_block(Work& work);
   void end(Works::iterator work, Status status, std::vector<Completion>* completions);
   void lose(const MemoryKey& key, const std::string& why, std::vector<Completion>* completions);
 
@@ -85,10 +52,6 @@ class MemoryTransport final : public Transport {
   // Cut off by a fault, or found to be gone, in this call of progress.
   std::vector<std::pair<MemoryKey, std::string>> lost_;
 };
-
-void count(const std::shared_ptr<MemoryFaultCounts>& counts, std::atomic<uint64_t> MemoryFaultCounts::* which) {
-  if (counts != nullptr) ((*counts).*which).fetch_add(1, std::memory_order_relaxed);
-}
 
 MemoryKey key_of(const TransportSetup& setup) {
   MemoryKey key;
@@ -147,7 +110,7 @@ Status MemoryTransport::add_peer(uint32_t peer, std::span<const uint8_t> describ
 void MemoryTransport::remove_peer(uint32_t peer) {
   const auto found = peers_.find(peer);
   if (found == peers_.end()) return;
-  for (Work& work : works_)
+  for (MemoryWork& work : works_)
     if (work.peer == peer) work.is_cancelled = true;
   const MemoryKey key = found->second->key;
   numbers_.erase(key);
@@ -156,27 +119,8 @@ void MemoryTransport::remove_peer(uint32_t peer) {
   own_->known.erase(key);
 }
 
-void MemoryTransport::draw_faults(Work& work) {
-  const MemoryFaults& faults = options_.faults;
-  const auto meets = [&](uint32_t chance) { return chance != 0 && random_() % 10'000 < chance; };
-  if (meets(faults.delay)) {
-    work.delay_steps = 1 + static_cast<uint32_t>(random_() % kDelayStepsMax);
-    count(options_.counts, &MemoryFaultCounts::delayed);
-  }
-  if (meets(faults.reorder)) {
-    std::shuffle(work.runs.begin(), work.runs.end(), random_);
-    count(options_.counts, &MemoryFaultCounts::reordered);
-  }
-  work.is_dropped = meets(faults.drop);
-  if (work.is_dropped) count(options_.counts, &MemoryFaultCounts::dropped);
-  // These are counted when they happen: a cancelled operation may not come so far.
-  work.is_corrupt = meets(faults.corrupt);
-  if (meets(faults.partial)) work.fail_after = random_() % work.bytes;
-  if (meets(faults.cut)) work.cut_after = random_() % work.bytes;
-}
-
 // Counts the operation in at the peer, and its pool as in use. All or nothing.
-Status MemoryTransport::serve(Work& work) {
+Status MemoryTransport::serve(MemoryWork& work) {
   const Operation& operation = work.operation;
   MemoryEndpoint& remote = *work.remote;
   const std::lock_guard theirs(remote.lock);
@@ -208,7 +152,7 @@ Status MemoryTransport::submit(uint32_t peer, const Operation& operation) {
   if (found == peers_.end()) return Status::kPeerLost;
   if (works_.size() >= options_.operations_max) return Status::kFull;
   if (operation.local->kind() != MemoryKind::kHost) return Status::kUnsupported;
-  Work work;
+  MemoryWork work;
   work.operation = operation;
   work.peer = peer;
   work.remote = found->second;
@@ -222,7 +166,7 @@ Status MemoryTransport::submit(uint32_t peer, const Operation& operation) {
   work.bytes = operation.transform->bytes_per_block() * count_of;
   status = serve(work);
   if (status != Status::kOk) return status;
-  draw_faults(work);
+  work.draw_faults(options_.faults, options_.counts.get(), random_);
   {
     const std::lock_guard mine(own_->lock);
     own_->pools[operation.local->id].uses++;
@@ -232,7 +176,7 @@ Status MemoryTransport::submit(uint32_t peer, const Operation& operation) {
 }
 
 void MemoryTransport::cancel(uint64_t id) {
-  for (Work& work : works_)
+  for (MemoryWork& work : works_)
     if (work.operation.id == id) work.is_cancelled = true;
 }
 
@@ -243,14 +187,13 @@ Status MemoryTransport::notify(uint32_t peer, std::span<const uint8_t> bytes) {
 }
 
 bool MemoryTransport::take_inbox() {
+  own_->calm();
   std::deque<MemoryMessage> taken;
   {
     const std::lock_guard mine(own_->lock);
     if (own_->inbox.empty()) return false;
     taken.swap(own_->inbox);
   }
-  uint64_t wakes;
-  [[maybe_unused]] const ssize_t drained = read(own_->descriptor, &wakes, sizeof(wakes));
   for (const MemoryMessage& message : taken) {
     const auto number = numbers_.find(message.sender);
     if (number == numbers_.end()) continue;
@@ -263,75 +206,14 @@ bool MemoryTransport::take_inbox() {
   return true;
 }
 
-// With the lock of the peer, and the peer open.
-bool MemoryTransport::copy_slice(Work& work) {
-  const bool reads = work.operation.direction == Direction::kRead;
-  Pool* const remote = work.remote->pools.find(work.operation.remote_pool)->second.pool;
-  const uint8_t* const source = (reads ? remote : work.operation.local)->address();
-  uint8_t* const target = (reads ? work.operation.local : remote)->address();
-  uint64_t budget = options_.slice_bytes;
-  while (budget > 0 && work.run < work.runs.size()) {
-    const Run& run = work.runs[work.run];
-    const uint64_t most = std::min({budget, work.fail_after - work.copied, work.cut_after - work.copied});
-    const uint64_t length = std::min(run.length - work.offset, most);
-    if (length == 0) return false;
-    std::memcpy(target + run.target + work.piece * run.target_stride + work.offset,
-                source + run.source + work.piece * run.source_stride + work.offset, length);
-    work.copied += length;
-    budget -= std::min(budget, std::max(length, kPieceBytesLeast));
-    work.offset += length;
-    if (work.offset < run.length) continue;
-    work.offset = 0;
-    if (++work.piece < run.count) continue;
-    work.piece = 0;
-    work.run++;
-  }
-  return work.run == work.runs.size();
-}
-
-// With the lock of the peer. Changes one byte that was copied.
-void MemoryTransport::corrupt(Work& work) {
-  const bool reads = work.operation.direction == Direction::kRead;
-  Pool* const remote = work.remote->pools.find(work.operation.remote_pool)->second.pool;
-  const Run& run = work.runs[random_() % work.runs.size()];
-  const uint64_t at = run.target + random_() % run.count * run.target_stride + random_() % run.length;
-  (reads ? work.operation.local : remote)->address()[at] ^= 0x40;
-  count(options_.counts, &MemoryFaultCounts::corrupted);
-  if (work.operation.integrity == Integrity::kFull) count(options_.counts, &MemoryFaultCounts::corrupted_checked);
-}
-
-// With the lock of the peer. Whether the next block that is to be checked arrived as it was sent.
-bool MemoryTransport::verify_block(Work& work) {
-  const Operation& operation = work.operation;
-  const bool reads = operation.direction == Direction::kRead;
-  Pool* const remote = work.remote->pools.find(operation.remote_pool)->second.pool;
-  const uint32_t source_block = (reads ? operation.remote_blocks : operation.local_blocks)[work.verified];
-  const uint32_t target_block = (reads ? operation.local_blocks : operation.remote_blocks)[work.verified];
-  const uint8_t* const source = (reads ? remote : operation.local)->address();
-  const uint8_t* const target = (reads ? operation.local : remote)->address();
-  std::vector<Run> runs;
-  std::string error;
-  operation.transform->lower(&source_block, &target_block, 1, &runs, &error);
-  uint32_t sent = 0;
-  uint32_t arrived = 0;
-  for (const Run& run : runs) {
-    for (uint32_t i = 0; i < run.count; i++) {
-      sent = crc32c(sent, source + run.source + i * run.source_stride, run.length);
-      arrived = crc32c(arrived, target + run.target + i * run.target_stride, run.length);
-    }
-  }
-  work.verified += operation.integrity == Integrity::kSample ? kSampleBlocks : 1;
-  return sent == arrived;
-}
-
 MemoryTransport::Step MemoryTransport::step(Works::iterator it, std::vector<Completion>* completions) {
-  Work& work = *it;
+  MemoryWork& work = *it;
   const auto ended = [&](Status status) {
     end(it, status, completions);
     return Step::kEnded;
   };
-  if (work.is_cancelled) return ended(Status::kCancelled);
-  if (work.is_dropped) return Step::kIdle;
+  if (work.is_cancelled && work.linger_steps == 0) return ended(Status::kCancelled);
+  if (work.is_dropped && !work.is_cancelled) return Step::kIdle;
   if (work.delay_steps > 0) {
     work.delay_steps--;
     return Step::kWorked;
@@ -339,20 +221,27 @@ MemoryTransport::Step MemoryTransport::step(Works::iterator it, std::vector<Comp
   std::unique_lock theirs(work.remote->lock);
   if (!work.remote->is_open) {
     theirs.unlock();
+    if (work.is_cancelled) return ended(Status::kCancelled);
     lost_.push_back({work.remote->key, "the peer closed"});
     return Step::kIdle;
   }
-  if (work.stage == Stage::kCopy) {
-    if (copy_slice(work)) {
-      if (work.is_corrupt) corrupt(work);
-      work.stage = work.operation.integrity == Integrity::kOff ? Stage::kNotify : Stage::kVerify;
+  if (work.is_cancelled) {
+    if (--work.linger_steps == 0) count(options_.counts.get(), &MemoryFaultCounts::lingered);
+    // Over and over, so that whoever reuses the blocks too early sees it.
+    if (work.copy_slice(options_.slice_bytes)) work.run = 0;
+    return Step::kWorked;
+  }
+  if (work.stage == MemoryStage::kCopy) {
+    if (work.copy_slice(options_.slice_bytes)) {
+      if (work.is_corrupt) work.corrupt(random_, options_.counts.get());
+      work.stage = work.operation.integrity == Integrity::kOff ? MemoryStage::kNotify : MemoryStage::kVerify;
       if (work.operation.integrity == Integrity::kSample)
         work.verified = static_cast<uint32_t>(
             work.operation.id % std::min<uint64_t>(kSampleBlocks, work.operation.local_blocks.size()));
     } else if (work.copied >= work.fail_after || work.copied >= work.cut_after) {
       theirs.unlock();
       const bool is_cut = work.copied >= work.cut_after;
-      count(options_.counts, is_cut ? &MemoryFaultCounts::cut : &MemoryFaultCounts::partial);
+      count(options_.counts.get(), is_cut ? &MemoryFaultCounts::cut : &MemoryFaultCounts::partial);
       if (!is_cut) return ended(Status::kSystem);
       work.remote->post({own_->key, true, {}});
       lost_.push_back({work.remote->key, "cut off"});
@@ -360,15 +249,15 @@ MemoryTransport::Step MemoryTransport::step(Works::iterator it, std::vector<Comp
     }
     return Step::kWorked;
   }
-  if (work.stage == Stage::kVerify && work.verified < work.operation.local_blocks.size()) {
-    if (verify_block(work)) return Step::kWorked;
+  if (work.stage == MemoryStage::kVerify && work.verified < work.operation.local_blocks.size()) {
+    if (work.verify_block()) return Step::kWorked;
     if (work.operation.integrity == Integrity::kFull && work.is_corrupt)
-      count(options_.counts, &MemoryFaultCounts::corrupted_found);
+      count(options_.counts.get(), &MemoryFaultCounts::corrupted_found);
     theirs.unlock();
     return ended(Status::kCorrupt);
   }
   theirs.unlock();
-  work.stage = Stage::kNotify;
+  work.stage = MemoryStage::kNotify;
   if (!work.operation.notification.empty()) {
     const std::span<const uint8_t> bytes = work.operation.notification;
     const Status status = work.remote->post({own_->key, false, {bytes.begin(), bytes.end()}});

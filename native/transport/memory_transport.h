@@ -24,13 +24,15 @@ struct MemoryFaults {
   uint32_t reorder = 0;
   // One byte of the target is changed after the copy.
   uint32_t corrupt = 0;
+  // Goes on writing for a while after it was cancelled, as hardware does that cannot be stopped.
+  uint32_t linger = 0;
   // After part of its bytes the two agents are cut off from each other.
   uint32_t cut = 0;
 };
 
 // What really happened, over all transports that were given this object.
 struct MemoryFaultCounts {
-  std::atomic<uint64_t> delayed{0}, dropped{0}, partial{0}, reordered{0}, corrupted{0}, cut{0};
+  std::atomic<uint64_t> delayed{0}, dropped{0}, partial{0}, reordered{0}, corrupted{0}, cut{0}, lingered{0};
   // Corrupted operations that were checked in full, and how many of those the check found.
   std::atomic<uint64_t> corrupted_checked{0}, corrupted_found{0};
 };

@@ -7,20 +7,24 @@
 namespace millrace::kv {
 namespace {
 
-template <class Kind>
+template <class Made>
 TransportMaker host_transport() {
-  return {Kind::probe, [](const TransportSetup& setup, std::string* error) {
+  return {&Made::probe, [](const TransportSetup& setup, std::string* error) {
             std::unique_ptr<Transport> made;
-            Kind::create(setup.host, &made, error);
+            // Null with the reason when it fails.
+            Made::create(setup.host, &made, error);
             return made;
           }};
 }
 
 }  // namespace
 
+TransportMaker shm_transport() { return host_transport<ShmTransport>(); }
+
+TransportMaker cma_transport() { return host_transport<CmaTransport>(); }
+
 const std::vector<TransportMaker>& built_in_transports() {
-  static const std::vector<TransportMaker> makers = {memory_transport({}), host_transport<ShmTransport>(),
-                                                     host_transport<CmaTransport>()};
+  static const std::vector<TransportMaker> makers = {memory_transport({}), shm_transport(), cma_transport()};
   return makers;
 }
 

@@ -7,6 +7,9 @@
 
 namespace millrace::kv {
 
+TransportMaker shm_transport();
+TransportMaker cma_transport();
+
 const std::vector<TransportMaker>& built_in_transports();
 
 }  // namespace millrace::kv

@@ -28,6 +28,8 @@ export interface MockAddress {
 export interface MockChildren {
   readonly addresses: readonly MockAddress[];
   readonly pids: readonly number[];
+  /** How each process ended, once it has: the name of its signal, or its exit code. */
+  readonly endings: readonly Promise<string | number>[];
   /** Closes their standard input and waits until they are gone. */
   close(): Promise<void>;
 }
@@ -58,16 +60,21 @@ export async function startMockChildren(
   const children = roles.map(() =>
     spawn(process.execPath, all, { stdio: ['pipe', 'pipe', 'inherit'], detached: true }),
   );
+  const endings = children.map(endingOf);
   const close = async (): Promise<void> => {
     await Promise.all(children.map(child => endChild(child, clock)));
   };
   try {
     const addresses = await Promise.all(children.map((child, at) => addressOf(child, roles[at]!, clock)));
-    return { addresses, pids: children.map(child => child.pid!), close };
+    return { addresses, pids: children.map(child => child.pid!), endings, close };
   } catch (error) {
     await close();
     throw error;
   }
+}
+
+function endingOf(child: ChildProcess): Promise<string | number> {
+  return new Promise(resolve => child.once('exit', (code, signal) => resolve(signal ?? code!)));
 }
 
 function addressOf(child: ChildProcess, role: WorkerRole, clock: Clock): Promise<MockAddress> {

@@ -7,6 +7,18 @@ import type { AnswerMode, WorkerModel } from '../messages/records.js';
 import type { TokenRequest } from '../messages/token-request.js';
 import type { EngineControl } from './control-contract.js';
 
+/** What an engine says of handing KV over; null: it does not say. */
+export interface HandoverFacts {
+  /** The one part of a request that it was started for; null: any, or it does not say. */
+  readonly role: 'prefill' | 'decode' | null;
+  /** Data type of its KV cache in the engine's words; `auto`: that of its model. */
+  readonly kvDtype: string | null;
+  /** Port of its bootstrap server. */
+  readonly bootstrapPort: number | null;
+  /** TensorRT-LLM: where it tells of its transceiver. */
+  readonly infoEndpoint: string | null;
+}
+
 /** What probing a worker taught us; becomes its WorkerView. */
 export interface WorkerCapabilities {
   readonly engine: string;
@@ -21,6 +33,8 @@ export interface WorkerCapabilities {
   readonly dpRanks: number | null;
   /** Where each rank publishes its KV events, by rank; null: it publishes none that it tells of. */
   readonly events: readonly RankEvents[] | null;
+  /** Absent: it says nothing of it. */
+  readonly handover?: HandoverFacts;
   /** For operators: what works less well than it could, and what to change. One sentence each, without a period. */
   readonly notices: readonly string[];
 }

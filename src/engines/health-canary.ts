@@ -62,6 +62,11 @@ export class Canaries {
     this.#options = options;
   }
 
+  /** When the worker last made a token, as far as was looked, or came up. */
+  get silentSinceMs(): number {
+    return this.#silentSinceMs;
+  }
+
   /** The worker is up: silence counts from now. */
   start(): void {
     this.stop();

@@ -27,10 +27,19 @@ export interface MonitoredWorker {
 /** What a probe taught, and the models whose token ids are not ours (`foreignIds` of WorkerView). */
 export type ProbedFacts = WorkerCapabilities & { readonly foreignIds: readonly string[] };
 
+/** A worker that goes out of rotation. */
+export interface Outage {
+  /** What found it dead. */
+  readonly cause: Extract<FailureCause, 'unreachable' | 'health' | 'canary'>;
+  /** Milliseconds since the last sign of life of the kind that is missing now. */
+  readonly silentMs: number;
+}
+
 /** Where the monitor's findings go; the WorkerRegistry is one. False: that generation no longer has the slot. */
 export interface FindingSink {
   setFacts(slot: number, generation: number, facts: ProbedFacts): boolean;
-  setHealthy(slot: number, generation: number, healthy: boolean): boolean;
+  /** `outage`: null: it is healthy, or was not found dead. */
+  setHealthy(slot: number, generation: number, healthy: boolean, outage: Outage | null): boolean;
   /** It was found asleep, or (null) sleeps no more. */
   setSleeping(slot: number, generation: number, level: SleepLevel | null): boolean;
   setScraped(

@@ -18,9 +18,9 @@
  *     a connection broke                the health route is asked at once; counts if that fails
  *     a stream went silent              firstTokenDeadlineMs or betweenTokensDeadlineMs, then as above, with a canary
  *
- * A worker whose engine sleeps is not up and not tried: see health-sleep.ts.
- *
- * A stop that is shorter than one late check takes nothing out, and going out aborts no stream: it keeps new requests away.
+ * A worker whose engine sleeps is not up and not tried: see health-sleep.ts. A stop that is shorter than one late check takes
+ * nothing out. Going out keeps new requests away, and tells since when the missing sign of life is missing: requests move
+ * streams that have had no token since, and no others.
  */
 
 import { MillraceError } from '../errors.js';
@@ -38,6 +38,7 @@ import {
   type FailureCause,
   type HealthCounts,
   type MonitoredWorker,
+  type Outage,
   type ProbedFacts,
   type WorkerMonitorOptions,
 } from './health-contract.js';
@@ -87,9 +88,10 @@ export class HealthWatch {
   #everUp = false;
   #stopped = false;
   #turn = 0;
-  /** Failed health checks in a row, and canaries. */
+  /** Failed health checks in a row, and canaries; when a check last passed. */
   #failedChecks = 0;
   #failedCanaries = 0;
+  #passedMs = 0;
   /** Canaries took it out: only a canary brings it back. */
   #needsCanary = false;
   #saidRefused = false;
@@ -180,7 +182,7 @@ export class HealthWatch {
     const { sink, log } = this.#options;
     const { slot, generation } = this.worker;
     log.info('worker sleeps no more, and not because of this plane', this.#name());
-    sink.setHealthy(slot, generation, false);
+    sink.setHealthy(slot, generation, false, null);
     if (sink.setSleeping(slot, generation, null)) this.rise();
     else this.stop();
   }
@@ -189,7 +191,7 @@ export class HealthWatch {
   reportFailure(failure: DataPathFailure): void {
     this.#counts.failures[failure]++;
     if (this.#life === null || failure === 'protocol') return;
-    if (failure === 'unreachable') this.#goDown('requests cannot reach it');
+    if (failure === 'unreachable') this.#goDown('requests cannot reach it', 'unreachable', this.#passedMs);
     else {
       // A broken or silent stream may be one request's bad luck: ask the worker itself, now.
       if (!this.#checking) void this.#check();
@@ -256,6 +258,7 @@ export class HealthWatch {
 
   #passed(): void {
     this.#failedChecks = 0;
+    this.#passedMs = this.#options.clock.nowMs();
     this.#checkAfter(this.#options.limits.probePeriodMs);
     void this.#lookAtModels();
   }
@@ -271,9 +274,10 @@ export class HealthWatch {
   #failed({ reason, isRefused }: Fault): void {
     const { limits, log } = this.#options;
     if (this.#life !== null) {
-      this.#failedChecks++;
-      this.#counts.failures[isRefused ? 'unreachable' : 'health']++;
-      if (isRefused || this.#failedChecks >= limits.probeFailuresMax) this.#goDown(reason);
+      const cause = isRefused ? 'unreachable' : 'health';
+      this.#counts.failures[cause]++;
+      if (++this.#failedChecks >= limits.probeFailuresMax || isRefused)
+        this.#goDown(reason, cause, this.#passedMs);
       else this.#checkAfter(limits.probePeriodMs);
       return;
     }
@@ -301,14 +305,15 @@ export class HealthWatch {
     this.#counts.failures.canary++;
     if (++this.#failedCanaries < limits.probeFailuresMax) return;
     this.#needsCanary = true;
-    this.#goDown(reason);
+    this.#goDown(reason, 'canary', this.#canaries.silentSinceMs);
   }
 
   #comeUp(life: Life, facts: ProbedFacts): void {
-    const { sink, log, limits } = this.#options;
+    const { sink, log, limits, clock } = this.#options;
     const { slot, generation } = this.worker;
     this.#life = life;
     this.#failedChecks = 0;
+    this.#passedMs = clock.nowMs();
     this.#failedCanaries = 0;
     this.#needsCanary = false;
     this.#lastReason = '';
@@ -320,7 +325,7 @@ export class HealthWatch {
       this.watchSleep();
       return;
     }
-    if (!sink.setHealthy(slot, generation, true)) {
+    if (!sink.setHealthy(slot, generation, true, null)) {
       this.stop();
       return;
     }
@@ -341,15 +346,16 @@ export class HealthWatch {
     this.#scrapes.start(life.adapter);
   }
 
-  #goDown(reason: string): void {
-    const { sink, log } = this.#options;
+  #goDown(reason: string, cause: Outage['cause'], aliveMs: number): void {
+    const { sink, log, clock } = this.#options;
     const { slot, generation } = this.worker;
     this.#leaveUp();
     this.#backOffMs = BACK_OFF_START_MS;
     this.#lastReason = reason;
     log.warn('worker is unavailable', { ...this.#name(), reason });
     this.#scrapes.clear();
-    if (sink.setHealthy(slot, generation, false)) this.#checkAfter(this.#backOffMs);
+    if (sink.setHealthy(slot, generation, false, { cause, silentMs: clock.nowMs() - aliveMs }))
+      this.#checkAfter(this.#backOffMs);
     else this.stop();
   }
 

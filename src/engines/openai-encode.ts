@@ -59,6 +59,20 @@ export function unknownFields(request: TokenRequest, own: ReadonlySet<string>): 
   return Object.fromEntries(Object.entries(request.unknown).filter(([name]) => !own.has(name)));
 }
 
+/**
+ * Sets the sampling fields that all engines name alike. Undefined values are left out by JSON.stringify: the engine's own
+ * defaults then count. The seed and the least number of tokens have names of each engine's own.
+ */
+export function addSampling(fields: Record<string, unknown>, { sampling, stop }: TokenRequest): void {
+  if (sampling.n > 1) fields.n = sampling.n;
+  fields.temperature = sampling.temperature;
+  fields.top_p = sampling.topP;
+  fields.presence_penalty = sampling.presencePenalty;
+  fields.frequency_penalty = sampling.frequencyPenalty;
+  if (stop.ignoreEos) fields.ignore_eos = true;
+  if (stop.tokenIds.length > 0) fields.stop_token_ids = stop.tokenIds;
+}
+
 function withUsage(request: TokenRequest): Record<string, unknown> {
   const given = request.raw.stream_options;
   const options: Record<string, unknown> = typeof given === 'object' && given !== null ? { ...given } : {};

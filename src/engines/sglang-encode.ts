@@ -6,7 +6,7 @@
 import { strict as assert } from 'node:assert';
 import type { TokenRequest } from '../messages/token-request.js';
 import type { AbortCall, CanaryCall, EncodedCall, EncodeInput } from './contract.js';
-import { bodyWithIds, CANARY_ID, jsonHead, relayBody, unknownFields } from './openai-encode.js';
+import { addSampling, bodyWithIds, CANARY_ID, jsonHead, relayBody, unknownFields } from './openai-encode.js';
 import { CONSTRAINT_FIELDS, constraintOf } from './sglang-constraint.js';
 
 /** `max_tokens` of OpenAI's completions where the request has none; /generate would take 128. */
@@ -135,15 +135,8 @@ function samplingParams(input: EncodeInput): Record<string, unknown> {
   if (params.top_k === 0) params.top_k = -1;
   params.max_new_tokens = maxTokens ?? COMPLETION_TOKENS;
   if (stop.minTokens > 0) params.min_new_tokens = stop.minTokens;
-  if (sampling.n > 1) params.n = sampling.n;
-  // Undefined values are left out by JSON.stringify: the server's preferred sampling parameters then count.
-  params.temperature = sampling.temperature;
-  params.top_p = sampling.topP;
   params.sampling_seed = sampling.seed;
-  params.presence_penalty = sampling.presencePenalty;
-  params.frequency_penalty = sampling.frequencyPenalty;
-  if (stop.ignoreEos) params.ignore_eos = true;
-  if (stop.tokenIds.length > 0) params.stop_token_ids = stop.tokenIds;
+  addSampling(params, request);
   return params;
 }
 

@@ -4,7 +4,7 @@
  * its scheduler; metric names of sglang/srt/metrics/collector.py. Pure besides the GETs that it is given.
  */
 import type { AnswerMode } from '../messages/records.js';
-import type { EngineLoad, Fetcher, RankEvents, WorkerCapabilities } from './contract.js';
+import type { EngineLoad, Fetcher, HandoverFacts, RankEvents, WorkerCapabilities } from './contract.js';
 import { rankEndpoint, reachableEndpoint } from './event-endpoints.js';
 import { isPositive, isRecord, objectOf, readModels, versionNotices } from './probe-answers.js';
 import { meanOf, readSamples, sumOf } from './prometheus-text.js';
@@ -14,6 +14,7 @@ export const SGLANG = 'sglang';
 
 /** The first minor whose /generate streams carry `output_ids` in both forms that the decoder knows. */
 const SINCE: readonly [number, number, number] = [0, 5, 0];
+const PORT_MAX = 65_535;
 const EVENTS_ENDPOINT = 'tcp://*:5557';
 
 type Facts = Readonly<Record<string, unknown>>;
@@ -40,6 +41,7 @@ export async function probeSglang(get: Fetcher, origin: string): Promise<WorkerC
     answerModes: answerModes(info, generates),
     dpRanks: ranks,
     events,
+    handover: readHandover(info),
     notices: [
       ...versionNotices('SGLang', version, SINCE),
       ...settingNotices(info, generates),
@@ -87,6 +89,17 @@ function settingNotices(info: Facts, generates: boolean): string[] {
     );
   }
   return notices;
+}
+
+/** `--disaggregation-mode` is null, the text, for a server that does both parts. */
+function readHandover(info: Facts): HandoverFacts {
+  const { disaggregation_mode: mode, disaggregation_bootstrap_port: port, kv_cache_dtype: dtype } = info;
+  return {
+    role: mode === 'prefill' || mode === 'decode' ? mode : null,
+    kvDtype: typeof dtype === 'string' ? dtype : null,
+    bootstrapPort: isPositive(port) && port <= PORT_MAX ? port : null,
+    infoEndpoint: null,
+  };
 }
 
 function contextOf(info: Facts): number | null {

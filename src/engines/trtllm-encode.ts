@@ -10,6 +10,7 @@ import { createHash } from 'node:crypto';
 import type { TokenRequest } from '../messages/token-request.js';
 import type { CanaryCall, EncodedCall, EncodeInput } from './contract.js';
 import {
+  addSampling,
   bodyWithIds,
   COMPLETIONS_PATH,
   completionsCanary,
@@ -106,15 +107,8 @@ function tokenFields(input: EncodeInput): Record<string, unknown> {
   fields.detokenize = false;
   fields.max_tokens = maxTokens ?? COMPLETION_TOKENS;
   if (stop.minTokens > 0) fields.min_tokens = stop.minTokens;
-  if (sampling.n > 1) fields.n = sampling.n;
-  // Undefined values are left out by JSON.stringify: the engine then takes its own defaults.
-  fields.temperature = sampling.temperature;
-  fields.top_p = sampling.topP;
   fields.seed = sampling.seed;
-  fields.presence_penalty = sampling.presencePenalty;
-  fields.frequency_penalty = sampling.frequencyPenalty;
-  if (stop.ignoreEos) fields.ignore_eos = true;
-  if (stop.tokenIds.length > 0) fields.stop_token_ids = stop.tokenIds;
+  addSampling(fields, request);
   addPriority(fields, request);
   addConstraint(fields);
   addAdapter(fields, input);

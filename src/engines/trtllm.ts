@@ -10,12 +10,13 @@ import type {
   EngineAdapter,
   EngineLoad,
   Fetcher,
+  HandoverFacts,
   Poster,
   TokenizeSample,
   WorkerCapabilities,
 } from './contract.js';
 import { polledEvents } from './event-endpoints.js';
-import { isPositive, readModels, readVersion, versionNotices } from './probe-answers.js';
+import { isPositive, isRecord, objectOf, readModels, readVersion, versionNotices } from './probe-answers.js';
 import { meanOf, sumOf } from './prometheus-text.js';
 import { openSseStream, type StreamScanner } from './stream-decoder.js';
 import { trtllmControl } from './trtllm-control.js';
@@ -28,6 +29,7 @@ export const TRTLLM = 'trtllm';
 /** The first release with `token_ids` in the answers of the completions route. */
 const SINCE: readonly [number, number, number] = [1, 0, 0];
 const METRICS_PATH = '/prometheus/metrics';
+const ENDPOINT_CHARS_MAX = 1024;
 const EVENTS_PATH = '/kv_cache_events';
 
 /** Parts of the adapter that belong to a thread. */
@@ -62,8 +64,8 @@ export function createTrtllmAdapter(options: TrtllmAdapterOptions = {}): EngineA
 }
 
 async function probeTrtllm(get: Fetcher, origin: string): Promise<WorkerCapabilities> {
-  const paths = ['/v1/models', '/version', METRICS_PATH, EVENTS_PATH];
-  const [models, version, metrics, events] = await Promise.all(paths.map(get));
+  const paths = ['/v1/models', '/version', METRICS_PATH, EVENTS_PATH, '/server_info'];
+  const [models, version, metrics, events, info] = await Promise.all(paths.map(get));
   // A GET takes no events away, and is refused where the route is.
   const hasEvents = events!.status === 405;
   const versionText = readVersion(version!);
@@ -78,6 +80,7 @@ async function probeTrtllm(get: Fetcher, origin: string): Promise<WorkerCapabili
     // Attention ranks are its own affair: requests cannot name one.
     dpRanks: null,
     events: hasEvents ? polledEvents(origin, EVENTS_PATH) : null,
+    handover: readHandover(objectOf(info!)),
     notices: [
       ...versionNotices('TensorRT-LLM', versionText, SINCE),
       ...(page === null
@@ -86,6 +89,15 @@ async function probeTrtllm(get: Fetcher, origin: string): Promise<WorkerCapabili
       ...(hasEvents ? [] : [`it has no ${EVENTS_PATH}: what it holds is guessed from what is routed to it`]),
     ],
   };
+}
+
+/** Of a server with a cache transceiver; one endpoint for each of its ranks, of which the first one is asked. */
+function readHandover(info: Readonly<Record<string, unknown>> | null): HandoverFacts {
+  const params = isRecord(info?.disaggregated_params) ? info.disaggregated_params : {};
+  const { ctx_info_endpoint: said } = params;
+  const endpoint: unknown = Array.isArray(said) ? said[0] : said;
+  const isText = typeof endpoint === 'string' && endpoint !== '' && endpoint.length <= ENDPOINT_CHARS_MAX;
+  return { role: null, kvDtype: null, bootstrapPort: null, infoEndpoint: isText ? endpoint : null };
 }
 
 function readCache(page: string): Pick<WorkerCapabilities, 'blockSize' | 'totalBlocks'> {

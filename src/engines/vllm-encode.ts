@@ -6,6 +6,7 @@
 import { strict as assert } from 'node:assert';
 import type { CanaryCall, EncodedCall, EncodeInput } from './contract.js';
 import {
+  addSampling,
   bodyWithIds,
   COMPLETIONS_PATH,
   completionsCanary,
@@ -99,15 +100,8 @@ function tokenFields(input: EncodeInput): Record<string, unknown> {
   }
   if (maxTokens !== null) fields.max_tokens = maxTokens;
   if (stop.minTokens > 0) fields.min_tokens = stop.minTokens;
-  if (sampling.n > 1) fields.n = sampling.n;
-  // Undefined values are left out by JSON.stringify: the engine then takes the model's own defaults.
-  fields.temperature = sampling.temperature;
-  fields.top_p = sampling.topP;
   fields.seed = sampling.seed;
-  fields.presence_penalty = sampling.presencePenalty;
-  fields.frequency_penalty = sampling.frequencyPenalty;
-  if (stop.ignoreEos) fields.ignore_eos = true;
-  if (stop.tokenIds.length > 0) fields.stop_token_ids = stop.tokenIds;
+  addSampling(fields, request);
   fields.skip_special_tokens = request.output.skipSpecialTokens;
   addStructuredOutputs(fields);
   return fields;

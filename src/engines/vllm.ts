@@ -80,7 +80,9 @@ async function probeVllm(get: Fetcher, origin: string): Promise<WorkerCapabiliti
 }
 
 /** The KV cache as `vllm:cache_config_info` shows it: one sample per engine (data parallel rank) of the server. */
-function readCacheConfig(page: string): Pick<WorkerCapabilities, 'blockSize' | 'totalBlocks' | 'dpRanks'> {
+function readCacheConfig(
+  page: string,
+): Pick<WorkerCapabilities, 'blockSize' | 'totalBlocks' | 'dpRanks' | 'handover'> {
   let blockSize: number | null = null;
   let totalBlocks: number | null = null;
   const samples = readSamples(page, 'vllm:cache_config_info');
@@ -92,7 +94,13 @@ function readCacheConfig(page: string): Pick<WorkerCapabilities, 'blockSize' | '
     if (isPositive(blocks)) totalBlocks = (totalBlocks ?? 0) + blocks;
   }
   const engines = new Set(samples.map(({ labels }) => labels.get('engine')));
-  return { blockSize, totalBlocks, dpRanks: engines.size > 0 ? engines.size : null };
+  const kvDtype = samples[0]?.labels.get('cache_dtype') ?? null;
+  return {
+    blockSize,
+    totalBlocks,
+    dpRanks: engines.size > 0 ? engines.size : null,
+    handover: { role: null, kvDtype, bootstrapPort: null, infoEndpoint: null },
+  };
 }
 
 function parseMetrics(page: string): EngineLoad {

@@ -7,6 +7,7 @@ import { monitorEventLoopDelay } from 'node:perf_hooks';
 import { AggregatorRegistry, Gauge, type Metric, Registry } from 'prom-client';
 import { ERROR_CODES, type ErrorCode } from '../errors.js';
 import { ASK_REASONS, type AskReason, END_CAUSES, type EndCause } from '../messages/records.js';
+import { createDisaggMetrics, type DeferredAbortCounts, type DisaggMetrics } from './disagg-metrics.js';
 import { type ReadIndex, registerIndexMetrics } from './index-metrics.js';
 import { type LinkReadings, registerLinkMetrics } from './link-metrics.js';
 import { ModelCounter, ModelHistogram } from './model-histogram.js';
@@ -36,6 +37,7 @@ export interface MetricSources {
     readonly depth: number;
   }>;
   readRetainedBytes(): number;
+  readDeferredAborts(): DeferredAbortCounts;
   readWorkerLoads(): Iterable<{
     readonly worker: string;
     readonly kind: 'prefill_tokens' | 'decode_blocks' | 'requests';
@@ -65,8 +67,17 @@ export type EndpointLabel = 'chat_completions' | 'completions';
 /** Dynamo's values of the `request_type` label. */
 export type RequestTypeLabel = 'unary' | 'stream';
 
-/** How the worker of a begun answer failed; or why its ids were given up before that. */
-export const MIGRATION_CAUSES = ['unreachable', 'reset', 'stalled', 'protocol', 'memory', 'tokens'] as const;
+/** How the worker of a begun answer failed, or what found it dead; or why its ids were given up before that. */
+export const MIGRATION_CAUSES = [
+  'unreachable',
+  'reset',
+  'stalled',
+  'protocol',
+  'health',
+  'canary',
+  'memory',
+  'tokens',
+] as const;
 /** One of MIGRATION_CAUSES. */
 export type MigrationCause = (typeof MIGRATION_CAUSES)[number];
 /**
@@ -77,6 +88,14 @@ export type MigrationOutcome = 'continued' | 'failed' | 'limit' | 'impossible' |
 
 const OUTCOMES: readonly MigrationOutcome[] = ['continued', 'failed', 'limit', 'impossible'];
 const GIVEN_UP: readonly MigrationOutcome[] = ['given_up'];
+
+/**
+ * won: the second worker gave the first token. lost: the first one did. refused: no second worker was found. abandoned: the
+ * request ended, or began anew, before either. capped: it was not hedged, because too many were.
+ */
+export const HEDGE_OUTCOMES = ['won', 'lost', 'refused', 'abandoned', 'capped'] as const;
+/** One of HEDGE_OUTCOMES. */
+export type HedgeOutcome = (typeof HEDGE_OUTCOMES)[number];
 
 /** What is known of a request when it ends. */
 export interface EndedRequest {
@@ -97,6 +116,7 @@ export interface EndedRequest {
 
 /** The counters of one plane. */
 export interface Metrics {
+  readonly disagg: DisaggMetrics;
   /** Gives a served model its own label; over 256 models it shares `unknown`. Returns its index for `tokens`. */
   addModel(model: string): number;
   /** Index of a model for `tokens`; that of `unknown` for one that was not added. */
@@ -114,6 +134,7 @@ export interface Metrics {
   tokens(modelIndex: number, count: number, gapSeconds: number): void;
   asked(reason: AskReason): void;
   migrated(cause: MigrationCause, outcome: MigrationOutcome): void;
+  hedged(outcome: HedgeOutcome): void;
   poolThreadRestarted(): void;
   /** The exposition text (version 0.0.4). */
   text(): Promise<string>;
@@ -190,6 +211,11 @@ function createRequestMetrics(registry: Registry) {
   const kind = ['model', 'endpoint', 'request_type'];
   return {
     migrations: migrationCounter(registry),
+    hedges: counter(
+      'millrace_hedges_total',
+      'Requests without a token that a second worker was asked for',
+      'outcome',
+    ),
     ended: counter('dynamo_frontend_requests_total', 'Requests ended', ...kind, 'status', 'error_type'),
     started: counter('dynamo_frontend_requests_started_total', 'Requests begun', ...kind),
     active: gauge('dynamo_frontend_active_requests', 'Requests in flight', 'model'),
@@ -263,6 +289,15 @@ function createScrapedGauges(registry: Registry, sources: MetricSources, thread:
   return () => delay.disable();
 }
 
+/** A series that exists from the start shows its first increase; one that appears with it does not. */
+function beginSeries(counts: ReturnType<typeof createRequestMetrics>, thread: string): void {
+  counts.accepted.add(0, thread);
+  for (const reason of ASK_REASONS) counts.asks.add(0, reason);
+  for (const outcome of HEDGE_OUTCOMES) counts.hedges.add(0, outcome);
+  for (const cause of END_CAUSES) counts.causes.add(0, cause);
+  for (const source of ['expected', 'reported']) counts.cachedTokens.add(0, source);
+}
+
 /**
  * Creates the metrics of one thread of a plane, with a registry of its own. `models` are added as by `addModel`;
  * `thread` labels what is told of each thread by itself.
@@ -273,13 +308,10 @@ export function createMetrics(models: readonly string[], sources: MetricSources,
   const indexOf = new Map<string, number>([[UNKNOWN_MODEL, 0]]);
   const perModel = createModelMetrics(registry, names);
   const counts = createRequestMetrics(registry);
+  const disagg = createDisaggMetrics(registry, names, MODELS_MAX, sources.readDeferredAborts);
   const stop = createScrapedGauges(registry, sources, thread);
   if (sources.readIngest !== null) registerIndexMetrics(registry, sources.readIngest);
-  // A series that exists from the start shows its first increase; one that appears with it does not.
-  counts.accepted.add(0, thread);
-  for (const reason of ASK_REASONS) counts.asks.add(0, reason);
-  for (const cause of END_CAUSES) counts.causes.add(0, cause);
-  for (const source of ['expected', 'reported']) counts.cachedTokens.add(0, source);
+  beginSeries(counts, thread);
 
   const modelIndex = (model: string): number => indexOf.get(model) ?? 0;
   const addModel = (model: string): number => {
@@ -289,6 +321,7 @@ export function createMetrics(models: readonly string[], sources: MetricSources,
   for (const model of models) addModel(model);
 
   return {
+    disagg,
     addModel,
     modelIndex,
     requestAccepted: () => counts.accepted.add(1, thread),
@@ -331,6 +364,7 @@ export function createMetrics(models: readonly string[], sources: MetricSources,
     },
     asked: reason => counts.asks.add(1, reason),
     migrated: (cause, outcome) => counts.migrations.add(1, cause, outcome),
+    hedged: outcome => counts.hedges.add(1, outcome),
     poolThreadRestarted: () => counts.restarts.add(1),
     text: () => registry.metrics(),
     samples: () => registry.getMetricsAsJSON(),

@@ -3,6 +3,7 @@
  * a worker end when it leaves. One thread of a plane tells them.
  */
 import type { Metric, Registry } from 'prom-client';
+import { WORKER_ROLES, type WorkerRole } from '../messages/disagg.js';
 import type { ScrapedMetric } from './model-histogram.js';
 
 /** Values of the label `state`. */
@@ -16,6 +17,9 @@ export interface WorkerReadings {
   /** Signals against it by cause, and its canaries by outcome, since it was taken in. */
   readonly failures: Readonly<Record<string, number>>;
   readonly canaries: Readonly<Record<string, number>>;
+  readonly role: WorkerRole;
+  /** Prompt tokens that it still has to compute for requests of this plane. */
+  readonly prefillTokens: number;
   /** Its worker link; null: it never had one. */
   readonly link: { readonly state: 'up' | 'gone'; readonly reconnects: number } | null;
 }
@@ -35,6 +39,20 @@ const SHAPES: readonly Shape[] = [
     type: 'gauge',
     values: ({ worker, state }) =>
       STATES.map(name => ({ labels: { worker, state: name }, value: name === state ? 1 : 0 })),
+  },
+  {
+    name: 'millrace_worker_role',
+    help: 'What a worker does of a request, as it is configured: 1 for its role',
+    type: 'gauge',
+    values: ({ worker, role }) =>
+      WORKER_ROLES.map(name => ({ labels: { worker, role: name }, value: name === role ? 1 : 0 })),
+  },
+  {
+    name: 'millrace_prefill_queue_tokens',
+    help: 'Prompt tokens that a prefill worker still has to compute; at prefillQueueTokensMax it gets no more',
+    type: 'gauge',
+    values: ({ worker, role, prefillTokens }) =>
+      role === 'prefill' ? [{ labels: { worker }, value: prefillTokens }] : [],
   },
   {
     name: 'millrace_canaries_total',

@@ -1,14 +1,15 @@
 /** The bytes of a PLAN's calls and their steps (R2): a part of record-codec.ts, which has the format. */
 import type { ByteReader } from './byte-reader.js';
 import type { ByteWriter } from './byte-writer.js';
-import { DISAGG_PROTOCOLS } from './disagg.js';
+import { DISAGG_PROTOCOLS, SPLIT_REASONS, type SplitReason } from './disagg.js';
 import { type PlanCall, type PlanStep, STEP_ANSWERS, STEP_STAGES } from './records.js';
 
 /** `after` of a step that waits for none, and `spliceAt` of one whose body is whole. */
 const NONE = 0xffff_ffff;
 const PROTOCOLS = ['none', ...DISAGG_PROTOCOLS] as const;
+const SPLITS = ['none', ...SPLIT_REASONS] as const;
 /** Least bytes of a call and of a step: what a count of them is checked against. */
-const CALL_BYTES_MIN = 17;
+const CALL_BYTES_MIN = 18;
 const STEP_BYTES_MIN = 38;
 
 /** The words of `ids`, not copied. */
@@ -19,13 +20,13 @@ export function bytesOf(ids: Uint32Array): Uint8Array {
 /** Writes a PLAN's calls. */
 export function writeCalls(out: ByteWriter, calls: readonly PlanCall[]): void {
   out.u32(calls.length);
-  for (const { choiceBase, choices, promptIds, protocol, steps } of calls) {
+  for (const { choiceBase, choices, promptIds, protocol, split, steps } of calls) {
     out
       .u32(choiceBase)
       .u32(choices)
       .blob([bytesOf(promptIds)])
-      .u8(PROTOCOLS.indexOf(protocol ?? 'none'))
-      .u32(steps.length);
+      .u8(PROTOCOLS.indexOf(protocol ?? 'none'));
+    writeSplit(out, split).u32(steps.length);
     for (const step of steps) writeStep(out, step);
   }
 }
@@ -40,12 +41,24 @@ export function readCalls(reader: ByteReader): PlanCall[] {
     const promptIds = reader.copyWords('call.promptIds');
     const name = reader.oneOf('call.protocol', PROTOCOLS);
     const protocol = name === 'none' ? null : name;
+    const split = readSplit(reader);
     const steps: PlanStep[] = [];
     const stepCount = reader.count('call.steps', STEP_BYTES_MIN);
     for (let step = 0; step < stepCount; step += 1) steps.push(readStep(reader, step));
-    calls.push({ choiceBase, choices, promptIds, protocol, steps });
+    calls.push({ choiceBase, choices, promptIds, protocol, split, steps });
   }
   return calls;
+}
+
+/** Writes a reason, or that there is none. */
+export function writeSplit(out: ByteWriter, split: SplitReason | null): ByteWriter {
+  return out.u8(SPLITS.indexOf(split ?? 'none'));
+}
+
+/** Reads what `writeSplit` wrote. Throws RecordError. */
+export function readSplit(reader: ByteReader): SplitReason | null {
+  const split = reader.oneOf('split', SPLITS);
+  return split === 'none' ? null : split;
 }
 
 function writeStep(out: ByteWriter, step: PlanStep): void {

@@ -42,6 +42,31 @@ export const DISAGG_POLICIES = [
 /** One of DISAGG_POLICIES. */
 export type DisaggPolicy = (typeof DISAGG_POLICIES)[number];
 
+/**
+ * Why the prompt of a request is computed where it is, in a model with prefill workers.
+ * - default: by a prefill worker, as nothing speaks against it. cost: the cheaper way. isl: few enough tokens are left to
+ *   compute. prefill_busy, decode_busy: the one or the other has too much to do. same_worker: one is the best for both parts.
+ * - no_prefill: no prefill worker is ready. prefill_full: each has all that it may have.
+ * - not_splittable: what is asked for cannot be handed over. no_protocol: the workers cannot hand over to each other.
+ *   named_worker: the client named the worker. last_attempt: hand-overs of the request failed before.
+ */
+export const SPLIT_REASONS = [
+  'default',
+  'cost',
+  'isl',
+  'prefill_busy',
+  'decode_busy',
+  'same_worker',
+  'no_prefill',
+  'prefill_full',
+  'not_splittable',
+  'no_protocol',
+  'named_worker',
+  'last_attempt',
+] as const;
+/** One of SPLIT_REASONS. */
+export type SplitReason = (typeof SPLIT_REASONS)[number];
+
 /** When prompts are computed by prefill workers. */
 export interface DisaggRules {
   readonly policy: DisaggPolicy;

@@ -10,7 +10,7 @@
 import { ERROR_CODES, type ErrorCode } from '../errors.js';
 import { ByteReader } from './byte-reader.js';
 import { ByteWriter } from './byte-writer.js';
-import { bytesOf, readCalls, writeCalls } from './call-codec.js';
+import { bytesOf, readCalls, readSplit, writeCalls, writeSplit } from './call-codec.js';
 import {
   type AnswerMode,
   ASK_REASONS,
@@ -67,6 +67,7 @@ export function encodeAsk(ask: Omit<Ask, 'body'>, body: readonly Uint8Array[]): 
     .f64(ask.deadlineWallMs)
     .words(ask.excludedSlots)
     .words(ask.avoidedSlots)
+    .bool(ask.computesLocally)
     .pairs(ask.headers)
     .string(ask.hints.worker)
     .string(ask.hints.session)
@@ -87,6 +88,7 @@ export function decodeAsk(bytes: Uint8Array): Ask {
     deadlineWallMs: reader.f64('deadlineWallMs'),
     excludedSlots: reader.words('excludedSlots'),
     avoidedSlots: reader.words('avoidedSlots'),
+    computesLocally: reader.bool('computesLocally'),
     headers: reader.pairs('headers'),
     hints: {
       worker: reader.string('hints.worker'),
@@ -268,15 +270,15 @@ function readCandidate(reader: ByteReader): PlanCandidate {
 
 /** Bytes of a REJECT. */
 export function encodeReject(reject: Reject): Uint8Array[] {
-  return begin()
+  const out = begin()
     .integer(reject.request)
     .u32(reject.attempt)
     .u8(CODES.indexOf(reject.code))
     .string(reject.message)
     .bool(reject.param !== null)
     .string(reject.param ?? '')
-    .f64(reject.retryAfterMs)
-    .finish();
+    .f64(reject.retryAfterMs);
+  return writeSplit(out, reject.split).finish();
 }
 
 /** The REJECT in `bytes`. */
@@ -290,8 +292,9 @@ export function decodeReject(bytes: Uint8Array): Reject {
   const param = reader.string('param');
   const retryAfterMs = reader.f64('retryAfterMs');
   if (retryAfterMs < 0) throw reader.fault('retryAfterMs', 'is negative');
+  const split = readSplit(reader);
   reader.end();
-  return { request, attempt, code, message, param: hasParam ? param : null, retryAfterMs };
+  return { request, attempt, code, message, param: hasParam ? param : null, retryAfterMs, split };
 }
 
 /** Bytes of a DONE. */

@@ -4,11 +4,11 @@
  * its bytes. A record is a value: the reader owns its copy.
  */
 import type { ErrorCode } from '../errors.js';
-import type { DisaggProtocolName, DisaggView, WorkerSplit } from './disagg.js';
+import type { DisaggProtocolName, DisaggView, SplitReason, WorkerSplit } from './disagg.js';
 import type { Api, Stop } from './token-request.js';
 
 /** Raised when any record changes its bytes; both sides of a ring run the same build, so a mismatch is a bug. */
-export const RECORD_VERSION = 5;
+export const RECORD_VERSION = 6;
 
 /** The kind of a ring record; part of the ring's record header. */
 export const RECORD_KIND = { ask: 1, plan: 2, reject: 3, done: 4, world: 5, close: 6 } as const;
@@ -16,7 +16,14 @@ export const RECORD_KIND = { ask: 1, plan: 2, reject: 3, done: 4, world: 5, clos
 export type RecordKind = (typeof RECORD_KIND)[keyof typeof RECORD_KIND];
 
 /** Why an ASK is sent: the metric `millrace_asks_total{reason}`. */
-export const ASK_REASONS = ['first', 'pool_lost', 'worker_failed', 'adoption_failed', 'migrated'] as const;
+export const ASK_REASONS = [
+  'first',
+  'pool_lost',
+  'worker_failed',
+  'adoption_failed',
+  'migrated',
+  'hedged',
+] as const;
 /** One of ASK_REASONS. */
 export type AskReason = (typeof ASK_REASONS)[number];
 
@@ -65,6 +72,8 @@ export interface Ask {
   readonly avoidedSlots: readonly number[];
   /** Null: the answer has not begun. */
   readonly continuation: Continuation | null;
+  /** The prompt is not to be handed over: the worker that answers computes it, where the model's rules allow that. */
+  readonly computesLocally: boolean;
   /** Request headers that planning may look at, lower-case names. */
   readonly headers: readonly (readonly [string, string])[];
   readonly hints: RoutingHints;
@@ -120,6 +129,8 @@ export interface PlanCall {
   readonly promptIds: Uint32Array;
   /** How the KV goes from its prefill step, the first, to its decode step, the second; null: it has one step. */
   readonly protocol: DisaggProtocolName | null;
+  /** Why its prompt is computed by a prefill worker, or by the one that answers; null: its model has no prefill workers. */
+  readonly split: SplitReason | null;
   readonly steps: readonly PlanStep[];
 }
 
@@ -205,6 +216,8 @@ export interface Reject {
   readonly param: string | null;
   /** 0: none. */
   readonly retryAfterMs: number;
+  /** What prefill workers have to do with it; null: nothing. */
+  readonly split: SplitReason | null;
 }
 
 /** How a request ended: the `cause` of DONE and the label of `millrace_requests_ended_total`. */

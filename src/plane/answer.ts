@@ -37,6 +37,8 @@ export interface Answer {
   openChoices(call: CallRange): number[];
   /** What another worker needs to go on with these choices; else why none can, in words. Its ids are only lent. */
   continuation(choices: readonly number[]): Continuation | string;
+  /** These choices have lost their worker: what is not shown of them yet is made anew, and more comes by a continuation. */
+  cutOff(choices: readonly number[]): void;
   /** Gives back what was kept for a continuation. */
   release(): void;
   /** Writes what comes after the last choice of a stream: usage and end marker. */
@@ -115,6 +117,7 @@ function withoutUnary(
     take: (batch, call) => tokens.take(batch, call),
     openChoices: call => tokens.openChoices(call),
     continuation: choices => tokens.continuation(choices) ?? (plan.cannotMigrate || TOO_LONG),
+    cutOff: () => tokens.cutOff(),
     release: () => tokens.release(),
     takeUnary: () => assert.fail('in token mode every engine answer is a stream'),
     get isComplete() {

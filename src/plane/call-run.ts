@@ -5,6 +5,7 @@
  * go in the middle of a hand-over lives on until that is over.
  */
 import { answerFrames } from '../engines/disagg/answer-frames.js';
+import type { FailureCause } from '../engines/health-contract.js';
 import type { Limits } from '../limits.js';
 import type { Plan, PlanCall, PlanStep } from '../messages/records.js';
 import { RESERVATION_NONE } from '../router/load-descriptor.js';
@@ -12,7 +13,8 @@ import type { Timer } from '../runtime/clock.js';
 import type { AttemptEvents, AttemptFailure } from './attempt.js';
 import { EngineAttempt } from './attempt.js';
 import type { OpenDecision } from './decision-log.js';
-import { Handover } from './handover.js';
+import { Handover, type HandoverEvents } from './handover.js';
+import type { LostWorkers } from './lost-workers.js';
 import type { RequestContext } from './request-context.js';
 import type { CallRange } from './token-answer.js';
 
@@ -22,21 +24,26 @@ export interface RunEvents extends AttemptEvents {
   onCached(tokens: number): void;
 }
 
-/** The form of a whole answer that its request waits for; the fields of a PLAN. */
-export type AnswerForm = Pick<Plan, 'api' | 'mode' | 'stream'>;
-
 /** See the head of the file. */
 export class CallRun {
   readonly range: CallRange;
   /** The step that answers. */
   readonly step: PlanStep;
+  /** The PLAN that it carries out. */
+  readonly plan: Plan;
   /** How the worker before this one failed in the middle of the answer; null: the answer begins here. */
-  readonly cause: AttemptFailure | null;
+  readonly cause: FailureCause | null;
   decision: OpenDecision | null = null;
+  /** It races the run that the request had. */
+  isHedge = false;
+  /** Another worker was asked for because this one was found dead. */
+  hasAskedToMove = false;
   readonly #context: RequestContext;
   readonly #handover: Handover | null;
   /** When it began, or the last frames came. */
   #sinceMs: number;
+  /** When the last tokens came. */
+  #tokenMs = Number.NEGATIVE_INFINITY;
   #hasToken = false;
   #attempt: EngineAttempt | null = null;
   #reservation: number;
@@ -47,10 +54,11 @@ export class CallRun {
   /** Set while it finishes a hand-over for nobody. */
   #lastLimit: Timer | null = null;
 
-  constructor(call: PlanCall, cause: AttemptFailure | null, context: RequestContext) {
+  constructor(call: PlanCall, plan: Plan, cause: FailureCause | null, context: RequestContext) {
     this.range = { choiceBase: call.choiceBase, choices: call.choices };
     this.step = call.steps.at(-1)!;
     this.#handover = call.protocol === null ? null : new Handover(call, context);
+    this.plan = plan;
     this.cause = cause;
     this.#context = context;
     this.#reservation = this.step.reservation;
@@ -60,6 +68,11 @@ export class CallRun {
   /** A token has come. */
   get hasToken(): boolean {
     return this.#hasToken;
+  }
+
+  /** One worker computes the prompt and another one answers. */
+  get isSplit(): boolean {
+    return this.#handover !== null;
   }
 
   /** Enters the decision for its worker into the log. */
@@ -81,27 +94,28 @@ export class CallRun {
   }
 
   /** Sends the call to its worker, or first to the one that computes its prompt. */
-  start(origin: string, events: RunEvents, isPaused: boolean, form: AnswerForm): void {
+  start(origin: string, events: RunEvents, isPaused: boolean): void {
     this.#isPaused = isPaused;
     if (this.#handover === null) {
-      this.#send(origin, this.step.body, events, form);
+      this.#send(origin, this.step.body, events);
       return;
     }
-    this.#handover.start({
+    const handoverEvents: HandoverEvents = {
       send: body => {
         // For nobody it is only asked to take what was computed for it.
-        if (this.#lastLimit === null || this.#handover?.mustFinish === true)
-          this.#send(origin, body, events, form);
+        if (this.#lastLimit === null || this.#handover?.mustFinish === true) this.#send(origin, body, events);
         else this.#close();
       },
       cached: tokens => events.onCached(tokens),
-      complete: answer => this.#final(() => this.#onComplete(answer, events, form)),
+      complete: answer => this.#final(() => this.#onComplete(answer, events)),
       refused: (status, body) => this.#final(() => events.onRefused(status, body, 0)),
       failed: (failure, code, message) => this.#final(() => events.onFailed(failure, code, message)),
-    });
+    };
+    this.#handover.start(handoverEvents, this.plan.model);
   }
 
-  #send(origin: string, body: Uint8Array, events: RunEvents, { mode }: AnswerForm): void {
+  #send(origin: string, body: Uint8Array, events: RunEvents): void {
+    const { mode } = this.plan;
     const { client, guard, limits, clock } = this.#context;
     this.#sinceMs = clock.nowMs();
     const attempt = new EngineAttempt(
@@ -143,7 +157,8 @@ export class CallRun {
   }
 
   /** The prefill worker's answer takes the place of the one that decode would have given. */
-  #onComplete(answer: Uint8Array, events: RunEvents, { api, mode, stream }: AnswerForm): void {
+  #onComplete(answer: Uint8Array, events: RunEvents): void {
+    const { api, mode, stream } = this.plan;
     if (mode === 'relay' && !stream) {
       events.onUnary(Buffer.from(answer), 'application/json');
       return;
@@ -163,7 +178,9 @@ export class CallRun {
   /** Frames have come, with so many tokens. */
   touch(nowMs: number, tokens: number): void {
     this.#sinceMs = nowMs;
-    if (tokens > 0) this.#context.noteTokens(this.step);
+    if (tokens === 0) return;
+    this.#tokenMs = nowMs;
+    this.#context.noteTokens(this.step);
   }
 
   /** The first token has come: the worker has done the prompt, or has its KV. */
@@ -172,6 +189,26 @@ export class CallRun {
     this.#handover?.done();
     this.#context.ledger.firstToken(this.#reservation);
     this.#context.reportSuccess(this.step);
+  }
+
+  /** Since when nothing has come of the worker. */
+  get sinceMs(): number {
+    return this.#sinceMs;
+  }
+
+  /**
+   * What found its worker dead, where no token has come since that worker was last seen alive; else null. While it is
+   * paused, tokens may wait in the connection.
+   */
+  lostTo(lost: LostWorkers): FailureCause | null {
+    return this.#isPaused ? null : lost.causeFor(this.step, this.#tokenMs);
+  }
+
+  /** Ends a prefill step whose worker was found dead; decode, or another attempt, goes on from there. */
+  endLostPrefill(lost: LostWorkers): void {
+    const handover = this.#handover;
+    if (handover === null || this.#hasToken) return;
+    if (lost.causeFor(handover.prefillStep, Number.NEGATIVE_INFINITY) !== null) handover.lost();
   }
 
   /** How long the worker may be silent now, in milliseconds, where it has been for longer; else null. */
@@ -210,7 +247,7 @@ export class CallRun {
     if (this.#lastLimit !== null) this.#context.deferredAborts.give();
     this.#lastLimit?.cancel();
     this.#lastLimit = null;
-    this.#handover?.abort();
+    this.#handover?.abort(this.#isOver);
     this.#attempt?.abort();
     this.#attempt = null;
     if (this.#reservation !== RESERVATION_NONE) this.#context.ledger.release(this.#reservation);

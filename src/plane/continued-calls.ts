@@ -34,6 +34,24 @@ const SHAPES_PROMPT = new Set([
 ]);
 const CALLS_IN_PROMPT = /\.tool_calls$/;
 
+type SamplingState = 'penalties' | 'repetition' | 'draws';
+
+/**
+ * State of sampling that an engine begins anew with a continuation, because it counts what it has generated itself and not
+ * what it finds in the prompt. penalties: presence and frequency. repetition: its penalty. draws: the random numbers of a
+ * seed. vLLM: its repetition penalty looks at the prompt too (model_executor/layers/utils.py), and a seed makes a generator
+ * per request (v1/worker/gpu_model_runner.py). SGLang: every penalty is of the output (sampling/penaltylib), and the draw of a
+ * seed depends on the place in the sequence alone (layers/sampler.py). TensorRT-LLM: penalties look at the whole sequence
+ * (kernels/penaltyKernels.cu).
+ */
+const BEGINS_ANEW: Readonly<Record<string, readonly SamplingState[]>> = {
+  vllm: ['penalties', 'draws'],
+  sglang: ['penalties', 'repetition'],
+  trtllm: ['draws'],
+};
+/** Of an engine that an extension brings nothing is known. */
+const ALL_BEGINS_ANEW: readonly SamplingState[] = ['penalties', 'repetition', 'draws'];
+
 /** One engine call that goes on with one choice, or begins with all of them. */
 export interface ContinuedCall {
   readonly choiceBase: number;
@@ -44,11 +62,16 @@ export interface ContinuedCall {
   readonly maxTokens: number;
 }
 
-/** Why an answer to `request` cannot go on elsewhere once it has begun, in words for the client; '': it can. */
-export function cannotMigrate(request: TokenRequest, mode: AnswerMode): string {
+/**
+ * Why an answer to `request` cannot go on elsewhere once it has begun, in words for the client; '': it can. `engines`: those
+ * that serve its model, any of which may be asked to go on.
+ */
+export function cannotMigrate(request: TokenRequest, mode: AnswerMode, engines: readonly string[]): string {
   if (mode === 'relay') return 'the worker tells no token ids';
   const restarting = Object.entries(request.unknown).find(([name, value]) => restarts(name, value));
   if (restarting !== undefined) return `${restarting[0]} cannot be taken up in the middle`;
+  const drawn = samplingThatBeginsAnew(request, engines);
+  if (drawn !== '') return `${drawn} cannot be taken up in the middle by ${engines.join(' and ')}`;
   if (mode === 'token') return '';
   const field = request.engineOnly.find(name => !SHAPES_PROMPT.has(name) && !CALLS_IN_PROMPT.test(name));
   if (field !== undefined) return `${field} cannot be taken up in the middle`;
@@ -56,6 +79,19 @@ export function cannotMigrate(request: TokenRequest, mode: AnswerMode): string {
   if (request.stop.strings.length > 0) return 'stop strings that a worker matches cannot be taken up';
   if (request.output.logprobs !== null) return 'logprobs of a worker cannot be taken up in the middle';
   return '';
+}
+
+/** The field whose effect on the rest of an answer would be another one at a second worker; '': there is none. */
+function samplingThatBeginsAnew({ sampling, unknown }: TokenRequest, engines: readonly string[]): string {
+  const restarts = (state: SamplingState): boolean =>
+    engines.some(engine => (BEGINS_ANEW[engine] ?? ALL_BEGINS_ANEW).includes(state));
+  const { temperature, seed, presencePenalty = 0, frequencyPenalty = 0 } = sampling;
+  if (presencePenalty !== 0 && restarts('penalties')) return 'presence_penalty';
+  if (frequencyPenalty !== 0 && restarts('penalties')) return 'frequency_penalty';
+  if ((unknown.repetition_penalty ?? 1) !== 1 && restarts('repetition')) return 'repetition_penalty';
+  // Without a seed every continuation is a fair draw; with one the client expects one certain text.
+  const draws = temperature !== 0 && unknown.top_k !== 1;
+  return seed !== undefined && draws && restarts('draws') ? 'a seed with a temperature above 0' : '';
 }
 
 function restarts(name: string, value: unknown): boolean {

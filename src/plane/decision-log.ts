@@ -32,8 +32,8 @@ export interface Decision {
   readonly reportedCachedTokens: number | null;
   /** From the arrival of the request to its first token; null: none has come. */
   readonly ttftMs: number | null;
-  /** How the attempt ended: `retried` when another one followed, `migrated` when it went on with the answer; null: it runs, or it was a pick. */
-  readonly end: EndCause | 'retried' | 'migrated' | null;
+  /** How the attempt ended: `retried` when another one followed, `migrated` when it went on with the answer, `outrun` when it gave the first token sooner; null: it runs, or it was a pick. */
+  readonly end: EndCause | 'retried' | 'migrated' | 'outrun' | null;
 }
 
 /** An entry as its request writes on. */

@@ -6,17 +6,17 @@ import { randomBytes, randomUUID } from 'node:crypto';
 import type { EncodedCall } from '../engines/contract.js';
 import { PEER_FIELDS } from '../engines/disagg/contract.js';
 import { FRONT } from '../engines/disagg/json-bytes.js';
-import { protocolOf } from '../engines/disagg/protocols.js';
-import { InvalidRequestError, RejectedError } from '../errors.js';
-import type { DisaggProtocolName } from '../messages/disagg.js';
+import { computesPrompts, protocolOf } from '../engines/disagg/protocols.js';
+import { InvalidRequestError } from '../errors.js';
+import type { DisaggProtocolName, DisaggView, SplitReason } from '../messages/disagg.js';
 import type { ModelView, PlanStep, WorkerView } from '../messages/records.js';
 import type { TokenRequest } from '../messages/token-request.js';
 import type { DecideAnswer, DecideRequest, Decider, Placement } from '../router/decide.js';
-import { decidePair, isPair, type PairPlacement, type SplitWorkers } from '../router/decide-pair.js';
+import { because, decidePair, isPair, type PairPlacement, type SplitWorkers } from '../router/decide-pair.js';
+import { prefillRefusal } from './plan-refusals.js';
 
 /** Below it every room and the ones after it are numbers that JSON keeps in every language. */
 const ROOMS = 2 ** 53 - 1024;
-const RETRY_AFTER_MS = 1000;
 /** Rules where decode workers compute no prompts. */
 const NEVER_LOCAL = { policy: 'always', whenNoPrefill: 'refuse', whenPrefillFull: 'shed' } as const;
 
@@ -48,23 +48,35 @@ export interface SplitDecisionOptions {
   readonly discard: (reservation: number) => void;
 }
 
-/** Decides as the model's workers allow: one worker for the whole request, or two. Throws what its rules refuse. */
+/**
+ * Decides as the model's workers allow: one worker for the whole request, or two. `isLocal`: one, if the rules let decode
+ * workers compute prompts at all. Throws what the rules refuse.
+ */
 export function decideCall(
   { decider, discard }: SplitDecisionOptions,
   asked: DecideRequest,
   model: ModelView,
   workers: readonly WorkerView[],
   request: TokenRequest,
+  isLocal: boolean,
 ): DecideAnswer | PairPlacement {
   const { disaggregation: rules, policy } = model;
   if (rules === undefined) return decider.decide(asked, policy, workers);
   const split = splitOf(workers);
   // A client that names a prefill worker gets it.
-  if (split.decode.length === 0 && workers.length === 1) return decider.decide(asked, policy, workers);
-  if (rules.protocol === null) return decider.decide(asked, policy, split.decode);
+  if (split.decode.length === 0 && workers.length === 1)
+    return because('named_worker', decider.decide(asked, policy, workers));
+  const local = (reason: SplitReason): DecideAnswer =>
+    because(reason, decider.decide(asked, policy, split.decode));
+  if (rules.protocol === null) {
+    if (split.decode.some(({ engine }) => computesPrompts(engine))) return local('no_protocol');
+    const message = 'the prefill and decode workers of this model do not fit together';
+    throw prefillRefusal('MILLRACE_NO_WORKER', message, 'no_protocol');
+  }
   const { rulesOut, decodeComputes } = protocolOf(rules.protocol);
   const why = rulesOut(request);
-  if (why !== null && decodeComputes) return decider.decide(asked, policy, split.decode);
+  if (why !== null && decodeComputes) return local('not_splittable');
+  if (isLocal && decodeComputes && rules.whenNoPrefill === 'local') return local('last_attempt');
   if (why !== null)
     throw new InvalidRequestError(
       'MILLRACE_INVALID_REQUEST',
@@ -72,12 +84,26 @@ export function decideCall(
     );
   const applied = decodeComputes ? rules : { ...rules, ...NEVER_LOCAL };
   const answer = decidePair(decider, asked, policy, split, applied, discard);
-  const detail = { retryAfterMs: RETRY_AFTER_MS };
   if (answer === 'noPrefill')
-    throw new RejectedError('MILLRACE_NO_WORKER', 'no prefill worker is ready', detail);
+    throw prefillRefusal(
+      'MILLRACE_NO_WORKER',
+      `no prefill worker is ready, and ${whyNotLocal(rules)}`,
+      'no_prefill',
+    );
   if (answer === 'prefillFull')
-    throw new RejectedError('MILLRACE_OVERLOADED', 'every prefill worker has all that it may have', detail);
+    throw prefillRefusal(
+      'MILLRACE_OVERLOADED',
+      'every prefill worker has all that it may have',
+      'prefill_full',
+    );
   return answer;
+}
+
+/** Why no decode worker computes a prompt, where none does. */
+function whyNotLocal({ protocol }: DisaggView): string {
+  return protocol !== null && !protocolOf(protocol).decodeComputes
+    ? `${protocol} has every prompt computed by one`
+    : 'decode workers may not compute prompts (whenNoPrefill is refuse)';
 }
 
 /** The worker that answers. */
@@ -90,19 +116,28 @@ export function reservationsOf(decided: Placement | PairPlacement): number[] {
   return isPair(decided) ? [decided.prefill.reservation, decided.decode.reservation] : [decided.reservation];
 }
 
+/** What a PlanCall says of hand-over, and the call that it was made from. */
+export interface Staged {
+  readonly protocol: DisaggProtocolName | null;
+  readonly split: SplitReason | null;
+  readonly steps: PlanStep[];
+  readonly call: EncodedCall;
+}
+
 /** The steps of a call and the protocol between them. `encode`: the call for a worker that does all of it. */
 export function stepsOf(
   decided: Placement | PairPlacement,
   model: ModelView,
   workerIn: (slot: number) => WorkerView,
   encode: (worker: WorkerView) => EncodedCall,
-): { readonly protocol: DisaggProtocolName | null; readonly steps: PlanStep[]; readonly call: EncodedCall } {
+): Staged {
   const placed = answering(decided);
   const worker = workerIn(placed.slot);
   const call = encode(worker);
   if (!isPair(decided)) {
     const stage = { stage: 'generate', after: null, answer: 'stream', spliceAt: null } as const;
-    return { protocol: null, steps: [{ ...stage, ...partOf(placed, call), body: call.body }], call };
+    const steps = [{ ...stage, ...partOf(placed, call), body: call.body }];
+    return { protocol: null, split: decided.split ?? null, steps, call };
   }
   const from = workerIn(decided.prefill.slot);
   const protocol = protocolOf(model.disaggregation!.protocol!);
@@ -134,7 +169,7 @@ export function stepsOf(
     ...partOf(placed, call),
     body: bodies.decode,
   };
-  return { protocol: protocol.name, steps: [prefill, decode], call };
+  return { protocol: protocol.name, split: decided.split, steps: [prefill, decode], call };
 }
 
 function partOf(

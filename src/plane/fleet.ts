@@ -4,6 +4,7 @@
  * ingest thread. Owned by the core, on its thread.
  */
 import type { Config } from '../config.js';
+import { bootstrapOf } from '../disagg-config.js';
 import {
   type RegisteredWorker,
   type RegistryChange,
@@ -14,10 +15,11 @@ import { createAdapters } from '../engines/adapters.js';
 import { EngineClient } from '../engines/client.js';
 import type { EngineAdapter, RankEvents } from '../engines/contract.js';
 import type { EngineExtension } from '../engines/extensions.js';
-import type { FindingSink, HealthCounts, ProbedFacts } from '../engines/health-contract.js';
+import type { FindingSink, HealthCounts, Outage, ProbedFacts } from '../engines/health-contract.js';
 import { WorkerMonitor } from '../engines/monitor.js';
 import type { ListedModel } from '../frontend/openai/models-response.js';
-import type { ModelView, World } from '../messages/records.js';
+import type { WorkerSplit } from '../messages/disagg.js';
+import type { ModelView, WorkerView, World } from '../messages/records.js';
 import type { EventEndpoints } from '../router/events/contract.js';
 import type { LoadTable } from '../router/load-table.js';
 import type { Clock } from '../runtime/clock.js';
@@ -25,9 +27,10 @@ import type { FaultGuard } from '../runtime/fault-guard.js';
 import type { Logger } from '../runtime/logger.js';
 import { AUTO_EVENTS, distinctWorkers, endpointOf, type WorkerConfig } from '../worker-config.js';
 import type { AttemptFailure } from './attempt.js';
-import { splitOfConfig } from './disagg-models.js';
+import { splitOfWorker } from './disagg-models.js';
 import type { IngestSide } from './ingest-side.js';
 import { Membership } from './membership.js';
+import { type BootstrapServer, PeerFacts, type PeerSays } from './peer-facts.js';
 import type { ProcessBoard } from './process-board.js';
 import { listedModels, servedModels } from './served-models.js';
 import type { TextModels } from './text-models.js';
@@ -64,6 +67,8 @@ export interface FleetOptions {
   /** A link process is at the worker. */
   readonly isLinked: (url: string) => boolean;
   readonly publish: (world: World, listed: readonly ListedModel[]) => void;
+  /** A worker went out of rotation; null: it is back. */
+  readonly setOutage: (slot: number, generation: number, outage: Outage | null) => void;
 }
 
 /** See the head of the file. */
@@ -77,6 +82,7 @@ export class Fleet {
   readonly #adapters: ReadonlyMap<string, EngineAdapter>;
   readonly #monitor: WorkerMonitor;
   readonly #startedSeconds: number;
+  readonly #peers: PeerFacts;
   /** Where the ranks of a worker publish, as its last probe said, by slot. */
   readonly #probedEvents = new Map<number, readonly RankEvents[] | null>();
   /** Generations that the ingest thread was told of, by slot. */
@@ -102,6 +108,11 @@ export class Fleet {
       onChange: change => guard.run(() => this.#changed(change)),
     });
     const { logger } = options;
+    this.#peers = new PeerFacts({
+      ...{ clock, guard, logger, limits },
+      ask: (request, deadlineMs, bytesMax) => this.#client.ask(request, deadlineMs, bytesMax),
+      onChange: () => this.#publishWorld(),
+    });
     const adapters = this.#adapters;
     this.members = new Membership({
       ...{ registry: this.registry, engines: adapters, loadTable, clock, logger, limits },
@@ -199,6 +210,7 @@ export class Fleet {
     this.members.stop();
     this.control.stop();
     this.#monitor.stop();
+    this.#peers.stop();
   }
 
   /** Closes the connections of the probes. */
@@ -217,6 +229,7 @@ export class Fleet {
       if (!workers.some(({ url }) => url === worker.url)) this.control.forget(worker.url);
       this.#pushed.delete(slot);
       this.#probedEvents.delete(slot);
+      this.#peers.forget(slot);
       if (this.#indexed.delete(slot)) ingest?.removeWorker(slot);
     }
     // The index knows a worker from its first probe on: its facts say what its events must look like.
@@ -276,13 +289,17 @@ export class Fleet {
   }
 
   #createMonitor(): WorkerMonitor {
-    const { config, clock, logger, textModels, activity } = this.#options;
+    const { config, clock, logger, textModels, activity, setOutage } = this.#options;
     const { limits } = config;
     const adapters = this.#adapters;
     const { registry } = this;
     const sink: FindingSink = {
       setFacts: (slot, generation, facts) => this.#setFacts(slot, generation, facts),
-      setHealthy: (slot, generation, healthy) => registry.setHealthy(slot, generation, healthy),
+      setHealthy: (slot, generation, healthy, outage) => {
+        const held = registry.setHealthy(slot, generation, healthy);
+        if (held) setOutage(slot, generation, outage);
+        return held;
+      },
       setSleeping: (slot, generation, level) => registry.setSleeping(slot, generation, level),
       setScraped: (slot, generation, load, nowSeconds) =>
         registry.setScraped(slot, generation, load, nowSeconds),
@@ -311,11 +328,27 @@ export class Fleet {
     this.#sayRanks(known, facts);
     const wasIndexed = this.#indexed.get(slot) === generation;
     const models = this.control.modelsOf(known.url, facts.models);
+    const saysOther = this.#peers.learn(known, facts, this.#bootstrapServerOf(known, facts));
+    const told = this.#worldVersion;
     if (!this.registry.setFacts(slot, generation, { ...facts, models })) return false;
+    if (saysOther && told === this.#worldVersion) this.#publishWorld();
     const now = this.registry.get(slot, generation)!;
     const isElsewhere = JSON.stringify(before) !== JSON.stringify(this.#endpointsOf(now));
     if (wasIndexed && isElsewhere && !this.#isPushed(now)) this.#tellIngest(now);
     return true;
+  }
+
+  /** Whom to ask for the id of a worker's engine; null: nobody needs it, or it is configured. */
+  #bootstrapServerOf({ url }: RegisteredWorker, { models }: ProbedFacts): BootstrapServer | null {
+    const { role, bootstrap, kvEngineId } = this.members.configOf(url);
+    const served = this.#options.config.models;
+    const isMooncake = models.some(({ id }) => served[id]?.disaggregation?.protocol === 'mooncake');
+    return isMooncake && role !== 'decode' && kvEngineId === null ? bootstrapOf(bootstrap, url) : null;
+  }
+
+  /** The part that a worker has, as it is configured or says itself; undefined: it does all for nobody but itself. */
+  splitOf({ slot, url }: Pick<RegisteredWorker, 'slot' | 'url'>): WorkerSplit | undefined {
+    return splitOfWorker(this.members.configOf(url), this.#peers.says(slot));
   }
 
   /** A rank is a worker of its own: events and load of several cannot be told apart behind one. */
@@ -329,11 +362,12 @@ export class Fleet {
   #publishWorld(): void {
     const { config, logger, textModels, publish } = this.#options;
     const workers = this.registry.views().map(view => {
-      const split = splitOfConfig(this.members.configOf(view.url));
+      const split = this.splitOf(view);
       return split === undefined ? view : { ...view, split };
     });
     const notices = new Set<string>();
-    this.#models = servedModels(config, workers, textModels, notice => notices.add(notice));
+    const says = ({ slot }: WorkerView): PeerSays => this.#peers.says(slot);
+    this.#models = servedModels(config, workers, textModels, says, notice => notices.add(notice));
     for (const notice of notices) if (!this.#notices.has(notice)) logger.warn(notice);
     this.#notices = notices;
     const world = { version: ++this.#worldVersion, workers, models: this.#models };

@@ -10,85 +10,48 @@ import { errorOf, finishReasonOf, frameObject, rowStart, usageOf } from '../engi
 import { FRAME, FRAME_FLAG } from '../engines/frame-descriptor.js';
 import { ChunkFold } from '../frontend/openai/chunk-fold.js';
 import { usageJson } from '../frontend/openai/usage-json.js';
-import type { Usage } from '../messages/delta.js';
-import type { Continuation, Plan } from '../messages/records.js';
-import type { Answer } from './answer.js';
+import type { Plan } from '../messages/records.js';
 import { ABORTED, type BatchOutcome, emptyOutcome } from './batch-outcome.js';
 import { type ContinuedOutput, takeContinued } from './continued-relay.js';
 import { tokensOf } from './frame-tokens.js';
-import { continuedUsage, openRelayed } from './relay-answer.js';
 import type { RelayRecord } from './relay-record.js';
+import { RelayedAnswer } from './relayed-answer.js';
 import type { CallRange } from './token-answer.js';
 
 /** See the head of the file. */
-export class FoldAnswer implements Answer {
-  readonly #plan: Plan;
+export class FoldAnswer extends RelayedAnswer {
   readonly #answerBytesMax: number;
   readonly #fold: ChunkFold;
-  /** Null: the answer cannot migrate. */
-  readonly #record: RelayRecord | null;
-  #continued: ContinuedOutput | null = null;
   #bytes = 0;
-  #tokens = 0;
-  #done = false;
-  #usage: Usage | null = null;
 
   constructor(plan: Plan, answerBytesMax: number, record: RelayRecord | null) {
-    this.#plan = plan;
-    this.#record = record;
+    super(plan, record);
     this.#answerBytesMax = answerBytesMax;
     this.#fold = new ChunkFold({ api: plan.api, keepsIds: !plan.idsInjected });
   }
 
-  get isComplete(): boolean {
-    return this.#done || this.#record?.hasFinished === true;
-  }
-
-  usage(): Usage {
-    const { promptTokens } = this.#plan;
-    const isCut = !this.#done && this.#record?.hasFinished === true;
-    if (isCut || this.#continued !== null) return continuedUsage(this.#record!, promptTokens);
-    const usage = this.#usage ?? { promptTokens, completionTokens: this.#tokens, cachedTokens: null };
-    return { ...usage, cachedTokens: this.#plan.prefillCachedTokens ?? usage.cachedTokens };
-  }
-
-  openChoices(call: CallRange): number[] {
-    return openRelayed(call, this.#done, this.#record);
-  }
-
-  continuation(choices: readonly number[]): Continuation | string {
-    if (this.#record === null) return this.#plan.cannotMigrate;
-    const continuation = this.#record.continuation(choices);
-    if (typeof continuation !== 'string') this.#continued ??= this.#openContinued();
-    return continuation;
-  }
-
-  release(): void {
-    this.#record?.release();
-  }
-
-  take(batch: FrameBatch, call: CallRange): BatchOutcome {
-    if (this.#continued !== null) return this.#takeContinued(batch, call, this.#continued);
+  override take(batch: FrameBatch, call: CallRange): BatchOutcome {
+    if (this.continued !== null) return this.#takeContinued(batch, call, this.continued);
     const outcome = emptyOutcome();
     for (let row = 0; row < batch.count; row++) {
       this.#takeFrame(batch, row, outcome);
       if (outcome.malformed || outcome.engineError !== null) break;
     }
-    this.#tokens += outcome.tokens;
+    this.tokens += outcome.tokens;
     return outcome;
   }
 
-  takeUnary(): number {
+  override takeUnary(): number {
     assert.fail('in relayIds mode every engine answer is a stream');
   }
 
-  endStream(): void {
+  override endStream(): void {
     assert.fail('a folded answer is no stream');
   }
 
-  unaryBody(): string {
+  override unaryBody(): string {
     // Where the last worker died before it told the usage, or never had it whole.
-    const isOurs = !this.#done || this.#continued !== null || this.#plan.prefillCachedTokens !== undefined;
+    const isOurs = !this.isDone || this.continued !== null || this.plan.prefillCachedTokens !== undefined;
     if (isOurs) this.#fold.add({ usage: JSON.parse(usageJson(this.usage())) as unknown });
     return this.#fold.body();
   }
@@ -98,13 +61,13 @@ export class FoldAnswer implements Answer {
       const at = rowStart(row);
       this.#bytes += batch.table[at + FRAME.end]! - batch.table[at + FRAME.start]!;
     }
-    const outcome = takeContinued(batch, call, this.#record!, output);
+    const outcome = takeContinued(batch, call, this.record!, output);
     if (this.#bytes > this.#answerBytesMax) outcome.engineError = this.#tooLong();
     return outcome;
   }
 
-  #openContinued(): ContinuedOutput {
-    const isChat = this.#plan.api === 'chat';
+  protected override openContinued(): ContinuedOutput {
+    const isChat = this.plan.api === 'chat';
     const add = (index: number, text: string, end: object): void =>
       void this.#fold.add({
         choices: [{ index, ...(isChat ? { delta: { content: text } } : { text }), ...end }],
@@ -134,12 +97,15 @@ export class FoldAnswer implements Answer {
       outcome.engineError = this.#tooLong();
     } else if ((flags & FRAME_FLAG.error) !== 0) outcome.engineError = errorOf(batch, row);
     else if ((flags & FRAME_FLAG.malformed) !== 0) outcome.malformed = true;
-    else if ((flags & FRAME_FLAG.done) !== 0) this.#done = true;
+    else if ((flags & FRAME_FLAG.done) !== 0) this.isDone = true;
     else if ((flags & FRAME_FLAG.finish) !== 0 && finishReasonOf(batch, row) === 'aborted')
       outcome.engineError = ABORTED;
     else if ((flags & FRAME_FLAG.comment) === 0) {
-      this.#record?.note(batch, row, flags);
-      if ((flags & FRAME_FLAG.usage) !== 0) this.#usage = usageOf(batch, row) ?? this.#usage;
+      if (this.record?.note(batch, row, flags) === false) {
+        outcome.malformed = true;
+        return;
+      }
+      if ((flags & FRAME_FLAG.usage) !== 0) this.toldUsage = usageOf(batch, row) ?? this.toldUsage;
       if ((flags & FRAME_FLAG.noChoices) === 0) outcome.tokens += tokensOf(batch, row);
       const chunk = frameObject(batch, row);
       if (chunk === null || !this.#fold.add(chunk)) outcome.malformed = true;

@@ -4,10 +4,11 @@
  * fails. Without a prefill worker that answers, decode does it all. Owned by its CallRun, on the socket thread.
  */
 import { strict as assert } from 'node:assert';
-import type { DisaggProtocol } from '../engines/disagg/contract.js';
+import type { DisaggProtocol, NextStep } from '../engines/disagg/contract.js';
 import { replaceRange } from '../engines/disagg/json-bytes.js';
 import { protocolOf } from '../engines/disagg/protocols.js';
 import type { ErrorCode } from '../errors.js';
+import type { FallbackCause, HandoverOutcome } from '../frontend/disagg-metrics.js';
 import type { PlanCall, PlanStep } from '../messages/records.js';
 import type { AttemptFailure } from './attempt.js';
 import { type PrefillOutcome, PrefillRun } from './prefill-run.js';
@@ -44,6 +45,10 @@ export class Handover {
   #state: State = 'prefill';
   #retainedBytes = 0;
   #hasFailed = false;
+  #model = '';
+  #prefillAskedMs = 0;
+  #decodeAskedMs = 0;
+  #isCounted = false;
 
   constructor({ protocol, steps }: PlanCall, context: RequestContext) {
     const [prefill, decode] = steps;
@@ -74,31 +79,47 @@ export class Handover {
     return this.#hasFailed || (this.#state === 'moving' && failure === 'protocol');
   }
 
-  start(events: HandoverEvents): void {
+  start(events: HandoverEvents, model: string): void {
     this.#events = events;
+    this.#model = model;
+    this.#prefillAskedMs = this.#context.clock.nowMs();
     const { body } = this.#decodeStep;
     if (this.#protocol.order === 'parallel') {
       this.#prefill.start(outcome => this.#onParallel(outcome));
-      this.#state = 'moving';
-      events.send(body);
+      this.#send('moving', body);
     } else if (this.#context.retain(body.length)) {
       // It waits here until the prompt has been computed.
       this.#retainedBytes = body.length;
       this.#prefill.start(outcome => this.#onSequential(outcome));
     } else {
       this.#prefill.abort();
-      this.#send('alone', body);
+      this.#fallBack('memory');
     }
+  }
+
+  /** The prefill worker was found dead. */
+  lost(): void {
+    this.#prefill.lost();
   }
 
   /** Decode's first token has come. */
   done(): void {
-    if (this.#state === 'moving') this.#state = 'moved';
+    if (this.#state !== 'moving') return;
+    this.#state = 'moved';
+    this.#count('handed_over');
+    const { clock, observer } = this.#context;
+    observer.handovers.handedOver(this.#model, clock.nowMs() - this.#decodeAskedMs);
   }
 
-  /** Nothing more is wanted of it. A prefill whose KV has been taken ends by itself. */
-  abort(): void {
+  /** Nothing more is wanted of it. A prefill whose KV has been taken ends by itself. `hasEnded`: decode's answer has. */
+  abort(hasEnded: boolean): void {
     this.#giveBack();
+    this.#count(hasEnded && this.#state === 'moving' ? 'decode_failed' : 'dropped');
+    if (this.#state === 'moving') {
+      // Each would wait for the other: decode for KV, and the prefill worker for somebody who fetches it.
+      if (!this.#hasFailed) this.#release(this.#decodeStep);
+      this.#release(this.prefillStep);
+    }
     if (this.#state !== 'moved') this.#prefill.abort();
     this.#state = 'moved';
     this.#events = null;
@@ -107,42 +128,55 @@ export class Handover {
   #onSequential(outcome: PrefillOutcome): void {
     const events = this.#events;
     if (events === null) return;
-    const { body, spliceAt } = this.#decodeStep;
     if (outcome.kind === 'refused') {
+      this.#count('refused');
       events.refused(outcome.status, outcome.body);
     } else if (outcome.kind === 'failed') {
       this.#blame(outcome.blame);
-      this.#send('alone', body);
+      this.#fallBack(outcome.code === 'MILLRACE_OVERLOADED' ? 'busy' : (outcome.blame ?? 'reset'));
     } else {
-      this.#context.reportSuccess(this.prefillStep);
-      const next = this.#protocol.next(outcome.answer);
-      if (next.kind === 'complete') events.complete(next.answer);
-      else if (next.kind === 'splice') {
-        assert(spliceAt !== null, 'a sequential protocol completes the decode body');
-        if (next.cachedTokens !== null) events.cached(next.cachedTokens);
-        this.#send('moving', replaceRange(body, spliceAt, spliceAt, next.bytes));
-      } else {
-        if (next.kind === 'malformed') this.#blame('protocol');
-        this.#send('alone', body);
-      }
+      this.#onComputed();
+      this.#onNext(this.#protocol.next(outcome.answer), events);
     }
   }
 
+  #onNext(next: NextStep, events: HandoverEvents): void {
+    const { body, spliceAt } = this.#decodeStep;
+    if (next.kind === 'complete') {
+      this.#count('whole_answer');
+      events.complete(next.answer);
+    } else if (next.kind === 'splice') {
+      assert(spliceAt !== null, 'a sequential protocol completes the decode body');
+      if (next.cachedTokens !== null) events.cached(next.cachedTokens);
+      this.#send('moving', replaceRange(body, spliceAt, spliceAt, next.bytes));
+    } else {
+      if (next.kind === 'malformed') this.#blame('protocol');
+      this.#fallBack(next.kind === 'malformed' ? 'malformed' : 'nothing_kept');
+    }
+  }
+
+  /** The prefill worker has computed the prompt. */
+  #onComputed(): void {
+    const { clock, observer } = this.#context;
+    this.#context.reportSuccess(this.prefillStep);
+    observer.handovers.prefillAnswered(this.#model, clock.nowMs() - this.#prefillAskedMs);
+  }
+
   #onParallel(outcome: PrefillOutcome): void {
-    if (outcome.kind === 'answered') this.#context.reportSuccess(this.prefillStep);
+    if (outcome.kind === 'answered') this.#onComputed();
     else if (this.#state === 'moving') this.#onParallelFailure(outcome);
   }
 
   #onParallelFailure(outcome: Exclude<PrefillOutcome, { kind: 'answered' }>): void {
     this.#hasFailed = true;
-    this.#releaseDecode();
+    this.#count(outcome.kind === 'refused' ? 'refused' : 'prefill_failed');
+    this.#release(this.#decodeStep);
     if (outcome.kind === 'refused') this.#events?.refused(outcome.status, outcome.body);
     else this.#events?.failed(outcome.blame ?? 'protocol', outcome.code, outcome.message);
   }
 
-  /** Tells decode that its prefill will not come, where closing the connection is not enough. */
-  #releaseDecode(): void {
-    const { slot, generation, head } = this.#decodeStep;
+  /** Tells the worker of a step that the other one will not come, where closing the connection is not enough. */
+  #release({ slot, generation, head }: PlanStep): void {
     const requestId = head.find(([name]) => name === 'x-request-id')?.[1] ?? '';
     const call = this.#protocol.releaseCall(requestId);
     const origin = this.#context.originOf(slot, generation);
@@ -157,8 +191,23 @@ export class Handover {
     if (failure !== null) this.#context.reportFailure(this.prefillStep, failure);
   }
 
+  /** Decode computes the prompt, with the body that it has. */
+  #fallBack(cause: FallbackCause): void {
+    this.#count('local');
+    this.#context.observer.handovers.fellBack(cause);
+    this.#send('alone', this.#decodeStep.body);
+  }
+
+  /** What became of the hand-over, told once. */
+  #count(outcome: HandoverOutcome): void {
+    if (this.#isCounted) return;
+    this.#isCounted = true;
+    this.#context.observer.handovers.ended(this.#protocol.name, outcome);
+  }
+
   #send(state: 'moving' | 'alone', body: Uint8Array): void {
     this.#giveBack();
+    this.#decodeAskedMs = this.#context.clock.nowMs();
     this.#state = state;
     this.#events!.send(body);
   }

@@ -1,7 +1,7 @@
 /** Turns what happens to requests into metrics: the one place where the two vocabularies meet. Socket thread. */
 import type { WorkerRegistry } from '../discovery/registry.js';
 import type { EndpointLabel, MetricSources, Metrics } from '../frontend/metrics.js';
-import type { AskReason } from '../messages/records.js';
+import type { AskReason, Plan, Reject } from '../messages/records.js';
 import type { Api } from '../messages/token-request.js';
 import type { LoadTable } from '../router/load-table.js';
 import type { RequestEnd, RequestObserver } from './request-context.js';
@@ -19,15 +19,34 @@ const NO_MODEL = '';
 export interface PlaneObserver extends RequestObserver {
   accepted(): void;
   asked(reason: AskReason): void;
+  /** A PLAN is carried out. */
+  placed(plan: Plan): void;
+  rejected(reject: Reject): void;
   ended(end: RequestEnd): void;
 }
 
 /** Makes the observer that counts into `metrics`. */
 export function createObserver(metrics: Metrics): PlaneObserver {
+  const { disagg } = metrics;
   return {
     accepted: () => metrics.requestAccepted(),
     asked: reason => metrics.asked(reason),
+    placed: ({ calls, placement }) => {
+      disagg.routedBy(placement.ids);
+      for (const { protocol, split } of calls)
+        if (split !== null) disagg.decided(protocol === null ? 'local' : 'split', split);
+    },
+    rejected: ({ split }) => {
+      if (split !== null) disagg.decided('refused', split);
+    },
+    handovers: {
+      prefillAnswered: (model, ms) => disagg.prefillAnswered(metrics.modelIndex(model), ms / 1000),
+      handedOver: (model, ms) => disagg.handedOver(metrics.modelIndex(model), ms / 1000),
+      ended: (protocol, outcome) => disagg.handoverEnded(protocol, outcome),
+      fellBack: cause => disagg.fellBack(cause),
+    },
     migrated: (cause, outcome) => metrics.migrated(cause, outcome),
+    hedged: outcome => metrics.hedged(outcome),
     planned: plan =>
       metrics.requestStarted(plan.model, ENDPOINTS[plan.api], plan.stream ? 'stream' : 'unary'),
     firstToken: (plan, sinceStartMs) => metrics.firstToken(plan.model, sinceStartMs / 1000),
@@ -62,6 +81,7 @@ export function metricSources(
 ): Omit<MetricSources, 'readIngest' | 'readLinks' | 'readWorkers'> {
   return {
     readRetainedBytes: () => socket().retainedBytes,
+    readDeferredAborts: () => socket().deferredAborts.counts,
     readRingDepths: () =>
       socket()
         .link.depths()
@@ -72,6 +92,13 @@ export function metricSources(
     readWorkerLoads,
   };
 }
+
+/** The same of a thread without sockets. */
+export const NO_SOCKET: Omit<ReturnType<typeof metricSources>, 'readWorkerLoads'> = {
+  readRetainedBytes: () => 0,
+  readDeferredAborts: () => ({ open: 0, deferred: 0, cut: 0 }),
+  readRingDepths: () => [],
+};
 
 /** What the workers carry. One thread's metrics tell it. */
 export function workerLoads(

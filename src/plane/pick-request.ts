@@ -4,9 +4,9 @@
  * it. Owned by the socket thread.
  */
 import { type ErrorCode, type ErrorDetail, MillraceError } from '../errors.js';
-import type { Ask, AskReason, Plan, Reject } from '../messages/records.js';
+import type { AskReason, Plan, Reject } from '../messages/records.js';
 import type { EncodedRequest } from './embed/generate-request.js';
-import type { RequestContext } from './request-context.js';
+import type { RequestContext, SentAsk } from './request-context.js';
 
 /** Load that a picked worker carries for the caller until it is released or expires. Every call but the first is void. */
 export interface Reservation {
@@ -150,13 +150,15 @@ export class PickRequest {
       this.fail('MILLRACE_POOL_LOST', 'the planning threads died over this request');
       return;
     }
-    const ask: Omit<Ask, 'body' | 'avoidedSlots'> = {
+    const ask: SentAsk = {
       request: this.#id,
       attempt: this.#attempt,
       api: this.#asked.api,
       reason,
       deadlineWallMs: clock.wallMs() + limits.askDeadlineMs,
       excludedSlots: [],
+      avoidedSlots: [],
+      computesLocally: false,
       headers: [],
       hints: this.#asked.hints,
       continuation: null,

@@ -25,7 +25,7 @@ import { readIngest } from './ingest-metrics.js';
 import type { IngestCore } from './ingest-side.js';
 import { linkAccess } from './link-access.js';
 import type { Replaced } from './membership.js';
-import { workerLoads } from './observer.js';
+import { NO_SOCKET, workerLoads } from './observer.js';
 import { createPlaneMemory, type PlaneMemory } from './plane-memory.js';
 import { checkNeeds, needsIndex } from './plane-needs.js';
 import type { PlaneStatus } from './plane-status.js';
@@ -147,12 +147,13 @@ export class Plane {
       moveAway: (slot, generation) => this.#sides.map(side => side.leaveWorker(slot, generation)),
       isLinked: url => this.#links?.isLinked(url) ?? false,
       publish: (world, listed) => this.#sides.map(side => side.setWorld(world, listed)),
+      setOutage: (...news) => this.#sides.map(side => side.setOutage(...news)),
     });
     this.control = this.#fleet.control;
     this.#links = this.#createLinks();
     const sources = {
       readWorkerLoads: workerLoads(this.#fleet.registry, this.loadTable),
-      readWorkers: () => workerReadings(this.#fleet, this.#links),
+      readWorkers: () => workerReadings(this.#fleet, this.loadTable, this.#links),
       readIngest: readIngest(this.ingest, this.#board),
     };
     const tasks = socketTasks(config, textModels, memory);
@@ -161,9 +162,9 @@ export class Plane {
     const services = { ...sources, clock, guard, core, extensions, links };
     this.#local = tasks.length > 1 ? null : new SocketUnit(tasks[0]!, services);
     this.#sides = this.#local === null ? tasks.map(task => new RemoteUnit(task, core, clock)) : [this.#local];
-    const none = { readRetainedBytes: () => 0, readRingDepths: () => [] };
     const readLinks = links?.reader(null) ?? null;
-    this.#metrics = this.#local?.metrics ?? createMetrics([], { ...none, ...sources, readLinks }, 'main');
+    this.#metrics =
+      this.#local?.metrics ?? createMetrics([], { ...NO_SOCKET, ...sources, readLinks }, 'main');
     this.supervisor = startPool({
       threads: this.#poolThreads,
       limits: config.limits,

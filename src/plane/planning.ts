@@ -217,7 +217,7 @@ export class Planning {
     wanted: WantedCall,
     source: IdsSource,
   ): Placement | PairPlacement {
-    const { hints, excludedSlots, avoidedSlots } = ask;
+    const { hints, excludedSlots, avoidedSlots, computesLocally } = ask;
     const { request, ids, promptTokens, maxTokens } = wanted;
     const view = {
       model: model.name,
@@ -228,9 +228,16 @@ export class Planning {
       outputTokens: this.#expectedOutput(model.name, request.sampling.n, maxTokens),
       blocks: ids === null || source === 'unused' ? [] : this.#blocks(request, ids, serving),
     };
-    let decided = decideCall(this.#options, view, model, workers, request);
+    let decided = decideCall(this.#options, view, model, workers, request, computesLocally);
     if (decided === 'noWorker' && avoidedSlots.length > 0)
-      decided = decideCall(this.#options, { ...view, excludedSlots }, model, workers, request);
+      decided = decideCall(
+        this.#options,
+        { ...view, excludedSlots },
+        model,
+        workers,
+        request,
+        computesLocally,
+      );
     if (decided === 'noWorker' || decided === 'full') throw notPlaced(decided, model, hints);
     return decided;
   }
@@ -280,8 +287,9 @@ export class Planning {
     const { choiceBase, request } = wanted;
     const encode = (worker: WorkerView): EncodedCall => this.#encode(ask, model, asked, wanted, worker);
     const staged = stepsOf(decided, model, slot => this.#fleet.workerIn(slot), encode);
-    const { call, protocol, steps } = staged;
-    return { call, planned: { choiceBase, choices: request.sampling.n, promptIds, protocol, steps } };
+    const { call, protocol, split, steps } = staged;
+    const choices = request.sampling.n;
+    return { call, planned: { choiceBase, choices, promptIds, protocol, split, steps } };
   }
 
   #encode(
@@ -333,7 +341,7 @@ export class Planning {
       skipSpecialTokens,
       stop: request.stop,
       maxTokens,
-      cannotMigrate: cannotMigrate(request, mode),
+      cannotMigrate: cannotMigrate(request, mode, this.#fleet.serving(model, '').engines),
       eosIds,
       tokenizer,
       placement,

@@ -14,7 +14,8 @@ export interface Serving {
   readonly workers: readonly WorkerView[];
   /** Those that take our ids of the model and answer in ids. */
   readonly tokenWorkers: readonly WorkerView[];
-  /** The different engines of those. */
+  /** The different engines of all, and of those. */
+  readonly engines: readonly string[];
   readonly tokenEngines: readonly string[];
   /** Prompt and answer together, in tokens: what is set, else what the workers say, else what the model's files say. */
   readonly contextLength: number | null;
@@ -100,6 +101,7 @@ export class PoolFleet {
     return {
       workers: workers.filter(worker => canAnswer(worker, 'relay') || canAnswer(worker, 'relayIds')),
       tokenWorkers,
+      engines: [...new Set(workers.map(({ engine }) => engine))],
       tokenEngines: [...new Set(tokenWorkers.map(({ engine }) => engine))],
       contextLength: model.contextLength ?? narrowest ?? this.textModel(model)?.contextLength ?? null,
       blockSizes: [...new Set(workers.map(({ blockSize }) => blockSize ?? BLOCK_SIZE_UNKNOWN))],

@@ -100,6 +100,7 @@ export class PoolLane {
       message: `the request has more tokens than can be planned (ringQueueBytesMax: ${queueBytesMax})`,
       param: null,
       retryAfterMs: 0,
+      split: null,
     };
     assert(this.#send(RECORD_KIND.reject, request, encodeReject(reject)), 'a short REJECT always has room');
   }

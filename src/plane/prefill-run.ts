@@ -82,6 +82,11 @@ export class PrefillRun {
     );
   }
 
+  /** The worker was found dead by others: there is nothing to wait for. */
+  lost(): void {
+    if (this.#call !== null) this.#fail('stalled', 'MILLRACE_WORKER_STALLED', 'is out of rotation');
+  }
+
   /** Closes the connection, if it is still open, and tells nothing more. */
   abort(): void {
     if (this.#isOver) return;

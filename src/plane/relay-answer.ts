@@ -11,14 +11,14 @@ import { type FrameCuts, isCut, KEPT_WORDS_MAX, keptRanges, rewriteFrame } from 
 import { FRAME, FRAME_FLAG, FRAMES_MAX } from '../engines/frame-descriptor.js';
 import { createStreamFormat, type StreamFormat } from '../frontend/openai/stream-format.js';
 import type { Usage } from '../messages/delta.js';
-import type { Continuation, Plan } from '../messages/records.js';
-import type { Answer } from './answer.js';
+import type { Plan } from '../messages/records.js';
 import type { AnswerStream } from './answer-port.js';
 import { ABORTED, type BatchOutcome, emptyOutcome } from './batch-outcome.js';
 import { type ContinuedOutput, takeContinued } from './continued-relay.js';
 import { DeltaStream } from './delta-stream.js';
 import { tokensOf } from './frame-tokens.js';
 import type { RelayRecord } from './relay-record.js';
+import { RelayedAnswer } from './relayed-answer.js';
 import type { CallRange } from './token-answer.js';
 
 const SPECIAL =
@@ -32,64 +32,27 @@ const kept = new Int32Array(FRAMES_MAX * KEPT_WORDS_MAX);
 const ofFrame = new Int32Array(KEPT_WORDS_MAX);
 
 /** See the head of the file. */
-export class RelayAnswer implements Answer {
-  readonly #plan: Plan;
+export class RelayAnswer extends RelayedAnswer {
   readonly #client: AnswerStream | null;
-  /** Null: the answer cannot migrate. */
-  readonly #record: RelayRecord | null;
   readonly #cuts: FrameCuts;
   readonly #cutsAny: boolean;
-  #tokens = 0;
-  #done = false;
-  #usage: Usage | null = null;
-  /** Once the answer has gone on at another worker. */
-  #continued: ContinuedOutput | null = null;
   /** Words of `kept` in use. */
   #keptWords = 0;
 
   /** @param client the client's stream, or null for a unary answer */
   constructor(plan: Plan, client: AnswerStream | null, record: RelayRecord | null) {
-    this.#plan = plan;
+    super(plan, record);
     this.#client = client;
-    this.#record = record;
     this.#cuts = { ids: plan.idsInjected, usage: plan.usageInjected };
     this.#cutsAny = plan.idsInjected || plan.usageInjected;
   }
 
-  get isComplete(): boolean {
-    return this.#done || this.#record?.hasFinished === true;
-  }
-
-  /** The engine's usage; until it has come, the tokens seen: by their ids in relayIds mode, else one per frame. */
-  usage(): Usage {
-    const { promptTokens } = this.#plan;
-    const isCut = !this.#done && this.#record?.hasFinished === true;
-    if (isCut || this.#continued !== null) return continuedUsage(this.#record!, promptTokens);
-    const usage = this.#usage ?? { promptTokens, completionTokens: this.#tokens, cachedTokens: null };
-    return { ...usage, cachedTokens: this.#plan.prefillCachedTokens ?? usage.cachedTokens };
-  }
-
-  openChoices(call: CallRange): number[] {
-    return openRelayed(call, this.#done, this.#record);
-  }
-
-  continuation(choices: readonly number[]): Continuation | string {
-    if (this.#record === null) return this.#plan.cannotMigrate;
-    const continuation = this.#record.continuation(choices);
-    if (typeof continuation !== 'string') this.#continued ??= this.#openContinued();
-    return continuation;
-  }
-
-  release(): void {
-    this.#record?.release();
-  }
-
-  take(batch: FrameBatch, call: CallRange): BatchOutcome {
-    if (this.#continued !== null) return takeContinued(batch, call, this.#record!, this.#continued);
+  override take(batch: FrameBatch, call: CallRange): BatchOutcome {
+    if (this.continued !== null) return takeContinued(batch, call, this.record!, this.continued);
     const { table, count } = batch;
     const outcome = emptyOutcome();
-    const countsIds = this.#plan.mode === 'relayIds';
-    const tellsCached = this.#plan.prefillCachedTokens !== undefined;
+    const countsIds = this.plan.mode === 'relayIds';
+    const tellsCached = this.plan.prefillCachedTokens !== undefined;
     this.#keptWords = 0;
     for (let row = 0; row < count; row++) {
       const at = rowStart(row);
@@ -98,7 +61,10 @@ export class RelayAnswer implements Answer {
         this.#takeSpecial(batch, row, flags, outcome);
         if (outcome.malformed || outcome.engineError !== null) break;
       }
-      this.#record?.note(batch, row, flags);
+      if (this.record?.note(batch, row, flags) === false) {
+        outcome.malformed = true;
+        break;
+      }
       if ((flags & NO_TEXT) === 0) outcome.tokens += countsIds ? tokensOf(batch, row) : 1;
       if (this.#cutsAny && isCut(batch, row, this.#cuts)) this.#keepPart(batch, row, flags, outcome);
       else if (tellsCached && (flags & FRAME_FLAG.usage) !== 0) this.#keepWithCached(batch, row);
@@ -106,27 +72,27 @@ export class RelayAnswer implements Answer {
       if (outcome.malformed) break;
     }
     this.#passKept(batch);
-    this.#tokens += outcome.tokens;
+    this.tokens += outcome.tokens;
     return outcome;
   }
 
-  takeUnary(body: Buffer): number {
-    this.#done = true;
-    if (body.length <= USAGE_BODY_BYTES_MAX) this.#usage = unaryUsage(body);
+  override takeUnary(body: Buffer): number {
+    this.isDone = true;
+    if (body.length <= USAGE_BODY_BYTES_MAX) this.toldUsage = unaryUsage(body);
     return this.usage().completionTokens;
   }
 
   /** The engine's own end was relayed already, unless it died before; an iterator is told the totals, wherever the engine put them. */
-  endStream(): void {
+  override endStream(): void {
     if (this.#client instanceof DeltaStream) this.#client.usage(this.usage());
-    else if (!this.#done && this.#client !== null) {
+    else if (!this.isDone && this.#client !== null) {
       const format = this.#format();
-      const usage = this.#plan.includeUsage ? format.usage(this.usage()) : '';
+      const usage = this.plan.includeUsage ? format.usage(this.usage()) : '';
       this.#client.pushText(usage + format.done);
     }
   }
 
-  unaryBody(): string {
+  override unaryBody(): string {
     assert.fail('a relayed body is passed on as it came');
   }
 
@@ -135,22 +101,22 @@ export class RelayAnswer implements Answer {
     else if ((flags & FRAME_FLAG.malformed) !== 0) outcome.malformed = true;
     else if ((flags & FRAME_FLAG.finish) !== 0 && finishReasonOf(batch, row) === 'aborted')
       outcome.engineError = ABORTED;
-    if ((flags & FRAME_FLAG.usage) !== 0) this.#usage = usageOf(batch, row) ?? this.#usage;
-    if ((flags & FRAME_FLAG.done) !== 0) this.#done = true;
+    if ((flags & FRAME_FLAG.usage) !== 0) this.toldUsage = usageOf(batch, row) ?? this.toldUsage;
+    if ((flags & FRAME_FLAG.done) !== 0) this.isDone = true;
   }
 
   /** The client's frames, as the first worker named them. */
   #format(): StreamFormat {
-    const { api, model: name, includeUsage, continuousUsage } = this.#plan;
-    const { id, created, model } = this.#record?.identity ?? { id: '', created: 0, model: name };
+    const { api, model: name, includeUsage, continuousUsage } = this.plan;
+    const { id, created, model } = this.record?.identity ?? { id: '', created: 0, model: name };
     return createStreamFormat({ api, id, created, model, includeUsage, continuousUsage });
   }
 
-  #openContinued(): ContinuedOutput {
+  protected override openContinued(): ContinuedOutput {
     const client = this.#client!;
     const format = this.#format();
-    const begun = this.#record!.choices.map(choice => choice.hasBegun);
-    const usage = (): Usage | undefined => (this.#plan.continuousUsage ? this.usage() : undefined);
+    const begun = this.record!.choices.map(choice => choice.hasBegun);
+    const usage = (): Usage | undefined => (this.plan.continuousUsage ? this.usage() : undefined);
     const begin = (choice: number): string => {
       if (begun[choice] === true) return '';
       begun[choice] = true;
@@ -194,7 +160,7 @@ export class RelayAnswer implements Answer {
     const [from, to] = [table[at + FRAME.usageStart]!, table[at + FRAME.usageEnd]!];
     this.#keep(table[at + FRAME.start]!, from);
     this.#passKept({ bytes });
-    this.#client?.pushBytes(withCachedTokens(bytes.subarray(from, to), this.#plan.prefillCachedTokens!));
+    this.#client?.pushBytes(withCachedTokens(bytes.subarray(from, to), this.plan.prefillCachedTokens!));
     this.#keep(to, table[at + FRAME.end]!);
   }
 
@@ -216,26 +182,6 @@ export class RelayAnswer implements Answer {
     }
     this.#client.pushBytes(joined);
   }
-}
-
-/** Usage of an answer that no worker has told. `estimated`: tokens of the prompt, where its ids are not known. */
-export function continuedUsage(record: RelayRecord, estimated: number): Usage {
-  return {
-    promptTokens: record.identity?.promptIds?.length ?? estimated,
-    completionTokens: record.tokens,
-    cachedTokens: null,
-  };
-}
-
-/** Choices of a call that the client lacks the end of. `isDone`: the engine has said that there is no more. */
-export function openRelayed(
-  { choiceBase, choices }: CallRange,
-  isDone: boolean,
-  record: RelayRecord | null,
-): number[] {
-  if (isDone) return [];
-  const all = Array.from({ length: choices }, (_, at) => choiceBase + at);
-  return record === null ? all : all.filter(index => !record.choices[index]!.hasFinished);
 }
 
 function unaryUsage(body: Buffer): Usage | null {

@@ -60,14 +60,17 @@ export class RelayRecord {
     return this.choices.every(choice => choice.hasFinished);
   }
 
-  /** Writes down a frame that is passed on. */
-  note(batch: FrameBatch, row: number, flags: number): void {
-    if ((flags & NO_CHOICE) !== 0) return;
+  /** Writes down a frame that is passed on; false: it must not be, as it goes on with a choice that has finished. */
+  note(batch: FrameBatch, row: number, flags: number): boolean {
+    if ((flags & NO_CHOICE) !== 0) return true;
     const { table, ids } = batch;
     const at = rowStart(row);
     if (this.#firstFrame === null) this.#keepFirst(batch, at);
     if ((flags & EXPLODES) !== 0) {
-      for (const event of explodeFrame(batch, row) ?? []) {
+      const events = explodeFrame(batch, row) ?? [];
+      if (events.some(({ choice, ids, finish }) => this.#isOver(choice, ids?.length ?? 0, finish !== null)))
+        return false;
+      for (const event of events) {
         const own = event.ids ?? NO_IDS;
         if (own.length > 0 && event.text === null) this.#isParsed = true;
         this.take(
@@ -79,7 +82,7 @@ export class RelayRecord {
           event.finish !== null,
         );
       }
-      return;
+      return true;
     }
     const count = table[at + FRAME.idsCount]!;
     const text = table[at + FRAME.textStart]!;
@@ -87,7 +90,15 @@ export class RelayRecord {
     if (text < 0 && count > 0) this.#isParsed = true;
     const hasText = text >= 0 && table[at + FRAME.textEnd]! - text > EMPTY_TEXT_BYTES;
     const hasFinished = (flags & FRAME_FLAG.finish) !== 0;
-    this.take(table[at + FRAME.choice]!, ids, table[at + FRAME.idsFirst]!, count, hasText, hasFinished);
+    const choice = table[at + FRAME.choice]!;
+    if (this.#isOver(choice, count, hasFinished)) return false;
+    this.take(choice, ids, table[at + FRAME.idsFirst]!, count, hasText, hasFinished);
+    return true;
+  }
+
+  /** Tokens after the finish, or a second one; an empty frame does no harm. */
+  #isOver(index: number, count: number, finishes: boolean): boolean {
+    return this.choices[index]?.hasFinished === true && (count > 0 || finishes);
   }
 
   /** Takes what a frame brought of a choice of the answer. */
@@ -124,13 +135,20 @@ export class RelayRecord {
     return {
       mode: 'relayIds',
       promptIds,
-      choices: choices.map(index => {
-        const choice = this.choices[index]!;
-        choice.seen = choice.tokens;
-        this.#kept.cut(index, choice.tokens);
-        return { choice: index, ids: this.#kept.of(index) };
-      }),
+      choices: choices.map(index => ({
+        choice: index,
+        ids: this.#kept.of(index).subarray(0, this.choices[index]!.tokens),
+      })),
     };
+  }
+
+  /** The worker of these choices is gone, and the text that it held back with it. */
+  cutOff(choices: readonly number[]): void {
+    for (const index of choices) {
+      const choice = this.choices[index]!;
+      choice.seen = choice.tokens;
+      this.#kept.cut(index, choice.tokens);
+    }
   }
 
   /** Gives back what was kept. */

@@ -3,6 +3,7 @@
  * is never terminated; after `stop` the thread ends by itself. Runs on the main thread.
  */
 import { SHARE_ENV, Worker } from 'node:worker_threads';
+import type { Outage } from '../engines/health-contract.js';
 import type { LinkTls } from '../engines/link/link-tls.js';
 import { MillraceError } from '../errors.js';
 import type { MetricSamples } from '../frontend/metrics.js';
@@ -58,6 +59,10 @@ export class RemoteUnit implements SocketSide {
 
   setWorld(world: World, listed: readonly ListedModel[]): void {
     this.#calls.tell('setWorld', world, listed);
+  }
+
+  setOutage(slot: number, generation: number, outage: Outage | null): void {
+    this.#calls.tell('setOutage', slot, generation, outage);
   }
 
   attach(index: number, memory: LinkMemory): void {

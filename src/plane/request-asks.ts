@@ -2,11 +2,12 @@
  * The ASKs of one request (R2): what it keeps to ask again, which attempt is open, and how often it has asked. An answer to
  * any other attempt is stale. Owned by its request on the socket thread.
  */
+import type { FailureCause } from '../engines/health-contract.js';
 import type { ErrorCode, ErrorDetail } from '../errors.js';
 import { type AskReason, type Continuation, NO_HINTS, type RoutingHints } from '../messages/records.js';
 import type { Api } from '../messages/token-request.js';
 import type { AnswerPort } from './answer-port.js';
-import type { AttemptFailure } from './attempt.js';
+import type { CallRun } from './call-run.js';
 import { askHeaders } from './receive-request.js';
 import type { RequestContext } from './request-context.js';
 
@@ -18,7 +19,14 @@ export interface Wanted {
   /** Null: a whole answer. */
   readonly continuation: Continuation | null;
   /** What made an answer migrate; null: it begins. */
-  readonly cause: AttemptFailure | null;
+  readonly cause: FailureCause | null;
+  /** Another one will not follow. */
+  readonly isLast: boolean;
+  /**
+   * The request does without it, because it still runs. 'hedge': the PLAN runs, too, until one of the two answers. Runs: it
+   * takes their place if they are as silent then. Null: the request waits for it.
+   */
+  readonly beside: 'hedge' | readonly CallRun[] | null;
 }
 
 /** An ASK without its answer. */
@@ -28,7 +36,14 @@ export interface OpenAsk extends Wanted {
 }
 
 /** A whole answer. */
-export const BEGINNING: Wanted = Object.freeze({ continuation: null, cause: null });
+export const BEGINNING: Wanted = Object.freeze({
+  continuation: null,
+  cause: null,
+  isLast: false,
+  beside: null,
+});
+/** A whole answer beside the one that is waited for. */
+export const HEDGE: Wanted = Object.freeze({ ...BEGINNING, beside: 'hedge' });
 
 /** Why an ASK was not sent. */
 export interface AskRefusal {
@@ -54,6 +69,8 @@ export class RequestAsks {
   #attempts = 0;
   #beginnings = 0;
   #open: OpenAsk | null = null;
+  #failedHandover = false;
+  #wasLocal = false;
   /** Of workers that have failed since the last first token of a run. */
   readonly #excludedSlots: number[] = [];
 
@@ -77,13 +94,28 @@ export class RequestAsks {
     return this.#attempts;
   }
 
-  /** Those for a whole answer. */
+  /** Those for a whole answer, hedges left out. */
   get beginnings(): number {
     return this.#beginnings;
   }
 
   get open(): OpenAsk | null {
     return this.#open;
+  }
+
+  /** The client has named its worker. */
+  get isPinned(): boolean {
+    return this.#hints.worker !== '';
+  }
+
+  /** A hand-over failed, and no attempt has done without one yet. */
+  get canSave(): boolean {
+    return this.#failedHandover && !this.#wasLocal;
+  }
+
+  /** The last one was not to be handed over. */
+  get wasLocal(): boolean {
+    return this.#wasLocal;
   }
 
   /** Keeps what is asked with and sends the first ASK. Answers why it could not. */
@@ -100,6 +132,11 @@ export class RequestAsks {
     if (!this.#excludedSlots.includes(slot)) this.#excludedSlots.push(slot);
   }
 
+  /** A prompt's KV did not get from one worker to another: the last attempt does without. */
+  noteFailedHandover(): void {
+    this.#failedHandover = true;
+  }
+
   /** Any worker will do again. */
   excludeNone(): void {
     this.#excludedSlots.length = 0;
@@ -107,18 +144,25 @@ export class RequestAsks {
 
   /** Sends an ASK, which is the open one from now on. Answers why it could not. */
   send(reason: AskReason, wanted: Wanted): AskRefusal | null {
-    const { clock } = this.#context;
+    const { clock, limits } = this.#context;
     const attempt = ++this.#attempts;
-    const { continuation, cause } = wanted;
-    if (continuation === null) this.#beginnings++;
-    this.#open = { attempt, sinceMs: clock.nowMs(), continuation, cause };
+    const { continuation, beside } = wanted;
+    const isHedge = beside === 'hedge';
+    if (continuation === null && !isHedge) this.#beginnings++;
+    this.#open = { ...wanted, attempt, sinceMs: clock.nowMs() };
+    const isLast = wanted.isLast || (continuation === null && this.#beginnings >= limits.attemptsMax);
+    const saves = this.#failedHandover && isLast && !isHedge;
+    this.#wasLocal = saves || isHedge;
     const ask = {
       request: this.#request,
       attempt,
       api: this.#api,
       reason,
       deadlineWallMs: clock.wallMs() + this.#deadlineMs - clock.nowMs(),
-      excludedSlots: this.#excludedSlots,
+      // Nothing follows: a worker that could not take a hand-over is better than none.
+      excludedSlots: saves ? [] : this.#excludedSlots,
+      avoidedSlots: saves ? this.#excludedSlots : [],
+      computesLocally: this.#wasLocal,
       headers: askHeaders(this.#port),
       hints: this.#hints,
       continuation,

@@ -5,9 +5,11 @@
 import type { EngineStream } from '../engines/contract.js';
 import type { AnswerClient } from '../engines/link/contract.js';
 import { ERROR_CODES, type ErrorCode } from '../errors.js';
-import type { MigrationCause, MigrationOutcome } from '../frontend/metrics.js';
+import type { FallbackCause, HandoverOutcome } from '../frontend/disagg-metrics.js';
+import type { HedgeOutcome, MigrationCause, MigrationOutcome } from '../frontend/metrics.js';
 import type { Limits } from '../limits.js';
 import type { Usage } from '../messages/delta.js';
+import type { DisaggProtocolName } from '../messages/disagg.js';
 import type { AnswerMode, Ask, EndCause, Plan, PlanStep } from '../messages/records.js';
 import type { Api } from '../messages/token-request.js';
 import type { DetokenizerTable } from '../preprocess/detokenizer.js';
@@ -18,9 +20,11 @@ import type { AttemptFailure } from './attempt.js';
 import type { ClientStream } from './client-stream.js';
 import type { DecisionLog } from './decision-log.js';
 import type { DeferredAborts } from './deferred-aborts.js';
+import type { HedgePlaces } from './hedge.js';
+import type { LostWorkers } from './lost-workers.js';
 
-/** An ASK as its request makes it. */
-export type SentAsk = Omit<Ask, 'body' | 'avoidedSlots'>;
+/** An ASK as its request makes it; the socket thread adds the slots that all its requests avoid. */
+export type SentAsk = Omit<Ask, 'body'>;
 
 /** How a request ended, for metrics and the pool. */
 export interface RequestEnd {
@@ -33,14 +37,28 @@ export interface RequestEnd {
   readonly durationMs: number;
 }
 
+/** Told of hand-overs. Times in milliseconds. */
+export interface HandoverObserver {
+  /** A prefill worker has computed a prompt. */
+  prefillAnswered(model: string, durationMs: number): void;
+  /** Decode's first token came, so long after decode was asked. */
+  handedOver(model: string, durationMs: number): void;
+  ended(protocol: DisaggProtocolName, outcome: HandoverOutcome): void;
+  /** Decode is asked to compute the prompt itself. */
+  fellBack(cause: FallbackCause): void;
+}
+
 /** Told of what is counted. No call per token: `tokens` is once per batch of frames. */
 export interface RequestObserver {
+  readonly handovers: HandoverObserver;
   planned(plan: Plan): void;
   firstToken(plan: Plan, sinceStartMs: number): void;
   /** `gapMs`: time since the batch before; null for the first one. */
   tokens(plan: Plan, count: number, gapMs: number | null): void;
   /** What became of an answer whose worker failed in the middle. */
   migrated(cause: MigrationCause, outcome: MigrationOutcome): void;
+  /** What became of a hedge. */
+  hedged(outcome: HedgeOutcome): void;
 }
 
 /** The socket thread as one request sees it. */
@@ -73,6 +91,12 @@ export interface RequestContext {
   restWorker(step: PlanStep, forMs: number): void;
   /** Hand-overs that are finished for nobody. */
   readonly deferredAborts: DeferredAborts;
+  /** Workers that are out of rotation. */
+  readonly lostWorkers: LostWorkers;
+  /** Milliseconds after which a request for a model without a token is sent to a second worker; 0: never. */
+  hedgeAfterMs(model: string): number;
+  /** How many requests may be. */
+  readonly hedges: HedgePlaces;
   /** A worker has brought tokens, which is the best sign of life; once per batch. */
   noteTokens(step: PlanStep): void;
   /** The stream has something to write in this loop turn. */

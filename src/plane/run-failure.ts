@@ -26,6 +26,22 @@ export function failureOf(kind: AttemptFailure, code: ErrorCode, message: string
   return { kind, code, message, detail: {}, retryable: true, isOfWorker: true };
 }
 
+/** A worker that the health monitor took out, of which it knows more than a request. */
+export const OUTAGE: RunFailure = Object.freeze({
+  kind: 'stalled',
+  code: 'MILLRACE_WORKER_STALLED',
+  message: 'the worker is out of rotation and sends nothing',
+  detail: {},
+  retryable: true,
+  isOfWorker: false,
+});
+
+/** The last failure of a request, as its client is told. `wasSplit`: it was handed over although it should not have been. */
+export function exhausted(failure: RunFailure, wasSplit: boolean): RunFailure {
+  if (!wasSplit) return failure;
+  const why = 'the rules of the model or its protocol let no decode worker compute the prompt';
+  return { ...failure, message: `${failure.message}; ${why}` };
+}
 /** A worker that is about to sleep: nobody is to blame, and the answer goes on at another one. */
 export const SENT_AWAY: RunFailure = {
   kind: 'reset',

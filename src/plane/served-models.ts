@@ -3,6 +3,7 @@ import type { Config } from '../config.js';
 import type { ListedModel } from '../frontend/openai/models-response.js';
 import type { ModelView, WorkerView } from '../messages/records.js';
 import { splitModel } from './disagg-models.js';
+import type { PeerSays } from './peer-facts.js';
 import { settingsName, type TextModels } from './text-models.js';
 
 /** The models that adapters sit on, by the names of the adapters. */
@@ -13,11 +14,12 @@ function parentsOf(workers: readonly WorkerView[]): ReadonlyMap<string, string> 
   return parents;
 }
 
-/** Every model that is configured or that a worker lists; an adapter has its model's settings. `note` is told what of it is not as it was meant. */
+/** Every model that is configured or that a worker lists; an adapter has its model's settings. `says`: what a worker says of itself. `note` is told what of it is not as it was meant. */
 export function servedModels(
   config: Config,
   workers: readonly WorkerView[],
   textModels: Pick<TextModels, 'keyOf'>,
+  says: (worker: WorkerView) => PeerSays,
   note: (notice: string) => void,
 ): ModelView[] {
   const names = new Set([
@@ -30,7 +32,7 @@ export function servedModels(
     const settings = settingsName(config, name, parent);
     const own = settings === null ? undefined : config.models[settings];
     const serving = workers.filter(({ models }) => models.some(({ id }) => id === name));
-    const { view, notices } = splitModel(name, serving, own?.disaggregation);
+    const { view, notices } = splitModel(name, serving, says, own?.disaggregation);
     for (const notice of notices) note(notice);
     return {
       name,

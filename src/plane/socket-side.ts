@@ -3,6 +3,7 @@
  * thread) or in threads of their own. Everything here is rare; requests know nothing of it.
  */
 import type { Config } from '../config.js';
+import type { Outage } from '../engines/health-contract.js';
 import type { LinkTls } from '../engines/link/link-tls.js';
 import type { MetricSamples } from '../frontend/metrics.js';
 import type { ListedModel } from '../frontend/openai/models-response.js';
@@ -65,6 +66,8 @@ export interface Listening {
 export interface SocketSide {
   /** The fleet has changed. */
   setWorld(world: World, listed: readonly ListedModel[]): void;
+  /** A worker went out of rotation; null: it is back. */
+  setOutage(slot: number, generation: number, outage: Outage | null): void;
   /** Pool thread `index` has a new incarnation, reached through these rings. */
   attach(index: number, memory: LinkMemory): void;
   /** It is gone. Settled, or undefined at once, when its last answers have been taken. */

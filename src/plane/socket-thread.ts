@@ -4,7 +4,7 @@
  * RequestContext of its requests. Runs on the thread that owns the HTTP server.
  */
 import { strict as assert } from 'node:assert';
-import type { EngineAdapter, EngineStream } from '../engines/contract.js';
+import type { EngineStream } from '../engines/contract.js';
 import type { AnswerClient } from '../engines/link/contract.js';
 import { type ErrorCode, type ErrorDetail, MillraceError } from '../errors.js';
 import type { Limits } from '../limits.js';
@@ -20,49 +20,19 @@ import type { ClientStream } from './client-stream.js';
 import type { DecisionLog } from './decision-log.js';
 import { DeferredAborts } from './deferred-aborts.js';
 import type { EncodedRequest } from './embed/generate-request.js';
-import type { PlaneObserver } from './observer.js';
+import { HedgePlaces } from './hedge.js';
+import { HeldReservations } from './held-reservations.js';
+import { LostWorkers } from './lost-workers.js';
 import { type PickContext, type PickedWorker, PickRequest, type Reservation } from './pick-request.js';
 import { PoolLink } from './pool-link.js';
-import type { ProcessBoard } from './process-board.js';
 import { PlaneRequest } from './request.js';
 import type { RequestContext, RequestEnd, SentAsk } from './request-context.js';
-import type { WorkerActivity } from './worker-activity.js';
+import type { SocketThreadOptions } from './socket-thread-options.js';
 import { WorkerBreakers } from './worker-breakers.js';
 
 const REQUEST_ID_MAX = 0xffff_ffff;
 /** Precision of every deadline. */
 const SWEEP_PERIOD_MS = 100;
-
-/** What a socket thread is made of. */
-export interface SocketThreadOptions {
-  /** Which of the process's socket threads this is, from 0. */
-  readonly index: number;
-  /** Socket threads of the process. */
-  readonly threads: number;
-  readonly clock: Clock;
-  readonly guard: FaultGuard;
-  readonly limits: Limits;
-  /** Owner epoch of adopted reservations; differs from every pool thread's. */
-  readonly epoch: number;
-  readonly ledger: Ledger;
-  readonly client: AnswerClient;
-  /** Its doorbell, which pool threads ring. */
-  readonly bellMemory: SharedArrayBuffer;
-  /** The state of the whole process. */
-  readonly board: ProcessBoard;
-  readonly observer: PlaneObserver;
-  readonly activity: WorkerActivity;
-  /** Its last decisions. */
-  readonly decisions: DecisionLog;
-  /** Lower-case name of the header that names a session; '': sessions are switched off. */
-  readonly sessionHeader: string;
-  /** Origin of the worker in a slot, or null when it has left. */
-  readonly originOf: (slot: number, generation: number) => string | null;
-  /** The adapter of a worker that has an origin. */
-  readonly adapterOf: (slot: number, generation: number) => EngineAdapter;
-  readonly detokenizerTable: (tokenizer: string) => DetokenizerTable;
-  readonly reportFailure: (slot: number, generation: number, failure: AttemptFailure) => void;
-}
 
 /** An ASK that waits for a pool thread to come up again. */
 interface ParkedAsk {
@@ -94,11 +64,12 @@ export class SocketThread implements RequestContext, PickContext {
   readonly sessionHeader: string;
   readonly link: PoolLink;
   readonly deferredAborts: DeferredAborts;
+  readonly lostWorkers: LostWorkers;
+  readonly hedges: HedgePlaces;
   readonly #options: SocketThreadOptions;
   readonly #requests = new Map<number, Asker>();
   readonly #parked = new Map<number, ParkedAsk>();
-  /** Reservations that callers of `pick` hold. */
-  readonly #held = new Set<Reservation>();
+  readonly #held: HeldReservations;
   readonly #breakers: WorkerBreakers;
   readonly #sweep: Timer;
   #dirty: ClientStream[] = [];
@@ -121,10 +92,16 @@ export class SocketThread implements RequestContext, PickContext {
     this.decisions = options.decisions;
     this.sessionHeader = options.sessionHeader;
     this.deferredAborts = new DeferredAborts(options.limits.deferredAbortsMax);
+    this.#held = new HeldReservations(options.clock, options.ledger);
+    this.lostWorkers = new LostWorkers(options.clock);
+    this.hedges = new HedgePlaces(options.limits.hedgePercentMax, () => this.#requests.size);
     this.#breakers = new WorkerBreakers(options.limits, options.clock);
     this.link = new PoolLink(options.limits, options.clock, options.bellMemory, {
       onPlan: (plan, epoch) => this.#onPlan(plan, epoch),
-      onReject: reject => this.#requests.get(reject.request)?.onReject(reject),
+      onReject: reject => {
+        this.observer.rejected(reject);
+        this.#requests.get(reject.request)?.onReject(reject);
+      },
       onLost: request => this.#requests.get(request)?.onPoolLost(),
     });
     this.link.ended.catch((error: unknown) => this.guard.report(error));
@@ -142,10 +119,6 @@ export class SocketThread implements RequestContext, PickContext {
   /** Asks that wait for a pool thread to come up. */
   get parkedAsks(): number {
     return this.#parked.size;
-  }
-
-  get isDraining(): boolean {
-    return this.#draining;
   }
 
   /** Takes a generation request. */
@@ -175,22 +148,25 @@ export class SocketThread implements RequestContext, PickContext {
 
   /** Sends the asks that waited for a pool thread. */
   poolThreadUp(): void {
-    for (const [id, parked] of [...this.#parked]) {
+    for (const [id, { ask, body }] of [...this.#parked]) {
       this.#parked.delete(id);
-      if (this.ask(parked.ask, parked.body) === 'full') {
-        this.#requests
-          .get(id)
-          ?.fail('MILLRACE_OVERLOADED', 'the planning queue is full', { retryAfterMs: 1000 });
-      }
+      const sent = this.ask(ask, body);
+      if (sent === 'full') this.#refuse(ask, 'MILLRACE_OVERLOADED', 'the planning queue is full', 1000);
     }
   }
 
   /** Every slot of the pool is off: what waits for it will not be planned. */
   poolIsOff(): void {
-    for (const id of [...this.#parked.keys()]) {
+    for (const [id, { ask }] of [...this.#parked]) {
       this.#parked.delete(id);
-      this.#requests.get(id)?.fail('MILLRACE_POOL_LOST', 'no planning thread is running');
+      this.#refuse(ask, 'MILLRACE_POOL_LOST', 'no planning thread is running', 0);
     }
+  }
+
+  /** Answers an ASK in the place of the pool. */
+  #refuse({ request, attempt }: SentAsk, code: ErrorCode, message: string, retryAfterMs: number): void {
+    const reject = { request, attempt, code, message, param: null, retryAfterMs, split: null };
+    this.#requests.get(request)?.onReject(reject);
   }
 
   /** What runs on the worker goes on at other ones, where it can. */
@@ -237,26 +213,12 @@ export class SocketThread implements RequestContext, PickContext {
   stop(): void {
     assert(this.#requests.size === 0, 'the requests were drained');
     this.#sweep.cancel();
-    for (const reservation of this.#held) reservation.release();
+    this.#held.releaseAll();
     this.link.stop();
   }
 
   hold(reservation: number, expiresInMs: number): Reservation {
-    const release = (): void => {
-      if (!this.#held.delete(held)) return;
-      timer.cancel();
-      this.ledger.release(reservation);
-    };
-    const timer = this.clock.after(expiresInMs, release);
-    const held: Reservation = Object.freeze({
-      expiresAt: this.clock.wallMs() + expiresInMs,
-      firstToken: () => {
-        if (this.#held.has(held)) this.ledger.firstToken(reservation);
-      },
-      release,
-    });
-    this.#held.add(held);
-    return held;
+    return this.#held.hold(reservation, expiresInMs);
   }
 
   forget(id: number): void {
@@ -277,7 +239,7 @@ export class SocketThread implements RequestContext, PickContext {
   }
 
   ask(ask: SentAsk, body: readonly Uint8Array[]): 'ok' | 'full' | 'off' {
-    const sent = this.link.ask({ ...ask, avoidedSlots: this.#breakers.avoided() }, body);
+    const sent = this.link.ask(this.#breakers.amended(ask), body);
     if (sent === 'none') {
       if (this.#options.board.poolIsOff) return 'off';
       this.#parked.set(ask.request, { ask, body });
@@ -318,6 +280,10 @@ export class SocketThread implements RequestContext, PickContext {
     this.#options.activity.add(slot, generation);
   }
 
+  hedgeAfterMs(model: string): number {
+    return this.#options.hedgeAfterMs(model);
+  }
+
   markDirty(stream: ClientStream): void {
     this.#dirty.push(stream);
     if (this.#flushIsDue) return;
@@ -345,7 +311,10 @@ export class SocketThread implements RequestContext, PickContext {
     const steps = plan.calls.flatMap(call => call.steps);
     const adopted = steps.filter(step => this.ledger.adopt(step.reservation, epoch, this.#options.epoch));
     const isWhole = adopted.length === steps.length;
-    if (isWhole && request?.onPlan(plan) === true) return;
+    if (isWhole && request?.onPlan(plan) === true) {
+      this.observer.placed(plan);
+      return;
+    }
     for (const step of adopted) this.ledger.release(step.reservation);
     if (!isWhole) request?.onAdoptionFailed(plan.attempt);
   }

@@ -10,6 +10,7 @@ import { EngineClient } from '../engines/client.js';
 import type { EngineAdapter } from '../engines/contract.js';
 import type { EngineExtension } from '../engines/extensions.js';
 import { createFrameScanner, type FrameScanner } from '../engines/frame-scanner.js';
+import type { Outage } from '../engines/health-contract.js';
 import type { LinkServer } from '../engines/link/link-server.js';
 import type { LinkTls } from '../engines/link/link-tls.js';
 import { LinkedClient } from '../engines/link/linked-client.js';
@@ -116,6 +117,7 @@ export class SocketUnit implements SocketSide {
       activity: new WorkerActivity(task.activityMemory),
       decisions: new DecisionLog(),
       sessionHeader: config.sessionHeader,
+      hedgeAfterMs: model => config.models[model]?.hedgeAfterMs ?? limits.hedgeAfterMs,
       originOf: (slot, generation) => this.#worker(slot, generation)?.url ?? null,
       adapterOf: (slot, generation) => this.#adapters.get(this.#worker(slot, generation)!.engine)!,
       detokenizerTable: tokenizer => tables.get(tokenizer)!,
@@ -158,6 +160,10 @@ export class SocketUnit implements SocketSide {
     for (const { name } of world.models) this.metrics.addModel(name);
     this.#listed = listed;
     this.socket.link.setWorld(world);
+  }
+
+  setOutage(slot: number, generation: number, outage: Outage | null): void {
+    this.socket.lostWorkers.set(slot, generation, outage);
   }
 
   attach(index: number, memory: LinkMemory): void {

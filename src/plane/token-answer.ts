@@ -125,10 +125,14 @@ export class TokenAnswer {
   continuation(choices: readonly number[]): Continuation | null {
     const kept = this.#kept;
     if (kept === null || kept.isGone) return null;
-    this.#hasMigrated = true;
-    this.#engineUsage = null;
     const { promptIds } = this.#plan.calls[0]!;
     return { mode: 'token', promptIds, choices: choices.map(choice => ({ choice, ids: kept.of(choice) })) };
+  }
+
+  /** See Answer. Text that is held back stays: it belongs to ids that are kept. */
+  cutOff(): void {
+    this.#hasMigrated = true;
+    this.#engineUsage = null;
   }
 
   /** Gives back what was kept for a continuation. */

@@ -6,6 +6,7 @@
  */
 import type { Limits } from '../limits.js';
 import type { Clock } from '../runtime/clock.js';
+import type { SentAsk } from './request-context.js';
 
 interface Breaker {
   readonly generation: number;
@@ -73,6 +74,12 @@ export class WorkerBreakers {
       else breaker.untilMs = nowMs + this.#limits.breakerOpenMs;
     }
     return slots;
+  }
+
+  /** An ASK, with the slots that it and all others should avoid. */
+  amended(ask: SentAsk): SentAsk {
+    const slots = this.avoided();
+    return slots.length === 0 ? ask : { ...ask, avoidedSlots: [...new Set([...ask.avoidedSlots, ...slots])] };
   }
 
   #of(slot: number, generation: number): Breaker {

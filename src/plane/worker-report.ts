@@ -1,6 +1,7 @@
 /** What is told of the workers to operators: for metrics, and for GET /admin/workers. Core; reads only. */
 import type { RegisteredWorker } from '../discovery/registry.js';
 import type { WorkerReadings } from '../frontend/worker-metrics.js';
+import type { WorkerSplit } from '../messages/disagg.js';
 import type { WorkerModel } from '../messages/records.js';
 import type { EventEndpoints } from '../router/events/contract.js';
 import type { LoadTable } from '../router/load-table.js';
@@ -30,6 +31,8 @@ export interface WorkerReport {
   readonly sleepLevel: RegisteredWorker['sleepLevel'];
   readonly blockSize: number | null;
   readonly totalBlocks: number | null;
+  /** Its part in hand-overs and where it is reached for them; null: it does all for nobody but itself. */
+  readonly split: WorkerSplit | null;
   /** What requests of this plane have reserved there. */
   readonly load: {
     readonly requests: number;
@@ -52,10 +55,16 @@ export interface WorkerReport {
 }
 
 /** For the metrics. */
-export function workerReadings(fleet: Fleet, links: WorkerLinks | null): WorkerReadings[] {
+export function workerReadings(
+  fleet: Fleet,
+  loadTable: LoadTable,
+  links: WorkerLinks | null,
+): WorkerReadings[] {
   return fleet.registry.list().map(worker => ({
     worker: workerName(worker.url, worker.rank),
     state: worker.state,
+    role: fleet.splitOf(worker)?.role ?? 'both',
+    prefillTokens: loadTable.readActivePrefillTokens(worker.slot, worker.generation),
     ...(fleet.countsOf(worker) ?? NO_COUNTS),
     link: links?.reportOf(worker.url) ?? null,
   }));
@@ -82,6 +91,7 @@ export function workerReports(fleet: Fleet, loadTable: LoadTable, links: WorkerL
       sleepLevel,
       blockSize: facts?.blockSize ?? null,
       totalBlocks: facts?.totalBlocks ?? null,
+      split: fleet.splitOf(worker) ?? null,
       load: {
         requests: loadTable.readRequests(slot, generation),
         prefillTokens: loadTable.readActivePrefillTokens(slot, generation),

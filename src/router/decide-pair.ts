@@ -3,10 +3,10 @@
  * or one that does both, where that is better or nothing else is left. Both reservations are made here, each for its share
  * of the work. Pool thread, once per ASK of a model with prefill workers.
  */
-import type { DisaggRules } from '../messages/disagg.js';
+import type { DisaggRules, SplitReason } from '../messages/disagg.js';
 import type { WorkerView } from '../messages/records.js';
-import type { DecideRequest, Decider, Placement, ReservedShare } from './decide.js';
-import { createDecodeLoad, judgeHandover, type WorkerFigures } from './disagg.js';
+import type { DecideAnswer, DecideRequest, Decider, Placement, ReservedShare } from './decide.js';
+import { createDecodeLoad, type HandoverJudgement, judgeHandover, type WorkerFigures } from './disagg.js';
 import { RESERVE_FULL, RESERVE_STALE } from './ledger.js';
 
 /** The workers of a model by what they may do; a worker of both kinds is in both. Lists as for `Decider.decide`. */
@@ -19,6 +19,8 @@ export interface SplitWorkers {
 export interface PairPlacement {
   readonly prefill: Placement;
   readonly decode: Placement;
+  /** Why there are two. */
+  readonly split: SplitReason;
 }
 
 /**
@@ -49,16 +51,21 @@ export function decidePair(
     const prefill = lookForPrefill(decider, request, policy, workers.prefill, rules);
     if (prefill === 'none' && rules.whenNoPrefill === 'refuse') return 'noPrefill';
     if (prefill === 'full' && rules.whenPrefillFull === 'shed') return 'prefillFull';
-    if (prefill === 'none' || prefill === 'full') return decider.decide(request, policy, workers.decode);
+    if (prefill === 'none' || prefill === 'full')
+      return because(
+        prefill === 'none' ? 'no_prefill' : 'prefill_full',
+        decider.decide(request, policy, workers.decode),
+      );
     const decode = decider.look(request, decodeLoad, workers.decode);
     const local = decider.look(request, policy, workers.decode);
     if (decode === null || local === null) return 'noWorker';
     const linkMs = decider.handovers.waitMs(prefill.slot, decode.slot);
     const prefillAnswers = answers(workers, prefill.slot);
     const options = { prefill, decode, local, prefillAnswers, linkMs };
-    const { isRemote, reason, occupiesMs } = judgeHandover(request.promptTokens, options, rules);
-    if (!isRemote) return explained(decider.decide(request, policy, workers.decode), reason);
-    const pair = reservePair(decider, request, prefill, decode, reason, discard);
+    const judged = judgeHandover(request.promptTokens, options, rules);
+    const { isRemote, split, reason, occupiesMs } = judged;
+    if (!isRemote) return because(split, explained(decider.decide(request, policy, workers.decode), reason));
+    const pair = reservePair(decider, request, prefill, decode, judged, discard);
     if (pair === null) continue;
     if (pair !== 'full') decider.handovers.add(prefill.slot, decode.slot, occupiesMs);
     return pair;
@@ -102,7 +109,7 @@ function reservePair(
   request: DecideRequest,
   prefill: WorkerFigures,
   decode: WorkerFigures,
-  reason: string,
+  { reason, split }: HandoverJudgement,
   discard: (reservation: number) => void,
 ): PairPlacement | 'full' | null {
   const first = decider.reserve(request, prefill, PREFILL);
@@ -113,6 +120,7 @@ function reservePair(
     return {
       prefill: placed(prefill, first, `prefill (${reason}): ${prefill.reason}`),
       decode: placed(decode, second, `prefill elsewhere (${reason}), ${decode.reason}`),
+      split,
     };
   }
   discard(first);
@@ -127,7 +135,12 @@ function placed(
   return { slot, generation, reservation, cachedTokens, reason, candidates: null };
 }
 
-function explained(answer: Placement | 'noWorker' | 'full', why: string): Placement | 'noWorker' | 'full' {
+/** The answer with the reason why there is no prefill elsewhere. */
+export function because(split: SplitReason, answer: DecideAnswer): DecideAnswer {
+  return typeof answer === 'string' ? answer : { ...answer, split };
+}
+
+function explained(answer: DecideAnswer, why: string): DecideAnswer {
   return typeof answer === 'string'
     ? answer
     : { ...answer, reason: `prefill here (${why}): ${answer.reason}` };

@@ -3,6 +3,7 @@
  * ASK; the load table and the ledger are shared, the selectors, their cursors and the columns are this thread's own.
  */
 import { strict as assert } from 'node:assert';
+import type { SplitReason } from '../messages/disagg.js';
 import type { WorkerView } from '../messages/records.js';
 import type { Random } from '../runtime/random.js';
 import { CandidateColumns, ServingWorkers } from './candidate-columns.js';
@@ -39,6 +40,8 @@ export interface Placement {
   readonly reason: string;
   /** The best candidates, where the request asked for them. */
   readonly candidates: readonly ScoredCandidate[] | null;
+  /** Why its model's prefill workers do not compute the prompt; absent: there are none. */
+  readonly split?: SplitReason;
 }
 
 /** 'noWorker': no ready worker serves the model outside the excluded slots. 'full': the ledger has no room. */

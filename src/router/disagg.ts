@@ -4,7 +4,7 @@
  * `prefill-load` and their figures are those of Dynamo's conditional disaggregation; `cost` compares expected milliseconds.
  * Pure; pool thread.
  */
-import type { DisaggRules } from '../messages/disagg.js';
+import type { DisaggRules, SplitReason } from '../messages/disagg.js';
 import type { Selector } from './contract.js';
 import { lowest } from './policies/lowest.js';
 import { expectedPrefillMs, FULL_PASS_TOKEN_MS } from './prefill-model.js';
@@ -42,11 +42,14 @@ export interface WorkerFigures {
 /** What a comparison came to. */
 export interface HandoverJudgement {
   readonly isRemote: boolean;
+  readonly split: SplitReason;
   /** In words, with the figures that decided. */
   readonly reason: string;
   /** For how long the hand-over would occupy the links of both workers. */
   readonly occupiesMs: number;
 }
+
+type Judgement = Omit<HandoverJudgement, 'occupiesMs'>;
 
 /** What is compared. */
 export interface HandoverOptions {
@@ -99,21 +102,28 @@ function judge(
   options: HandoverOptions,
   rules: DisaggRules,
   occupiesMs: number,
-): Pick<HandoverJudgement, 'isRemote' | 'reason'> {
+): Judgement {
   const { prefill, decode, local } = options;
-  if (prefill.slot === decode.slot) return { isRemote: false, reason: 'one worker is the best for both' };
-  if (rules.policy === 'always') return { isRemote: true, reason: 'always' };
+  const judged = (isRemote: boolean, split: SplitReason, reason: string): Judgement => ({
+    isRemote,
+    split,
+    reason,
+  });
+  if (prefill.slot === decode.slot) return judged(false, 'same_worker', 'one worker is the best for both');
+  if (rules.policy === 'always') return judged(true, 'default', 'always');
   const kvShare = local.decodeBlocks / local.totalBlocks;
   if (kvShare > rules.decodeKvBusy)
-    return { isRemote: true, reason: `KV of the decode worker is ${(100 * kvShare).toFixed(0)} % in use` };
+    return judged(true, 'decode_busy', `KV of the decode worker is ${(100 * kvShare).toFixed(0)} % in use`);
   if (rules.policy === 'cost') return judgeCost(promptTokens, options, rules, occupiesMs);
   const ownTokens = Math.max(promptTokens - local.cachedTokens, 0);
   const ratio = ownTokens / Math.max(promptTokens, 1);
+  const toCompute = `${ownTokens} of ${promptTokens} tokens to compute`;
   if (rules.policy !== 'prefill-load' && ownTokens < rules.effIslMax && ratio <= rules.effIslRatioMax)
-    return { isRemote: false, reason: `${ownTokens} of ${promptTokens} tokens to compute` };
-  if (rules.policy !== 'isl-bounding' && prefill.activePrefillTokens > rules.prefillBusyTokens)
-    return { isRemote: false, reason: `${prefill.activePrefillTokens} tokens wait at the prefill worker` };
-  return { isRemote: true, reason: `${ownTokens} of ${promptTokens} tokens to compute` };
+    return judged(false, 'isl', toCompute);
+  const { activePrefillTokens } = prefill;
+  if (rules.policy !== 'isl-bounding' && activePrefillTokens > rules.prefillBusyTokens)
+    return judged(false, 'prefill_busy', `${activePrefillTokens} tokens wait at the prefill worker`);
+  return judged(true, 'default', toCompute);
 }
 
 function judgeCost(
@@ -121,7 +131,7 @@ function judgeCost(
   { prefill, decode, local, prefillAnswers, linkMs }: HandoverOptions,
   rules: DisaggRules,
   occupiesMs: number,
-): Pick<HandoverJudgement, 'isRemote' | 'reason'> {
+): Judgement {
   const there = computing(promptTokens, prefill, prefillAnswers);
   const linkWaitMs = Math.max(linkMs - there.waitMs - there.ownMs, 0);
   // A prompt that is computed where it is answered has this step in its own pass.
@@ -131,6 +141,7 @@ function judgeCost(
   const localMs = costOf(computing(promptTokens, local, true), 0, rules.decodeWeight);
   return {
     isRemote: remoteMs < localMs,
+    split: 'cost',
     reason: `cost ${remoteMs.toFixed(0)} ms with hand-over, ${localMs.toFixed(0)} ms without`,
   };
 }

@@ -34,26 +34,38 @@ async function runBench(...args: string[]): Promise<{ code: number; stdout: stri
   return { code, stdout, stderr };
 }
 
-t.test('a killed worker: shape, proof, and an exit code that says what the figures say', async t => {
-  const { code, stdout, stderr } = await runBench('--cases', 'sigkill', '--json');
-  const result = JSON.parse(stdout);
-  t.match(result, { bench: 'faults', commit: String, machine: { cores: Number }, settings: { streams: 4 } });
-  t.equal(result.cases.length, 1);
-  const [seen] = result.cases;
-  t.match(seen, {
-    name: 'sigkill',
-    mode: 'token',
-    happened: true,
-    proof: /^engine \d+ ended with SIGKILL$/,
-    requests: 8,
-    touched: 2,
-    gapMs: { p50: Number, p99: Number },
-    gapTargetMs: 2000,
-  });
-  t.same([seen.failed, seen.textMismatches, seen.leaked, seen.errors], [0, 0, 0, []], stderr);
-  t.equal(seen.migrations, 2, 'each touched stream has moved once');
-  t.equal(code, isKept(seen) ? 0 : 1);
-});
+t.test(
+  'a killed worker, hand-overs and a killed link: shape, proof, and an exit code that says the same',
+  async t => {
+    const { code, stdout, stderr } = await runBench('--cases', 'sigkill,split-none,link-sigkill', '--json');
+    const result = JSON.parse(stdout);
+    t.match(result, {
+      bench: 'faults',
+      commit: String,
+      machine: { cores: Number },
+      settings: { streams: 4 },
+    });
+    const [sigkilled, split, link] = result.cases;
+    t.equal(result.cases.length, 3);
+    const moved = { mode: 'token', happened: true, requests: 8, touched: 2, gapTargetMs: 2000 };
+    const gaps = { gapMs: { p50: Number, p99: Number } };
+    t.match(sigkilled, { name: 'sigkill', proof: /^engine \d+ ended with SIGKILL$/, ...moved, ...gaps });
+    t.match(link, {
+      name: 'link-sigkill',
+      proof: /^link process \d+ ended with SIGKILL, which cut 2 of the 2 streams/,
+      ...moved,
+    });
+    t.match(split, {
+      name: 'split-none',
+      happened: true,
+      proof: /handed over 4, 4 prompts, decode .* took 4, 4$/,
+    });
+    for (const { failed, textMismatches, leaked, errors } of result.cases)
+      t.same([failed, textMismatches, leaked, errors], [0, 0, 0, []], stderr);
+    t.same([sigkilled.migrations, link.migrations], [2, 2], 'each touched stream has moved once');
+    t.equal(code, result.cases.every(isKept) ? 0 : 1);
+  },
+);
 
 t.test('a fault that did not happen, other texts and other outcomes are found', async t => {
   const asks = [0, 1, 2, 3].map(index => askOf(index, 32));

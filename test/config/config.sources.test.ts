@@ -81,6 +81,11 @@ const wrong: [string, Parameters<typeof load>[0], RegExp][] = [
     { options: { models: { a: { contextLength: 0 } } } },
     /models\.a\.contextLength is 0/,
   ],
+  [
+    'hedge of a model',
+    { options: { models: { a: { hedgeAfterMs: -1 } } } },
+    /models\.a\.hedgeAfterMs is -1; allowed: an integer from 0 to/,
+  ],
 ];
 for (const [what, sources, message] of wrong) {
   t.test(`refused: ${what}`, async t => {

@@ -4,6 +4,7 @@
  * the plane is closed and the channel is gone.
  */
 import { readdirSync, readlinkSync } from 'node:fs';
+import { stat } from 'node:fs/promises';
 import { finished } from 'node:stream/promises';
 import { loadConfig } from '#millrace/config.js';
 import { Plane } from '#millrace/plane/plane.js';
@@ -90,6 +91,8 @@ function openDescriptors(): Record<string, number> {
 }
 
 async function start(options: Record<string, unknown>, seed: number): Promise<number> {
+  // libuv makes its four threads with the first file that is asked for off the loop: before threads are counted.
+  await stat('.');
   const config = loadConfig({ policies: POLICY_NAMES, tokenizers: TOKENIZER_NAMES }, { options });
   const logger = createLogger({ level: 'error', format: 'text', write: line => errors.push(line) });
   plane = await Plane.start({ config, clock: countingClock, logger, seed });

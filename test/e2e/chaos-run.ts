@@ -74,24 +74,24 @@ export function slopeMibPerMinute(samples: readonly MemorySample[], of: 'rss' | 
 /** Timers of a plane at rest: the sweep, and for each worker that of its next probe and of its next scrape. */
 export const idleTimers = ({ readyWorkers }: PlaneState): number => 1 + 2 * readyWorkers;
 
-/** Sockets of a plane at rest: the one that listens, the channel to the test, a kept connection to each worker. */
-export const idleSockets = ({ readyWorkers }: PlaneState): number => 2 + readyWorkers;
-
-/** Threads of the process at rest: libuv makes its own four when a first file is read off the loop, which may be late. */
-export const threadsMax = (before: PlaneState): number => before.threads + 4;
+/**
+ * Sockets of a plane at rest: the one that listens, the channel to the test, and to each worker a kept connection or two,
+ * because a health check and a scrape may meet.
+ */
+export const idleSockets = ({ readyWorkers }: PlaneState): number => 2 + 2 * readyWorkers;
 
 /** Kinds of descriptors of which there are more than before; sockets have their own bound. */
 export function surplusDescriptors(state: PlaneState, before: PlaneState): string[] {
-  // Node keeps open what a thread was using when it was terminated: one per death and kind, however many requests came.
-  const kept = Object.entries(before.fds).map(([kind, count]) => [kind, count + state.restarts]);
-  const bounds: Record<string, number> = { ...Object.fromEntries(kept), socket: idleSockets(state) };
+  // Node keeps the file open that a thread was reading when it was terminated: one per death, however many requests came.
+  const file = (before.fds.file ?? 0) + state.restarts;
+  const bounds: Record<string, number> = { ...before.fds, file, socket: idleSockets(state) };
   return Object.entries(state.fds)
-    .filter(([kind, count]) => count > (bounds[kind] ?? state.restarts))
+    .filter(([kind, count]) => count > (bounds[kind] ?? 0))
     .map(([kind, count]) => `${count} ${kind}`);
 }
 
 const isNoMore = (state: PlaneState, before: PlaneState): boolean =>
-  surplusDescriptors(state, before).length === 0 && state.threads <= threadsMax(before);
+  surplusDescriptors(state, before).length === 0 && state.threads <= before.threads;
 
 class ChaosRun {
   readonly #options: ChaosOptions;

@@ -68,6 +68,7 @@ t.test('SGLang: everything that a server says', async t => {
       { publish: 'tcp://10.0.0.7:5557', replay: 'tcp://10.0.0.7:6557', topic: 'kv' },
       { publish: 'tcp://10.0.0.7:5558', replay: 'tcp://10.0.0.7:6558', topic: 'kv' },
     ],
+    handover: { role: null, kvDtype: null, bootstrapPort: null, infoEndpoint: null },
     notices: [],
   };
   t.same(await probeSglang(INFO), expected);
@@ -150,6 +151,7 @@ trtllm_kv_cache_missed_blocks_total{model_name="m"} 70.0
     answerModes: ['token', 'relay'],
     dpRanks: null,
     events: [{ publish: `${ORIGIN}/kv_cache_events`, replay: null, topic: '' }],
+    handover: { role: null, kvDtype: null, bootstrapPort: null, infoEndpoint: null },
     notices: [],
   });
   const none: [number, string] = [404, ''];
@@ -187,4 +189,25 @@ t.test('asking for ids: prompts alone, and nothing that the route does not take'
     ['/_internal/tokenize', { model: 'm', prompt: 'x' }],
     ['/_internal/tokenize', { model: 'm', prompt: 'x' }],
   ]);
+});
+
+t.test('what servers say of handing KV over', async t => {
+  const prefill = { ...INFO, disaggregation_mode: 'prefill', disaggregation_bootstrap_port: 9001 };
+  const said = await probeSglang({ ...prefill, kv_cache_dtype: 'fp8_e5m2' });
+  t.same(said.handover, { role: 'prefill', kvDtype: 'fp8_e5m2', bootstrapPort: 9001, infoEndpoint: null });
+  const both = await probeSglang({
+    ...INFO,
+    disaggregation_mode: 'null',
+    disaggregation_bootstrap_port: 70_000,
+  });
+  t.same(both.handover, { role: null, kvDtype: null, bootstrapPort: null, infoEndpoint: null });
+  const models = JSON.stringify({ data: [{ id: 'm', owned_by: 'tensorrt_llm' }] });
+  const context = async (endpoint: unknown): Promise<unknown> => {
+    const info = JSON.stringify({ disaggregated_params: { ctx_dp_rank: 0, ctx_info_endpoint: endpoint } });
+    const pages: Pages = { '/v1/models': [200, models], '/server_info': [200, info] };
+    return (await trtllm.probe(getter(pages), ORIGIN)).handover?.infoEndpoint;
+  };
+  t.equal(await context(['tcp://10.0.0.1:5000', 'tcp://10.0.0.1:5001']), 'tcp://10.0.0.1:5000');
+  t.equal(await context('tcp://10.0.0.1:5000'), 'tcp://10.0.0.1:5000', 'older releases give no list');
+  for (const nothing of [null, [], [7], '', 'x'.repeat(1025)]) t.equal(await context(nothing), null);
 });

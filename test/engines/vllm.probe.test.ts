@@ -84,6 +84,7 @@ t.test('probe: everything that a server says', async t => {
     answerModes: ['token', 'relayIds', 'relay'],
     dpRanks: 2,
     events: null,
+    handover: { role: null, kvDtype: 'auto', bootstrapPort: null, infoEndpoint: null },
     notices: [],
   });
 });

@@ -106,6 +106,7 @@ t.test('the probe, the load and the canary', async t => {
       { id: 'la', contextLength: 2048, adapter: true, parent: 'tiny', path: './lora' },
     ],
     blockSize: 32,
+    handover: { role: null, kvDtype: 'auto', bootstrapPort: null, infoEndpoint: null },
     totalBlocks: 32768,
     dpRanks: 1,
     returnsTokenIds: true,

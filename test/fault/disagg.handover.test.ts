@@ -70,24 +70,35 @@ t.test('the prefill answer completes the decode body; both calls have one reques
   await plane.expectIdle(t);
 });
 
-const TROUBLE: Readonly<Record<string, (call: FakeCall) => void>> = {
-  'status 408': call => call.respond(408, JSON_TYPE, '{}'),
-  'status 429': call => call.respond(429, JSON_TYPE, '{}', 'retry-after: 1\r\n'),
-  'status 500': call => call.respond(500, JSON_TYPE, '{}'),
-  'status 302': call => call.respond(302, 'text/plain', ''),
-  'no parameters': call => call.respond(200, JSON_TYPE, '{"choices":[],"kv_transfer_params":null}'),
-  'no JSON': call => call.respond(200, 'text/html', '<html>'),
-  'half an answer': call => call.socket.end(`HTTP/1.1 200 OK\r\ncontent-length: 900\r\n\r\n${ANSWER}`),
-  'a broken connection': call => call.socket.destroy(),
-  'too long an answer': call => call.respond(200, JSON_TYPE, `${' '.repeat(70_000)}${ANSWER}`),
+/** Scripts by name, with the cause that the metrics tell. */
+const TROUBLE: Readonly<Record<string, readonly [(call: FakeCall) => void, string]>> = {
+  'status 408': [call => call.respond(408, JSON_TYPE, '{}'), 'protocol'],
+  'status 429': [call => call.respond(429, JSON_TYPE, '{}', 'retry-after: 1\r\n'), 'busy'],
+  'status 500': [call => call.respond(500, JSON_TYPE, '{}'), 'protocol'],
+  'status 302': [call => call.respond(302, 'text/plain', ''), 'protocol'],
+  'no parameters': [
+    call => call.respond(200, JSON_TYPE, '{"choices":[],"kv_transfer_params":null}'),
+    'nothing_kept',
+  ],
+  'no JSON': [call => call.respond(200, 'text/html', '<html>'), 'malformed'],
+  'half an answer': [
+    call => call.socket.end(`HTTP/1.1 200 OK\r\ncontent-length: 900\r\n\r\n${ANSWER}`),
+    'reset',
+  ],
+  'a broken connection': [call => call.socket.destroy(), 'reset'],
+  'too long an answer': [call => call.respond(200, JSON_TYPE, `${' '.repeat(70_000)}${ANSWER}`), 'protocol'],
 };
+const fallbacks = (cause: string): string => `millrace_prefill_fallbacks_total{cause="${cause}"}`;
+const handovers = (outcome: string, protocol = 'nixl'): string =>
+  `millrace_handovers_total{protocol="${protocol}",outcome="${outcome}"}`;
 
 t.test('trouble of the prefill worker: decode does it all', async t => {
   const limits = { prefillAnswerBytesMax: 65_536, breakerFailuresMax: 1000 };
   const { plane, prefill, decode } = await startSplit(t, 1, {}, { limits });
   decode.script = finish;
-  for (const [name, script] of Object.entries(TROUBLE)) {
+  for (const [name, [script, cause]] of Object.entries(TROUBLE)) {
     await plane.step(t, name, async t => {
+      const counted = await plane.metric(fallbacks(cause));
       prefill[0]!.script = script;
       // A worker that broke a connection is only ready again after a probe.
       await until(() => {
@@ -98,6 +109,7 @@ t.test('trouble of the prefill worker: decode does it all', async t => {
       await expectWhole(t, plane);
       t.equal(prefill[0]!.calls.length, before + 1, 'it was asked');
       t.notOk('kv_transfer_params' in decode.calls.at(-1)!.json, 'the body is the client’s');
+      t.equal(await plane.metric(fallbacks(cause)), counted + 1, cause);
     });
   }
   await plane.step(t, 'no answer at all', async t => {
@@ -108,6 +120,8 @@ t.test('trouble of the prefill worker: decode does it all', async t => {
     plane.tick(60_000);
     t.equal(streamedText(await reply), 'rivers');
     await until(() => prefill[0]!.calls.at(-1)!.closed, 'its connection is closed');
+    t.equal(await plane.metric(fallbacks('stalled')), 1);
+    t.equal(await plane.metric(handovers('local')), Object.keys(TROUBLE).length + 1);
   });
 });
 
@@ -117,6 +131,7 @@ t.test('a request that is wrong is refused by the prefill worker, and decode is 
   prefill[0]!.script = call => call.respond(400, JSON_TYPE, error);
   t.match(errorOf(await plane.post(COMPLETIONS, ask)), { status: 400, param: 'top_p' });
   t.equal(decode.calls.length, 0);
+  t.equal(await plane.metric(handovers('refused')), 1);
   await plane.expectIdle(t);
 });
 
@@ -161,6 +176,8 @@ t.test('the client leaves', async t => {
     t.notOk(call.closed, 'its KV may be on its way');
     call.stream().send(textFrame('riv', [1]));
     await until(() => call.closed, 'it has all that it needs');
+    t.equal(await plane.metric('millrace_deferred_aborts_total{outcome="deferred"}'), 2);
+    t.equal(await plane.metric(handovers('dropped')), 2);
   });
 });
 
@@ -173,6 +190,8 @@ t.test('too many that nobody waits for are cut', async t => {
   await until(() => decode.calls.some(call => call.closed), 'one is closed');
   const open = decode.calls.find(call => !call.closed);
   t.ok(open, 'the other one is not');
+  t.equal(await plane.metric('millrace_deferred_aborts'), 1);
+  t.equal(await plane.metric('millrace_deferred_aborts_total{outcome="cut"}'), 1);
   finish(open!);
   await plane.expectIdle(t);
 });
@@ -193,9 +212,60 @@ t.test(
       [1, 1],
     );
     t.equal(decode.calls.length, 3);
+    t.equal(await plane.metric(handovers('decode_failed')), 2);
     await plane.expectIdle(t);
   },
 );
+
+/** Decode workers that take no hand-over, each in its own way; what has none of it they answer. */
+const REFUSALS: Readonly<Record<string, (call: FakeCall) => void>> = {
+  'an error': call => call.respond(500, JSON_TYPE, '{"error":{"message":"KV load failed"}}'),
+  'a broken connection': call => call.socket.destroy(),
+};
+const refusing =
+  (refuse: (call: FakeCall) => void) =>
+  (call: FakeCall): void => {
+    if ('kv_transfer_params' in call.json) refuse(call);
+    else finish(call);
+  };
+
+t.test('hand-overs that always fail: the last attempt does without, and all are answered', async t => {
+  for (const [name, refuse] of Object.entries(REFUSALS)) {
+    for (const prefills of [1, 4]) {
+      const limits = { breakerFailuresMax: 1000 };
+      const { plane, prefill, decode } = await startSplit(t, prefills, {}, { limits });
+      for (const one of prefill) one.script = prefilled;
+      decode.script = refusing(refuse);
+      await plane.step(t, `${name}, ${prefills} prefill workers`, async t => {
+        const replies = await Promise.all(Array.from({ length: 8 }, () => plane.post(COMPLETIONS, ask)));
+        t.same(
+          replies.map(reply => streamedText(reply)),
+          new Array(8).fill('rivers'),
+        );
+        const handed = decode.calls.filter(call => 'kv_transfer_params' in call.json);
+        t.equal(decode.calls.length - handed.length, 8, 'each at last by decode itself');
+        const ids = decode.calls.map(call => /x-request-id: (.*)/i.exec(call.head)![1]!);
+        t.equal(new Set(ids).size, ids.length, 'each attempt under an id of its own');
+      });
+    }
+  }
+});
+
+t.test('decode workers that may not compute prompts: the error says so', async t => {
+  for (const prefills of [1, 4]) {
+    const limits = { breakerFailuresMax: 1000 };
+    const { plane, prefill, decode } = await startSplit(t, prefills, { whenNoPrefill: 'refuse' }, { limits });
+    for (const one of prefill) one.script = prefilled;
+    decode.script = refusing(REFUSALS['an error']!);
+    await plane.step(t, `${prefills} prefill workers`, async t => {
+      const { status, message } = errorOf(await plane.post(COMPLETIONS, ask));
+      t.equal(status, 502);
+      t.match(message, /the worker failed with status 500.*decode worker/);
+      t.match(message, /may not compute prompts \(whenNoPrefill is refuse\)|let no decode worker compute/);
+      t.ok(decode.calls.every(call => 'kv_transfer_params' in call.json));
+    });
+  }
+});
 
 t.test('in parallel: a prefill that fails lets decode go, and another one gets a new transfer', async t => {
   const { plane, prefill, decode } = await startSplit(t, 2, { protocol: 'mooncake' });
@@ -221,14 +291,20 @@ t.test('in parallel: a prefill that fails lets decode go, and another one gets a
   const transfers = decode.calls.map(call => call.json.kv_transfer_params.transfer_id);
   t.equal(new Set(transfers).size, 2);
   t.ok(decode.calls[0]!.closed);
+  t.equal(await plane.metric(handovers('prefill_failed', 'mooncake')), 1);
+  t.equal(await plane.metric(handovers('handed_over', 'mooncake')), 1);
   await plane.expectIdle(t);
 });
 
 t.test('rules for too much and for none', async t => {
+  const refused = (reason: string): string =>
+    `millrace_disagg_decisions_total{decision="refused",reason="${reason}"}`;
   const shed = await startSplit(t, 1, { prefillQueueTokensMax: 1, whenPrefillFull: 'shed' });
   const open = shed.plane.post(COMPLETIONS, ask);
   await until(() => shed.prefill[0]!.calls.length === 1, 'the first one is asked');
   t.match(errorOf(await shed.plane.post(COMPLETIONS, ask)), { status: 529, code: 'MILLRACE_OVERLOADED' });
+  t.equal(await shed.plane.metric(refused('prefill_full')), 1);
+  t.ok((await shed.plane.metric(`millrace_prefill_queue_tokens{worker="${shed.prefill[0]!.url}"}`)) > 0);
   prefilled(shed.prefill[0]!.calls[0]!);
   await until(() => shed.decode.calls.length === 1, 'decode is asked');
   finish(shed.decode.calls[0]!);
@@ -250,4 +326,5 @@ t.test('rules for too much and for none', async t => {
     return refuse.plane.plane.workers.some(({ state }) => state === 'unavailable');
   }, 'it is seen to be gone');
   t.match(errorOf(await refuse.plane.post(COMPLETIONS, ask)), { status: 503, code: 'MILLRACE_NO_WORKER' });
+  t.equal(await refuse.plane.metric(refused('no_prefill')), 1);
 });

@@ -109,14 +109,20 @@ t.test('a worker process that is killed, and one that is told to end', async t =
   await Promise.all(open.map(reply => reply.readUntil(text => text.split('\n\n').length > 10)));
   const held = (worker: number): number =>
     open.filter(reply => reply.headers.get('x-millrace-worker') === children.addresses[worker]!.url).length;
-  for (const [worker, signal] of [
-    [0, 'SIGKILL'],
-    [1, 'SIGTERM'],
+  for (const [worker, signal, ending] of [
+    [0, 'SIGKILL', 'SIGKILL'],
+    [1, 'SIGTERM', 0],
   ] as const) {
     t.ok(held(worker) > 0 && open.some(reply => !reply.ended), 'it has answers to give');
-    process.kill(children.pids[worker]!, signal);
-    await until(() => isGone(children.addresses[worker]!.url, fixture.plane.workers), `${signal} ended it`);
-    await until(() => isDead(children.pids[worker]!), 'the process is no more');
+    // Until its exit event the process has its pid, even if it is dead.
+    const early = await Promise.race([children.endings[worker], Promise.resolve('runs')]);
+    t.equal(early, 'runs', 'it did not end by itself');
+    if (early === 'runs') process.kill(children.pids[worker]!, signal);
+    t.equal(await children.endings[worker], ending, `${signal} ended it`);
+    await until(
+      () => isGone(children.addresses[worker]!.url, fixture.plane.workers),
+      'the plane has seen it',
+    );
   }
   for (const [at, reply] of open.entries()) {
     const got = await reply.rest();
@@ -132,13 +138,4 @@ t.test('a worker process that is killed, and one that is told to end', async t =
 /** Nothing listens there any more, as the plane has found by itself. */
 function isGone(url: string, workers: readonly { readonly url: string; readonly state: string }[]): boolean {
   return workers.some(worker => worker.url === url && worker.state === 'unavailable');
-}
-
-function isDead(pid: number): boolean {
-  try {
-    process.kill(pid, 0);
-    return false;
-  } catch {
-    return true;
-  }
 }

@@ -66,7 +66,7 @@ for (const tokenizer of [TOKENIZER, null]) {
         call.stream().send(firstFrame('Hello', [HELLO]) + textFrame('!', [BANG]));
         call.socket.end();
       });
-      const more = { min_tokens: 5, seed: 40, temperature: 0.5, top_k: 3, stop_token_ids: [55], user: 'me' };
+      const more = { min_tokens: 5, seed: 40, temperature: 0, top_k: 3, stop_token_ids: [55], user: 'me' };
       const reply = await fixture.post(COMPLETIONS, {
         ...ask,
         ...more,
@@ -81,7 +81,7 @@ for (const tokenizer of [TOKENIZER, null]) {
         max_tokens: 6,
         min_tokens: 3,
         seed: 40,
-        temperature: 0.5,
+        temperature: 0,
         top_k: 3,
       });
       t.match(json, { stop_token_ids: [55], user: 'me', stream: true, return_token_ids: true });
@@ -105,7 +105,7 @@ for (const tokenizer of [TOKENIZER, null]) {
         },
         call => finish(call),
       );
-      const reply = await fixture.post(COMPLETIONS, { ...ask, n: 3, seed: 40 });
+      const reply = await fixture.post(COMPLETIONS, { ...ask, n: 3, seed: 40, temperature: 0 });
       t.same(
         [0, 1, 2].map(index => streamedText(reply, index)),
         ['Hello world', 'Hello!', 'Hello world'],
@@ -204,6 +204,9 @@ for (const tokenizer of [TOKENIZER, null]) {
       [{ guided_json: {} }, /guided_json/],
       [{ tools: [{}] }, /tools/],
       [{ echo: true }, /echo/],
+      [{ presence_penalty: 0.5 }, /presence_penalty .* by vllm/],
+      [{ frequency_penalty: -0.5 }, /frequency_penalty/],
+      [{ seed: 7 }, /a seed with a temperature above 0/],
     ];
     if (mode === 'relayIds') cases.push([{ logprobs: 1 }, /logprobs/], [{ stop: 'z' }, /stop strings/]);
     for (const [fields, why] of cases) {

@@ -80,7 +80,7 @@ for (const tokenizer of [TOKENIZER, null]) {
       await compare(t, fixture, CHAT, bodyOf(APIS[0][1], { stream: true, stream_options: options }));
     });
     await fixture.step(t, 'sampling fields do no harm', async t => {
-      const more = { seed: 7, temperature: 0.3, top_k: 9, cache_salt: 'abc', presence_penalty: 0.5 };
+      const more = { seed: 7, temperature: 0.3, top_k: 1, cache_salt: 'abc', presence_penalty: 0 };
       await compare(t, fixture, COMPLETIONS, bodyOf(APIS[1][1], { stream: true, ...more }));
     });
   });

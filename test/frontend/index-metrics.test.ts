@@ -7,6 +7,7 @@ import { createMetrics, type EndedRequest, mergedText } from '#millrace/frontend
 const NOTHING = {
   readRingDepths: () => [],
   readRetainedBytes: () => 0,
+  readDeferredAborts: () => ({ open: 0, deferred: 0, cut: 0 }),
   readWorkers: null,
   readWorkerLoads: () => [],
   readLinks: null,

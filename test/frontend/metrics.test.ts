@@ -6,6 +6,7 @@ import { createMetrics, type EndedRequest, type MetricSources } from '#millrace/
 const SOURCES: MetricSources = {
   readRingDepths: () => [{ ring: 'ask0', unit: 'bytes', depth: 96 }],
   readRetainedBytes: () => 1234,
+  readDeferredAborts: () => ({ open: 3, deferred: 5, cut: 2 }),
   readWorkers: null,
   readWorkerLoads: () => [{ worker: 'w0', kind: 'prefill_tokens', load: 77 }],
   readIngest: null,

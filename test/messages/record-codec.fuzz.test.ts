@@ -3,7 +3,7 @@ import { createHash } from 'node:crypto';
 import fc from 'fast-check';
 import t from 'tap';
 import { ERROR_CODES, type ErrorCode } from '#millrace/errors.js';
-import { DISAGG_POLICIES, DISAGG_PROTOCOLS, WORKER_ROLES } from '#millrace/messages/disagg.js';
+import { DISAGG_POLICIES, DISAGG_PROTOCOLS, SPLIT_REASONS, WORKER_ROLES } from '#millrace/messages/disagg.js';
 import * as codec from '#millrace/messages/record-codec.js';
 import { RecordError } from '#millrace/messages/record-codec.js';
 import {
@@ -39,6 +39,7 @@ const ask = fc.record({
   deadlineWallMs: fc.double({ noNaN: true, noDefaultInfinity: true }),
   excludedSlots: fc.array(u32, { maxLength: 5 }),
   avoidedSlots: fc.array(u32, { maxLength: 5 }),
+  computesLocally: fc.boolean(),
   headers: pairs,
   hints: fc.record({ worker: text, session: text, explains: fc.boolean() }),
   continuation: fc.option(
@@ -96,6 +97,7 @@ const call = fc.record({
   choices: u32,
   promptIds: words,
   protocol: fc.option(fc.constantFrom(...DISAGG_PROTOCOLS)),
+  split: fc.option(fc.constantFrom(...SPLIT_REASONS)),
   steps: fc
     .array(fc.tuple(step, fc.option(fc.nat({ max: 3 })), fc.option(fc.nat({ max: 90 }))), { maxLength: 4 })
     .map(list =>
@@ -137,6 +139,7 @@ const reject = fc.record({
   message: text,
   param: fc.option(text),
   retryAfterMs: fc.double({ min: 0, noNaN: true, noDefaultInfinity: true }),
+  split: fc.option(fc.constantFrom(...SPLIT_REASONS)),
 });
 const done = fc.record({
   request: whole,
@@ -317,7 +320,16 @@ t.test('bodies and ids are given by reference, and a PLAN is copied out of share
   const one: PlanStep = fc.sample(step, { seed: SEED, numRuns: 1 })[0]!;
   const parts = codec.encodePlan({
     ...sample,
-    calls: [{ choiceBase: 0, choices: 1, promptIds, protocol: null, steps: [{ ...one, after: null, body }] }],
+    calls: [
+      {
+        choiceBase: 0,
+        choices: 1,
+        promptIds,
+        protocol: null,
+        split: null,
+        steps: [{ ...one, after: null, body }],
+      },
+    ],
   });
   t.ok(parts.includes(body), 'the body is a part itself');
   t.ok(

@@ -130,6 +130,7 @@ async function setUp(options: SetUp = {}) {
       deadlineWallMs: 0,
       excludedSlots: [],
       avoidedSlots: [],
+      computesLocally: false,
       continuation: null,
       headers: [],
       hints: { ...NO_HINTS, ...hints },

@@ -12,7 +12,7 @@ namespace millrace::kv::test {
 namespace {
 
 constexpr uint32_t kNodes = 3;
-constexpr uint32_t kBlocks = 96;
+constexpr uint32_t kBlocks = 64;
 constexpr uint32_t kBlockBytes = 1024;
 constexpr size_t kFlightsMax = 48;
 
@@ -32,7 +32,7 @@ struct Flight {
 class Fuzz {
  public:
   Fuzz(std::mt19937& random, uint32_t operations) : random_(random), operations_(operations) {
-    faults_ = {.seed = random(), .delay = 1500, .drop = 300, .partial = 300, .reorder = 1500, .corrupt = 300, .cut = 20};
+    faults_ = {.seed = random(), .delay = 1500, .drop = 300, .partial = 300, .reorder = 1500, .corrupt = 300, .linger = 3000, .cut = 20};
     counts_ = std::make_shared<MemoryFaultCounts>();
     for (uint32_t i = 0; i < kNodes; i++) make_node(i);
     for (uint32_t i = 0; i < kNodes; i++) meet_all(i);
@@ -175,8 +175,17 @@ class Fuzz {
 
   void cancel_one() {
     if (flights_.empty()) return;
-    const auto flight = any_flight();
-    nodes_[flight->first.first].agent->cancel(static_cast<uint64_t>(flight->first.second));
+    const auto found = any_flight();
+    Flight& flight = found->second;
+    nodes_[found->first.first].agent->cancel(static_cast<uint64_t>(found->first.second));
+    if (random_() % 2 == 0) return;
+    // The worst that an owner can do: it takes the blocks back at once and uses what it gets for others.
+    if (!flight.targets_released) release_targets(flight);
+    for (size_t i = 0; i < flight.targets.size(); i++) {
+      Held held;
+      if (idle_[target_node(flight)].size() < 24 && take(target_node(flight), false, &held))
+        idle_[target_node(flight)].push_back(held);
+    }
   }
 
   // The owner lets go of blocks that an operation works on. They must not come back before it has ended.
@@ -306,6 +315,7 @@ class Fuzz {
                     {"partial", counts_->partial},
                     {"reordered", counts_->reordered},
                     {"corrupted", counts_->corrupted},
+                    {"lingered", counts_->lingered},
                     {"cut", counts_->cut}};
     std::printf("abort fuzz: %llu operations;", static_cast<unsigned long long>(submitted_));
     for (const auto& it : happened) std::printf(" %s %llu,", it.name, static_cast<unsigned long long>(it.count));

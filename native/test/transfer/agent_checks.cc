@@ -1,11 +1,15 @@
-// The memory transport runs the contract; metadata is damaged at random; checksums against the definition.
+// Transports run the contract; several threads submit at once; metadata is damaged at random; checksums against the definition.
 #include "check.h"
+
+#include <atomic>
+#include <set>
 
 #include "crc32c.h"
 #include "memory_transport.h"
 #include "metadata.h"
 #include "node.h"
 #include "transport_contract.h"
+#include "transports.h"
 
 namespace millrace::kv::test {
 namespace {
@@ -35,6 +39,66 @@ Metadata random_metadata(std::mt19937& random) {
   for (uint32_t i = pick(random, 0, 3); i > 0; i--)
     metadata.transports.push_back({"t" + std::to_string(i), std::vector<uint8_t>(pick(random, 0, 40), 1)});
   return metadata;
+}
+
+// Several threads submit, notify and cancel at once, and one polls: every transfer completes once, every notification comes
+// in its thread's order, and the number of transfers is bounded.
+void many_submitters(uint32_t each) {
+  constexpr uint32_t kThreads = 3;
+  Node a = Node::make(memory_transport({}), kThreads, 4096, {}, 64);
+  Node b = Node::make(memory_transport({}), kThreads, 4096);
+  const uint32_t to_b = a.meet(b);
+  b.meet(a);
+  uint32_t local[kThreads], remote[kThreads], generations[kThreads];
+  for (uint32_t i = 0; i < kThreads; i++) {
+    uint32_t ignored;
+    local[i] = a.take(i << 16, true, &ignored);
+    remote[i] = b.take(0, false, &generations[i]);
+  }
+  std::atomic<uint32_t> full{0};
+  std::vector<std::thread> threads;
+  for (uint32_t i = 0; i < kThreads; i++) {
+    threads.emplace_back([&, i] {
+      std::string error;
+      for (uint32_t sent = 0; sent < each;) {
+        TransferRequest request;
+        request.peer = to_b;
+        request.direction = Direction::kWrite;
+        request.local_pool = a.pool_id;
+        request.remote_pool = b.pool_id;
+        request.local_blocks = {local[i]};
+        request.remote_blocks = {remote[i]};
+        request.remote_generations = {generations[i]};
+        const int64_t id = a.agent->submit(std::move(request), &error);
+        check(id > 0 || id == static_cast<int64_t>(Status::kFull), error);
+        if (id < 0) full++;
+        if (id < 0) continue;
+        if (sent % 8 == 0) a.agent->cancel(static_cast<uint64_t>(id));
+        const uint8_t note[] = {static_cast<uint8_t>(i), static_cast<uint8_t>(sent), static_cast<uint8_t>(sent >> 8)};
+        while (a.agent->notify(to_b, note) == Status::kFull) std::this_thread::yield();
+        sent++;
+      }
+    });
+  }
+  std::set<uint64_t> done;
+  uint32_t noted[kThreads] = {};
+  const auto until = std::chrono::steady_clock::now() + kWaitMax;
+  while (done.size() < kThreads * each || noted[0] + noted[1] + noted[2] < kThreads * each) {
+    std::vector<Event> events;
+    a.agent->poll(16, &events);
+    for (const Event& event : events)
+      check(event.kind != EventKind::kCompletion || done.insert(event.id).second, "each completes once");
+    events.clear();
+    b.agent->poll(16, &events);
+    for (const Event& event : events) {
+      if (event.kind != EventKind::kNotification) continue;
+      const uint8_t* const note = event.notification.data();
+      check((noted[note[0]]++ & 0xffff) == static_cast<uint32_t>(note[1] | note[2] << 8), "in order");
+    }
+    check(std::chrono::steady_clock::now() < until, "all of them come");
+  }
+  for (std::thread& thread : threads) thread.join();
+  for (uint32_t i = 0; i < kThreads; i++) check(holds(*b.pool, remote[i], i << 16), "and their bytes");
 }
 
 }  // namespace
@@ -86,10 +150,16 @@ void metadata_random(std::mt19937& random, uint32_t cases) {
   check(cases < 1000 || (accepted > 0 && mismatched > 0 && invalid > 0), "each answer was given");
 }
 
-void memory_contract() {
+void transport_contracts() {
+  many_submitters(300);
   MemoryOptions stuck;
   stuck.faults.drop = 10'000;
   contract_suite({[] { return memory_transport({}); }, [stuck] { return memory_transport(stuck); }});
+  for (const auto& make : {shm_transport, cma_transport}) {
+    const TransportInfo info = make().probe();
+    if (info.available) contract_suite({make, {}});
+    else std::printf("%s is not tested: %s\n", info.name, info.reason.c_str());
+  }
 }
 
 }  // namespace millrace::kv::test

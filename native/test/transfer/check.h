@@ -26,20 +26,24 @@ void table_random(std::mt19937& random, uint32_t steps);
 // Random layouts, and every run of a plan against a copy element by element.
 void plan_random(std::mt19937& random, uint32_t cases);
 
-// Checksums against their definition, damaged metadata, and the contract of transports on the memory transport.
+// Random runs, copied, against a loop byte by byte.
+void copy_random(std::mt19937& random, uint32_t cases);
+
+// Memory pools and what they refuse.
+void pool_checks();
+
+// Shm and cma with a second process.
+void host_transports();
+
+// Checksums against their definition, damaged metadata, and the contract of transports on agents of one process.
 void crc_random(std::mt19937& random, uint32_t cases);
 void metadata_random(std::mt19937& random, uint32_t cases);
-void memory_contract();
+void transport_contracts();
 
 // Leases between two agents.
 void lease_checks();
 
 // Transfers under aborts and deaths.
 void abort_random(std::mt19937& random, uint32_t operations);
-// Random runs, copied, against a loop byte by byte.
-void copy_random(std::mt19937& random, uint32_t cases);
-
-// Memory pools and what they refuse.
-void pool_checks();
 
 }  // namespace millrace::kv::test

@@ -7,12 +7,13 @@ int main(int, char** argv) {
   std::mt19937 random(seed);
   millrace::kv::test::plan_random(random, cases);
   millrace::kv::test::table_random(random, cases * 10);
-  millrace::kv::test::crc_random(random, cases / 10 + 1);
-  millrace::kv::test::metadata_random(random, cases);
-  millrace::kv::test::memory_contract();
-  millrace::kv::test::lease_checks();
-  millrace::kv::test::abort_random(random, cases * 5);
   millrace::kv::test::copy_random(random, cases / 10 + 1);
   millrace::kv::test::pool_checks();
+  millrace::kv::test::host_transports();
+  millrace::kv::test::crc_random(random, cases / 10 + 1);
+  millrace::kv::test::metadata_random(random, cases);
+  millrace::kv::test::transport_contracts();
+  millrace::kv::test::lease_checks();
+  millrace::kv::test::abort_random(random, cases * 5);
   std::printf("%u cases without a finding\n", cases);
 }

@@ -68,6 +68,8 @@ export interface DisaggProtocol {
   readonly engine: string;
   /** Blocks of the prefill worker may have fewer tokens than those of the decode worker; else they must be alike. */
   readonly takesSmallerBlocks: boolean;
+  /** Engines of different versions refuse each other's KV; else it is worth a warning. */
+  readonly needsSameVersion: boolean;
   /** Its decode workers can compute prompts, too; else every prompt needs a prefill worker. */
   readonly decodeComputes: boolean;
   /** sequential: decode is asked with what prefill has answered. parallel: both at once; the prefill answer says nothing. */
@@ -78,8 +80,8 @@ export interface DisaggProtocol {
    */
   readonly abort: 'deferred' | 'atOnce';
   /**
-   * The call to a decode worker that must be made when its prefill has failed, besides closing the connection; null: none.
-   * `requestId`: as it was encoded.
+   * The call that lets a worker go that waits for the other one, which has failed or is not wanted any more, besides closing
+   * the connection; null: none. `requestId`: as it was encoded.
    */
   releaseCall(requestId: string): AbortCall | null;
   /** Why a request cannot be split, in words; null: it can. */

@@ -30,3 +30,9 @@ const DEFAULTS: Readonly<Record<string, DisaggProtocolName>> = {
 export function defaultProtocol(engine: string): DisaggProtocolName | null {
   return DEFAULTS[engine] ?? null;
 }
+
+/** Workers of this engine can compute prompts although they are started for decode; true where that is unknown. */
+export function computesPrompts(engine: string): boolean {
+  const name = defaultProtocol(engine);
+  return name === null || protocolOf(name).decodeComputes;
+}

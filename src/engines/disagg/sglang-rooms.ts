@@ -17,11 +17,12 @@ export const sglangRooms: DisaggProtocol = {
   name: 'sglang-rooms',
   engine: 'sglang',
   takesSmallerBlocks: false,
+  needsSameVersion: false,
   // A server in decode mode refuses a request without a room.
   decodeComputes: false,
   order: 'parallel',
   abort: 'atOnce',
-  // Decode would wait for its time-out, five minutes by default.
+  // Each would wait for its time-out, five minutes by default; one that answers in one piece is slow to see a closed connection.
   releaseCall: sglangAbortCall,
   rulesOut: ruledOutByAll,
   stage({ prefill, decode, peer, room }) {

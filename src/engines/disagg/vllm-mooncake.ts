@@ -4,18 +4,24 @@
  * kv_connector/v1/mooncake and its example proxy, as of 2026.
  */
 import { strict as assert } from 'node:assert';
-import { type DisaggProtocol, ruledOutByAll } from './contract.js';
+import { type DisaggProtocol, type PrefillPeer, ruledOutByAll } from './contract.js';
 import { withFields } from './json-bytes.js';
 import { vllmPrefillBody } from './vllm-prefill.js';
 
 /** Brackets around an IPv6 address. */
 export const bracketed = (host: string): string => (host.includes(':') ? `[${host}]` : host);
 
+/** Origin of a bootstrap server. */
+export function bootstrapOrigin({ host, port }: Pick<PrefillPeer, 'host' | 'port'>): string {
+  return `http://${bracketed(host)}:${port}`;
+}
+
 /** See the head of the file. */
 export const vllmMooncake: DisaggProtocol = {
   name: 'mooncake',
   engine: 'vllm',
   takesSmallerBlocks: false,
+  needsSameVersion: false,
   decodeComputes: true,
   order: 'parallel',
   abort: 'deferred',
@@ -28,7 +34,7 @@ export const vllmMooncake: DisaggProtocol = {
       do_remote_prefill: true,
       transfer_id: key,
       ...(peer.engineId === null ? {} : { remote_engine_id: peer.engineId }),
-      remote_bootstrap_addr: `http://${bracketed(peer.host)}:${peer.port}`,
+      remote_bootstrap_addr: bootstrapOrigin(peer),
     };
     return {
       prefill: vllmPrefillBody(prefill.body, JSON.stringify(prefillParams)),

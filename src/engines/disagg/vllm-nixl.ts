@@ -25,6 +25,8 @@ export const vllmNixl: DisaggProtocol = {
   name: 'nixl',
   engine: 'vllm',
   takesSmallerBlocks: true,
+  // Its handshake compares them.
+  needsSameVersion: true,
   decodeComputes: true,
   order: 'sequential',
   // An abort while decode reads has crashed engines; and a prompt that nobody fetches stays until its lease ends.
