@@ -89,11 +89,12 @@ Status HostTransport::check_before(const Flight& flight, const RemotePool& pool)
     const uint32_t block = operation.remote_blocks[i];
     if (block >= pool.table->table()->blocks()) return Status::kInvalid;
     const BlockState state = pool.table->table()->state(block);
-    if (state == BlockState::kFree || state == BlockState::kQuarantine) return Status::kStale;
+    const bool is_other = pool.table->table()->generation(block) != operation.remote_generations[i];
+    if (is_other || state == BlockState::kFree || state == BlockState::kQuarantine) return Status::kStale;
     // Nobody has said yet that there is anything to read.
     if (state == BlockState::kReserved) return Status::kNotAllowed;
   }
-  return check_after(flight, pool);
+  return Status::kOk;
 }
 
 // The generation goes up before a block's next owner writes, so that one that stands as it did vouches for every byte read.

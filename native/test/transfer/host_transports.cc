@@ -32,6 +32,12 @@ struct Side {
     check(transport->add_peer(kPeer, peer.described, &reason) == Status::kOk, reason);
   }
 
+  std::vector<uint8_t> described() {
+    std::vector<uint8_t> own;
+    transport->describe(&own);
+    return own;
+  }
+
   void progress() {
     std::vector<Completion> completions;
     transport->progress(&completions);
@@ -147,8 +153,7 @@ Layout opaque(uint64_t block_bytes, uint32_t blocks) {
 }
 
 void moves(const PeerSetup& remote, const Layout& local, Integrity integrity) {
-  const PeerProcess peer_owner(remote);
-  auto& peer = const_cast<PeerProcess&>(peer_owner);
+  PeerProcess peer(remote);
   PeerSetup here = remote;
   here.layout = local;
   Side side(here);
@@ -172,7 +177,10 @@ void moves(const PeerSetup& remote, const Layout& local, Integrity integrity) {
   write.operation.notification = {reinterpret_cast<const uint8_t*>(words.data()), words.size()};
   const std::vector<uint8_t> written = write.apply(bytes_in(*side.pool), pattern(remote.layout.pool_bytes()));
   check(side.transport->submit(kPeer, write.operation) == Status::kOk, "a write is taken");
-  check(side.wait(12) == Status::kOk, std::string("a write succeeds: ") + status_name(side.done[12].status));
+  const Status outcome = side.wait(12);
+  check(outcome == Status::kOk, std::string("a write succeeds, not: ") + status_name(outcome));
+  // What came before the peer knew us was kept for it.
+  peer.greet(side.described(), "hello");
   const std::vector<uint8_t> told = peer.told();
   check(std::string(told.begin(), told.end()) == words, "the peer is told");
   check(peer.dump() == written, "a write brings what the layouts say, and touches nothing else");
@@ -238,7 +246,7 @@ void ends_early(MakeTransport make, bool is_wrapped) {
   check(side.transport->remove_pool(side.pool.get()) == Status::kNotFound, "a pool that was not added");
   check(peer.frees_all(), "no operation is left in a block");
 
-  peer.greet([&] { std::vector<uint8_t> own; side.transport->describe(&own); return own; }(), "hello");
+  peer.greet(side.described(), "hello");
   side.until([&] { return !side.host.notifications.empty(); }, "the peer's words");
   check(side.host.notifications[0].peer == kPeer && side.host.notifications[0].bytes.size() == 5, "from whom");
 }
