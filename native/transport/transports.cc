@@ -3,6 +3,7 @@
 #include "cma_transport.h"
 #include "memory_transport.h"
 #include "shm_transport.h"
+#include "tcp_transport.h"
 
 namespace millrace::kv {
 namespace {
@@ -24,7 +25,8 @@ TransportMaker shm_transport() { return host_transport<ShmTransport>(); }
 TransportMaker cma_transport() { return host_transport<CmaTransport>(); }
 
 const std::vector<TransportMaker>& built_in_transports() {
-  static const std::vector<TransportMaker> makers = {memory_transport({}), shm_transport(), cma_transport()};
+  static const std::vector<TransportMaker> makers = {memory_transport({}), shm_transport(), cma_transport(),
+                                                     tcp_transport({})};
   return makers;
 }
 
