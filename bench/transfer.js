@@ -229,9 +229,9 @@ async function measurePool(transport, near, far, pool, remote) {
 }
 
 async function measureTransport(transport, bar) {
-  const pools = flags['block-bytes'].map(blockBytes => ({
+  const pools = flags.blockBytes.map(blockBytes => ({
     blockBytes,
-    blocks: Math.max(1, Math.floor(flags['transfer-bytes'] / blockBytes)),
+    blocks: Math.max(1, Math.floor(flags.transferBytes / blockBytes)),
   }));
   const agent = createAgent({ transports: [transport], operationsMax: 8192 });
   const nears = pools.map(({ blockBytes, blocks }) =>
@@ -256,7 +256,7 @@ async function measureTransport(transport, bar) {
 }
 
 const available = probeTransports();
-const bar = progress('transfer', flags.transports.length * flags['block-bytes'].length);
+const bar = progress('transfer', flags.transports.length * flags.blockBytes.length);
 const rows = [];
 const skipped = [];
 for (const transport of flags.transports) {

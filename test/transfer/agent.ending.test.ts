@@ -73,8 +73,7 @@ t.test('the end of an agent with transfers in flight', needsAddon, async t => {
   t.equal(agents.nearBytes.length, 0, 'no view over its memory is left');
   t.equal(await codeOf(plan.post()), 'CLOSED');
   t.throws(() => agents.near.metadata(), { code: 'CLOSED' });
-  await agents.near.close();
-  await agents.far.close();
+  await agents.close();
 });
 
 t.test('the end of the peer', needsAddon, async t => {

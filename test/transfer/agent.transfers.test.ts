@@ -9,7 +9,6 @@ import {
   type PagedKvLayout,
   type PlanOptions,
   type PostOptions,
-  TransferError,
   type TransportName,
 } from '#millrace/transfer/index.js';
 import { codeOf, needs, needsAddon, twoAgents } from './two-agents.js';
@@ -163,13 +162,7 @@ t.test('wrong inputs', needsAddon, async t => {
   const agents = twoAgents('memory', OPAQUE, 4);
   t.teardown(() => agents.close());
   const refused = (message: RegExp, call: () => unknown): void => {
-    t.throws(
-      call,
-      (error: TransferError) => {
-        return error instanceof TransferError && error.code === 'INVALID' && message.test(error.message);
-      },
-      String(message),
-    );
+    t.throws(call, { name: 'TransferError', code: 'INVALID', message }, String(message));
   };
   const kv: Layout = { kind: 'paged-kv', layers: 1, blockTokens: 1, heads: 1, headDim: 1, elementBytes: 1 };
   refused(/^operationsMax is 0,/, () => createAgent({ operationsMax: 0 }));

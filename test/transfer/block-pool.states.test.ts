@@ -2,7 +2,7 @@
 // flight is not handed out, and a lease that ends tells its owner. (The table itself is tested in C++ against a model.)
 import { once } from 'node:events';
 import t from 'tap';
-import { type BlockSet, createAgent, type Layout, TransferError } from '#millrace/transfer/index.js';
+import { type BlockSet, createAgent, type Layout } from '#millrace/transfer/index.js';
 import { codeOf, needsAddon, twoAgents } from './two-agents.js';
 
 const LAYOUT: Layout = { kind: 'opaque', blockBytes: 1024 };
@@ -46,17 +46,14 @@ t.test('the states of blocks', needsAddon, async t => {
   t.equal(all.blocks.length, BLOCKS);
   t.equal(table.stats().evictions, 2);
   for (const [call, field] of [
-    [() => table.reserve(0), 'count'],
-    [() => table.reserve(1, -1), 'tenant'],
-    [() => table.fill([]), 'blocks.length'],
-    [() => table.match(new Uint32Array(3)), 'hashes'],
-    [() => table.pin(all, 0), 'forMs'],
-    [() => table.commit([{ block: BLOCKS, hashLow: 0, hashHigh: 0 }]), 'contents[0].block'],
+    [() => table.reserve(0), /^count /],
+    [() => table.reserve(1, -1), /^tenant /],
+    [() => table.fill([]), /^blocks\.length /],
+    [() => table.match(new Uint32Array(3)), /^hashes /],
+    [() => table.pin(all, 0), /^forMs /],
+    [() => table.commit([{ block: BLOCKS, hashLow: 0, hashHigh: 0 }]), /^contents\[0\]\.block /],
   ] as const)
-    t.throws(
-      call,
-      (error: TransferError) => error instanceof TransferError && error.message.startsWith(field),
-    );
+    t.throws(call, { code: 'INVALID', message: field });
 });
 
 t.test('writes go only into blocks that were reserved for them', needsAddon, async t => {

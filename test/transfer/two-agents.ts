@@ -48,6 +48,8 @@ export function twoAgents(
   const far = createAgent({ name: 'far', transports: [transport] });
   const nearPool = near.createPool({ layout, blocks });
   const farPool = far.createPool({ layout: farLayout, blocks, blockTable });
+  // Idle agents do not hold the process, and a test may wait for what only an agent will say.
+  const alive = setInterval(() => undefined, 60_000);
   const peerOfFar = far.connect(near.metadata());
   const peer = near.connect(far.metadata());
   return {
@@ -60,6 +62,7 @@ export function twoAgents(
     peer,
     peerOfFar,
     async close() {
+      clearInterval(alive);
       await near.close();
       await far.close();
     },
