@@ -38,7 +38,7 @@ export function percentile(values, p) {
   if (!(p >= 0 && p <= 100)) throw new RangeError(`percentile p must be 0 to 100, got ${p}`);
   if (values.length === 0) return Number.NaN;
   const sorted = Float64Array.from(values).sort();
-  return sorted[Math.max(0, Math.ceil((p / 100) * sorted.length) - 1)];
+  return sorted[Math.max(0, Math.ceil((p * sorted.length) / 100) - 1)];
 }
 
 /**

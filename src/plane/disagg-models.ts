@@ -47,13 +47,14 @@ interface Peer extends PeerSays {
 
 /**
  * `workers`: those that serve the model, with their parts. `says`: what each says of itself. `config`: of the model; its
- * defaults where it has none.
+ * defaults where it has none. `isWhole`: no worker is on its way up for the first time.
  */
 export function splitModel(
   model: string,
   workers: readonly WorkerView[],
   says: (worker: WorkerView) => PeerSays,
   config: DisaggConfig = STANDARD,
+  isWhole = true,
 ): SplitModel {
   const peers = workers.map(worker => ({ worker, ...says(worker) }));
   const prefill = peers.filter(({ worker }) => roleOf(worker) === 'prefill');
@@ -63,7 +64,7 @@ export function splitModel(
   const { engine } = workers[0]!;
   const name = config.protocol === 'auto' ? defaultProtocol(engine) : config.protocol;
   const fault = name === null ? `${engine} has no protocol for it` : faultOf(peers, prefill, decode, name);
-  const notices = [...doubtsOf(prefill, decode, name)];
+  const notices = [...doubtsOf(prefill, decode, name, isWhole)];
   if (fault !== null)
     notices.unshift(
       computesPrompts(engine)
@@ -139,8 +140,9 @@ function* doubtsOf(
   prefill: readonly Peer[],
   decode: readonly Peer[],
   name: DisaggProtocolName | null,
+  isWhole: boolean,
 ): Generator<string> {
-  if (decode.length === 0) yield 'it has prefill workers, and none that answers';
+  if (decode.length === 0 && isWhole) yield 'it has prefill workers, and none that answers';
   const silent = [...prefill, ...decode].find(({ version }) => version === null)?.worker;
   if (silent !== undefined)
     yield `${silent.url} does not tell its version: whether prefill and decode fit together cannot be checked`;

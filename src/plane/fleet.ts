@@ -367,7 +367,9 @@ export class Fleet {
     });
     const notices = new Set<string>();
     const says = ({ slot }: WorkerView): PeerSays => this.#peers.says(slot);
-    this.#models = servedModels(config, workers, textModels, says, notice => notices.add(notice));
+    const isWhole = this.registry.list().every(({ state }) => state !== 'probing');
+    const note = (notice: string): void => void notices.add(notice);
+    this.#models = servedModels(config, workers, textModels, says, { note, isWhole });
     for (const notice of notices) if (!this.#notices.has(notice)) logger.warn(notice);
     this.#notices = notices;
     const world = { version: ++this.#worldVersion, workers, models: this.#models };

@@ -14,13 +14,16 @@ function parentsOf(workers: readonly WorkerView[]): ReadonlyMap<string, string> 
   return parents;
 }
 
-/** Every model that is configured or that a worker lists; an adapter has its model's settings. `says`: what a worker says of itself. `note` is told what of it is not as it was meant. */
+/**
+ * Every model that is configured or that a worker lists; an adapter has its model's settings. `says`: what a worker says of
+ * itself. `note` is told what of it is not as it was meant, `isWhole`: no worker is on its way up for the first time.
+ */
 export function servedModels(
   config: Config,
   workers: readonly WorkerView[],
   textModels: Pick<TextModels, 'keyOf'>,
   says: (worker: WorkerView) => PeerSays,
-  note: (notice: string) => void,
+  { note, isWhole }: { readonly note: (notice: string) => void; readonly isWhole: boolean },
 ): ModelView[] {
   const names = new Set([
     ...Object.keys(config.models),
@@ -32,7 +35,7 @@ export function servedModels(
     const settings = settingsName(config, name, parent);
     const own = settings === null ? undefined : config.models[settings];
     const serving = workers.filter(({ models }) => models.some(({ id }) => id === name));
-    const { view, notices } = splitModel(name, serving, says, own?.disaggregation);
+    const { view, notices } = splitModel(name, serving, says, own?.disaggregation, isWhole);
     for (const notice of notices) note(notice);
     return {
       name,

@@ -220,7 +220,10 @@ export class EngineCore<Owner> {
     victim.preemptions++;
     victim.state = 'preempted';
     this.totals.preemptions++;
-    this.#waiting.unshift(victim);
+    // Behind those that were loaded: it would hold them up at the head, and they hold the blocks that it waits for.
+    let at = 0;
+    while ((this.#waiting[at]?.blocks.length ?? 0) > 0) at++;
+    this.#waiting.splice(at, 0, victim);
   }
 
   /** Steps 4 and 5: the head of the queue while it fits; one that must wait holds up those behind it. */

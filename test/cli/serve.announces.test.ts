@@ -17,7 +17,7 @@ t.test('the banner: what runs, which workers, and a curl line that works as it i
   // A model name that a shell would take apart if it were not quoted.
   const model = "it's $HOME/a model";
   const engine = await startEngine(t, model);
-  const args = ['--worker', engine.url, '--http-server', 'node'];
+  const args = ['--worker', engine.url, '--http-server', 'node', '--limit', 'canaryAfterMs=0'];
   const serve = await Serve.start(t, args, {}, /^\s+-d /);
   const url = /service at (http:\/\/127\.0\.0\.1:\d+)$/m.exec(serve.said)?.[1];
   t.match(serve.said, /^millrace \d+\.\d+\.\d+: /);

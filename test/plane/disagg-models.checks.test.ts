@@ -135,6 +135,11 @@ t.test('what fits together, and is to be looked at', async t => {
     /w0:1 takes 4096 tokens, and http:\/\/w1:1 8192; the smaller number counts$/,
   ]);
   t.match(noticed([view(0, 'prefill')], alike), [/it has prefill workers, and none that answers$/]);
+  t.same(
+    splitModel('m', [view(0, 'prefill')], alike, undefined, false).notices,
+    [],
+    'others are on their way up',
+  );
   const types = bySlot(saying('1.0', { kvDtype: 'auto' }), saying('1.0', { kvDtype: 'bfloat16' }));
   t.same(noticed(pair(), types), [], 'auto is the type of the model');
 });

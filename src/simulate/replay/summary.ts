@@ -159,7 +159,7 @@ export function distribution(values: Float64Array): Distribution {
   const sorted = measured(values);
   const count = sorted.length;
   if (count === 0) return { mean: null, p50: null, p90: null, p99: null };
-  const rank = (p: number): number => sorted[Math.ceil((p / 100) * count) - 1]!;
+  const rank = (p: number): number => sorted[Math.ceil((p * count) / 100) - 1]!;
   const mean = sorted.reduce((total, value) => total + value, 0) / count;
   return { mean, p50: rank(50), p90: rank(90), p99: rank(99) };
 }
