@@ -78,8 +78,8 @@ export interface TransferEvents {
   /** Bytes that a peer sent, or that came with its transfer. */
   notification: [{ readonly peer: Peer; readonly bytes: Uint8Array }];
   peerUp: [Peer];
-  /** No transport reaches it any more; its transfers have ended. `connect` again makes a new try. */
-  peerLost: [Peer];
+  /** No transport reaches it any more, with the reason in words; its transfers have ended. `connect` again makes a new try. */
+  peerLost: [Peer, string];
   /** DEADLINE: its time was over; PEER_LOST: the peer died; null: the peer is done. The lease has been released. */
   leaseExpired: [Lease, TransferErrorCode | null];
 }
@@ -278,14 +278,14 @@ export class TransferAgent extends EventEmitter<TransferEvents> {
   #tell(kind: number | undefined, at: number): void {
     const events = this.#events;
     const peer = this.#peer(events[at + TRANSFER_EVENT.peer]!);
+    const from = events[at + TRANSFER_EVENT.notificationAt]!;
+    const said = this.#notifications.subarray(from, from + events[at + TRANSFER_EVENT.notificationBytes]!);
     if (kind === TRANSFER_EVENT_KIND.notification) {
-      const from = events[at + TRANSFER_EVENT.notificationAt]!;
-      const to = from + events[at + TRANSFER_EVENT.notificationBytes]!;
-      this.emit('notification', { peer, bytes: new Uint8Array(this.#notifications.subarray(from, to)) });
+      this.emit('notification', { peer, bytes: new Uint8Array(said) });
     } else if (kind === TRANSFER_EVENT_KIND.peerUp) {
       this.emit('peerUp', peer);
     } else if (kind === TRANSFER_EVENT_KIND.peerLost) {
-      this.emit('peerLost', peer);
+      this.emit('peerLost', peer, Buffer.from(said).toString());
     } else {
       const status = events[at + TRANSFER_EVENT.status]! | 0;
       const lease = this.#leases.get(twoWords(events, at + TRANSFER_EVENT.id));

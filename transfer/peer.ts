@@ -48,7 +48,10 @@ export interface PlanOptions {
 
 /** How one posting of a plan is done. */
 export interface PostOptions {
-  /** Told to the peer once all bytes are in place (writes) or taken (reads); at most NOTIFICATION_BYTES_MAX bytes. */
+  /**
+   * Told to the peer once all bytes are in place (writes) or taken (reads); at most NOTIFICATION_BYTES_MAX bytes. The peer
+   * must be connected to this agent too.
+   */
   readonly notification?: Uint8Array;
   /** 0 (first) to 255. Default 0. */
   readonly priority?: number;

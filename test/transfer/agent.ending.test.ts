@@ -86,7 +86,7 @@ t.test('the end of the peer', needsAddon, async t => {
   const codes = new Set(await Promise.all(posts));
   codes.delete('OK');
   t.same([...codes], ['PEER_LOST']);
-  t.same(await lost, [agents.peer]);
+  t.equal((await lost)[0], agents.peer);
   t.equal(await codeOf(plan.post()), 'PEER_LOST');
 });
 
