@@ -61,7 +61,8 @@ export const TRANSFER_PLANE_WORDS = 4;
 export const TRANSFER_EVENT_WORDS = 16;
 /**
  * Word of each field of an event: `id` of a transfer or lease, `bytes` that were moved, the three times in nanoseconds of
- * CLOCK_MONOTONIC (two words each). A notification's bytes, or the words of a lost peer, lie in the notification array from `notificationAt` on.
+ * CLOCK_MONOTONIC (two words each). A notification's bytes, or the words of a lost peer, lie in the notification array from
+ * `notificationAt` on.
  */
 export const TRANSFER_EVENT = {
   kind: 0,

@@ -1,12 +1,15 @@
 // Promise: libmillrace_kv.so exports the functions that its header declares and nothing else; a C program and two Python
 // processes move blocks through it; a caller of another ABI is refused.
 import { spawnSync } from 'node:child_process';
-import { readFileSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync, statSync } from 'node:fs';
 import t from 'tap';
 
 const LIBRARY = 'build/Release/libmillrace_kv.so';
-const DEADLINE_MS = 110_000;
+const DEADLINE_MS = 540_000;
+const SOURCES = ['native/transfer', 'native/transport', 'native/capi'];
 const compiler = process.env.CC ?? 'cc';
+// A first build of the engine takes minutes where others use the machine too.
+t.setTimeout(600_000);
 
 const runs = (command: string): boolean => spawnSync(command, ['--version']).status === 0;
 const missing = ['cmake', compiler, 'nm'].find(command => !runs(command));
@@ -22,9 +25,17 @@ function run(command: string, args: readonly string[], env: NodeJS.ProcessEnv = 
   return { status, output: `${stdout}${stderr}` };
 }
 
+/** No source is newer than the library, which `MILLRACE_KV=1 node install.cjs` makes too. */
+function isUpToDate(): boolean {
+  if (!existsSync(LIBRARY)) return false;
+  const files = SOURCES.flatMap(folder => readdirSync(folder).map(name => `${folder}/${name}`));
+  const builtMs = statSync(LIBRARY).mtimeMs;
+  return files.every(file => statSync(file).mtimeMs < builtMs);
+}
+
 /** Builds the library where it is older than its sources; the reason why there is none, or null. */
 function build(): string | null {
-  if (missing !== undefined) return `${missing} does not run`;
+  if (isUpToDate()) return null;
   const configured = run('cmake', ['-S', '.', '-B', 'build/kv', '-DMILLRACE_KV=ON']);
   const built = configured.status === 0 ? run('cmake', ['--build', 'build/kv', '-j', '2']) : configured;
   return built.status === 0 ? null : built.output;
@@ -44,9 +55,9 @@ t.test('the library', missing === undefined ? {} : { skip: `${missing} does not 
   t.ok(declared.includes('mkv_submit'), 'the header was read');
   t.same(names, declared);
 
-  const program = 'build/kv/capi-program';
+  const program = 'build/capi-program';
   const source = 'test/transfer/capi-program.c';
-  const link = ['-Inative/capi', source, '-o', program, LIBRARY, '-Wl,-rpath,$ORIGIN/../Release'];
+  const link = ['-Inative/capi', source, '-o', program, LIBRARY, '-Wl,-rpath,$ORIGIN/Release'];
   const compiled = run(compiler, ['-std=c11', '-Wall', '-Wextra', '-Werror', ...link]);
   t.equal(compiled.status, 0, compiled.output);
   const ran = run(program, []);
