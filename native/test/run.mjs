@@ -1,31 +1,26 @@
 /**
- * Builds a program of random tests with sanitizers and runs it:
+ * Builds a program of random tests, with sanitizers, and runs it:
  * `node native/test/run.mjs core|transfer [cases] [seed] [sanitizers]`. `core` is what routing uses, over random and damaged
- * inputs; `transfer` the transfer engine, against models. Sanitizers: `address,undefined` or `thread`. Exits with the
- * compiler's or the program's code.
+ * inputs; `transfer` the transfer engine, against models. Sanitizers: `address,undefined`, `thread` or `none`. Files are
+ * compiled side by side, and only those that changed. Exits with the compiler's or the program's code.
  */
-import { spawnSync } from 'node:child_process';
-import { mkdirSync, readdirSync } from 'node:fs';
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { existsSync, mkdirSync, readdirSync, statSync } from 'node:fs';
+import { availableParallelism } from 'node:os';
 import { fileURLToPath } from 'node:url';
 
 const root = fileURLToPath(new URL('../..', import.meta.url));
-const sources = folder =>
+const filesIn = (folder, ending) =>
   readdirSync(`${root}/${folder}`)
-    .filter(name => name.endsWith('.cc'))
+    .filter(name => name.endsWith(ending))
     .map(name => `${folder}/${name}`);
 
 const PROGRAMS = {
-  core: {
-    include: ['native/include', 'native/core'],
-    sources: () => [...sources('native/test'), ...sources('native/core')],
-  },
+  core: { include: ['native/include', 'native/core'], folders: ['native/test', 'native/core'] },
   transfer: {
     include: ['native/include', 'native/transfer', 'native/transport'],
-    sources: () => [
-      ...sources('native/test/transfer'),
-      ...sources('native/transfer'),
-      ...sources('native/transport'),
-    ],
+    folders: ['native/test/transfer', 'native/transfer', 'native/transport'],
   },
 };
 
@@ -40,18 +35,40 @@ if (program === undefined) {
   console.error(`program "${name}" is unknown; it is one of ${Object.keys(PROGRAMS).join(', ')}`);
   process.exit(2);
 }
-const flags = ['-std=c++20', '-O1', '-g', '-Wall', '-Wextra', '-Werror', '-pthread'];
-const checks = [`-fsanitize=${sanitizers}`, '-fno-sanitize-recover=all'];
-const binary = `build/sanitized-${name}-${sanitizers.replace(',', '-')}`;
+const compiler = process.env.CXX ?? 'c++';
+const checks =
+  sanitizers === 'none'
+    ? ['-pthread']
+    : [`-fsanitize=${sanitizers}`, '-fno-sanitize-recover=all', '-pthread'];
+const flags = ['-std=c++20', '-O1', '-g', '-Wall', '-Wextra', '-Werror', ...checks];
+const include = program.include.map(folder => `-I${folder}`);
+const output = `build/random-${name}-${sanitizers.replace(',', '-')}`;
 
-function run(command, args) {
-  const { status, error } = spawnSync(command, args, { cwd: root, stdio: 'inherit', timeout: 600_000 });
-  if (error) console.error(`${command}: ${error.message}`);
-  if (status !== 0) process.exit(status ?? 1);
+const changedMs = file => statSync(`${root}/${file}`).mtimeMs;
+const headers = [...program.include, ...program.folders].flatMap(folder => filesIn(folder, '.h'));
+const headersMs = Math.max(...headers.map(changedMs));
+
+async function run(command, args) {
+  const child = spawn(command, args, { cwd: root, stdio: 'inherit', timeout: 600_000 });
+  child.on('error', error => console.error(`${command}: ${error.message}`));
+  const [code] = await Promise.race([once(child, 'exit'), once(child, 'error').then(() => [1])]);
+  if (code !== 0) process.exit(code ?? 1);
 }
 
-mkdirSync(`${root}/build`, { recursive: true });
-const include = program.include.map(folder => `-I${folder}`);
-run(process.env.CXX ?? 'c++', [...flags, ...checks, ...include, ...program.sources(), '-o', binary]);
+const sources = program.folders.flatMap(folder => filesIn(folder, '.cc'));
+const objectOf = source => `${output}/${source.replaceAll('/', '-')}.o`;
+const isOld = source => {
+  const object = objectOf(source);
+  const newest = Math.max(changedMs(source), headersMs);
+  return !existsSync(`${root}/${object}`) || changedMs(object) < newest;
+};
+mkdirSync(`${root}/${output}`, { recursive: true });
+const toCompile = sources.filter(isOld);
+const compileNext = async () => {
+  for (let source = toCompile.pop(); source !== undefined; source = toCompile.pop())
+    await run(compiler, [...flags, ...include, '-c', source, '-o', objectOf(source)]);
+};
+await Promise.all(Array.from({ length: availableParallelism() }, compileNext));
+await run(compiler, [...checks, ...sources.map(objectOf), '-o', `${output}/program`]);
 console.log(`seed ${seed}`);
-run(`./${binary}`, [seed, cases]);
+await run(`${output}/program`, [seed, cases]);

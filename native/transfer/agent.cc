@@ -1,3 +1,5 @@
+// The agent's face: what callers of any thread may do, checked and handed to the progress thread. See agent.h; the thread itself
+// is in the files agent_*.cc.
 #include "agent.h"
 
 #include <sys/epoll.h>

@@ -42,8 +42,8 @@ struct AgentOptions {
 };
 
 // kCompletion: `id` is the transfer; its blocks are quiet. kPeerLost: no transport reaches the peer any more; adding it again
-// reconnects. kLeaseExpired: `id` is the lease, `status` why (kDeadline: time, kOk: the peer is done, kPeerLost: it died);
-// the owner calls `release_lease`.
+// reconnects; `notification` has the reason in words. kLeaseExpired: `id` is the lease, `status` why (kDeadline: time, kOk: the
+// peer is done, kPeerLost: it died); the owner calls `release_lease`.
 enum class EventKind : uint8_t { kCompletion, kNotification, kPeerUp, kPeerLost, kLeaseExpired };
 
 struct Event {

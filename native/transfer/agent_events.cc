@@ -43,7 +43,8 @@ void Agent::State::notified(uint32_t peer, std::span<const uint8_t> bytes) {
     // Nobody polls, or the peer floods. To drop a notification unseen would leave somebody waiting; a lost peer is seen.
     inbox_bytes.fetch_sub(size, std::memory_order_relaxed);
     notes_dropped.fetch_add(1, std::memory_order_relaxed);
-    for (size_t way = 0; way < transports.size(); way++) lost.push_back({peer, static_cast<int>(way)});
+    for (size_t way = 0; way < transports.size(); way++)
+      lost.push_back({peer, static_cast<int>(way), "its notifications are not polled: too many wait"});
     return;
   }
   Event event;
@@ -55,9 +56,8 @@ void Agent::State::notified(uint32_t peer, std::span<const uint8_t> bytes) {
   publish(std::move(event));
 }
 
-void Agent::State::peer_lost(uint32_t peer, const std::string&) {
-  for (size_t way = 0; way < transports.size(); way++)
-    if (progressing == static_cast<int>(way)) lost.push_back({peer, progressing});
+void Agent::State::peer_lost(uint32_t peer, const std::string& why) {
+  if (progressing >= 0) lost.push_back({peer, progressing, why});
 }
 
 void Agent::State::send(uint32_t peer, std::vector<uint8_t> bytes) { outbox[peer].push_back(std::move(bytes)); }

@@ -276,14 +276,14 @@ void Agent::State::complete(uint32_t slot, Status status, uint64_t bytes) {
 
 void Agent::State::take_lost() {
   while (!lost.empty()) {
-    const auto [peer, way] = lost.back();
+    const Loss loss = std::move(lost.back());
     lost.pop_back();
-    lose(peer, way);
+    lose(loss.peer, loss.way, loss.why);
   }
 }
 
 // One transport does not reach the peer any more. What waits for it goes another way, if there is one.
-void Agent::State::lose(uint32_t peer_id, int way) {
+void Agent::State::lose(uint32_t peer_id, int way, const std::string& why) {
   const std::shared_ptr<const Tables> now = tables();
   const auto found = now->peers.find(peer_id);
   if (found == now->peers.end()) return;
@@ -301,6 +301,7 @@ void Agent::State::lose(uint32_t peer_id, int way) {
     event.peer = peer_id;
     event.done_ns = now_ns();
     event.transport = transports[way]->name.c_str();
+    event.notification.assign(why.begin(), why.end());
     publish(std::move(event));
     return;
   }

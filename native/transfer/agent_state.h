@@ -207,7 +207,12 @@ struct Agent::State final : TransportHost {
   std::set<std::pair<uint64_t, uint32_t>> deadlines;
   std::set<uint32_t> active;
   std::map<uint32_t, std::deque<std::vector<uint8_t>>> outbox;
-  std::vector<std::pair<uint32_t, int>> lost;
+  struct Loss {
+    uint32_t peer;
+    int way;
+    std::string why;
+  };
+  std::vector<Loss> lost;
   int progressing = -1;
   uint64_t next_sequence = 1;
   uint32_t pools_made = 0;
@@ -251,7 +256,7 @@ struct Agent::State final : TransportHost {
   void publish(Event event);
   void flush_events();
   void take_lost();
-  void lose(uint32_t peer, int way);
+  void lose(uint32_t peer, int way, const std::string& why);
   void fail_peer(uint32_t peer, Status cause);
   void send(uint32_t peer, std::vector<uint8_t> bytes);
   bool flush_outbox();

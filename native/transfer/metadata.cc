@@ -1,3 +1,4 @@
+// What an agent tells its peers of itself, to bytes and back; the reader trusts none of them. See metadata.h.
 #include "metadata.h"
 
 #include "crc32c.h"

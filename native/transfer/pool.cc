@@ -1,3 +1,4 @@
+// Pools of our own making, registered ones, and those of other processes, with their block tables. See pool.h.
 #include "pool.h"
 
 #include <fcntl.h>
@@ -5,6 +6,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 
@@ -163,6 +165,7 @@ Status Pool::create(uint64_t bytes, const std::string& name, std::unique_ptr<Poo
   pool->address_ = static_cast<uint8_t*>(memory.address);
   pool->bytes_ = bytes;
   pool->mapped_bytes_ = memory.mapped;
+  pool->present_bytes_ = memory.mapped;
   pool->page_bytes_ = page_bytes;
   pool->descriptor_ = memory.descriptor;
   *out = std::move(pool);
@@ -216,6 +219,15 @@ Status Pool::map(int descriptor, uint64_t bytes, std::unique_ptr<Pool>* out, std
 Pool::~Pool() {
   if (mapped_bytes_ > 0) munmap(address_, mapped_bytes_);
   if (descriptor_ >= 0) close(descriptor_);
+}
+
+bool Pool::map_more(uint64_t bytes) {
+  if (present_bytes_ >= mapped_bytes_) return false;
+  const uint64_t step = std::min(round_up(bytes, kHugePageBytes), mapped_bytes_ - present_bytes_);
+  // Where the kernel will not, transfers will, later.
+  const bool is_possible = madvise(address_ + present_bytes_, step, MADV_POPULATE_WRITE) == 0;
+  present_bytes_ = is_possible ? present_bytes_ + step : mapped_bytes_;
+  return is_possible;
 }
 
 Status Pool::create_table(uint32_t blocks, std::string* error) {

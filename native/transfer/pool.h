@@ -56,6 +56,10 @@ class Pool {
   ~Pool();
   Pool(const Pool&) = delete;
 
+  // Of a mapped pool: puts about so many more of its bytes into the page tables of this process, so that transfers do not
+  // have to, page by page; false when there are none left.
+  bool map_more(uint64_t bytes);
+
   uint8_t* address() const { return address_; }
   uint64_t bytes() const { return bytes_; }
   // Of the memory that backs it; for wrapped memory the least that it can be.
@@ -86,6 +90,8 @@ class Pool {
   MemoryKind kind_ = MemoryKind::kHost;
   int32_t device_ = 0;
   int descriptor_ = -1;
+  // Bytes that are in the page tables, where that is not all.
+  uint64_t present_bytes_ = 0;
   // 0 where the mapping is not ours.
   uint64_t mapped_bytes_ = 0;
   Layout layout_;

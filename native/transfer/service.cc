@@ -1,3 +1,4 @@
+// How operations count themselves in and out of blocks. See service.h.
 #include "service.h"
 
 #include <utility>

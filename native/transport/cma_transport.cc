@@ -1,3 +1,4 @@
+// Copies by process_vm_readv and process_vm_writev, for memory that a peer did not make for sharing. See cma_transport.h.
 #include "cma_transport.h"
 
 #include <fcntl.h>

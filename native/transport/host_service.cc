@@ -1,3 +1,4 @@
+// The serving side of the transports of one host: what peers may map, and the grants that they hold. See host_service.h.
 #include "host_service.h"
 
 #include <sys/epoll.h>

@@ -1,3 +1,4 @@
+// The control socket between two processes of one host: messages, descriptors and credentials. See host_socket.h.
 #include "host_socket.h"
 
 #include <fcntl.h>

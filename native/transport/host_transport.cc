@@ -1,3 +1,4 @@
+// What shm and cma have in common: peers, their pools, operations in turns, and their ends. See host_transport.h.
 #include "host_transport.h"
 
 #include <fcntl.h>
@@ -20,6 +21,8 @@ namespace {
 
 constexpr uint64_t kMillisecond = 1'000'000;
 constexpr int kEventsPerTurn = 32;
+// About 100 us in pages of 4 KiB.
+constexpr uint64_t kMapSliceBytes = uint64_t{2} << 20;
 constexpr int kMessagesPerTurn = 64;
 // How often deadlines of waiting operations are looked at.
 constexpr uint64_t kWaitingScanMs = 10;
@@ -128,7 +131,8 @@ void HostTransport::describe(std::vector<uint8_t>* out) {
   const std::span<const uint8_t> head = bytes_of(described);
   out->insert(out->end(), head.begin(), head.end());
   for (const auto& [id, pool] : service_->pools()) {
-    const HostPoolIdentity identity = identity_of(id, pool->descriptor());
+    const bool has_memory = announce(*pool).has_memory != 0;
+    const HostPoolIdentity identity = identity_of(id, has_memory ? pool->descriptor() : -1);
     const std::span<const uint8_t> bytes = bytes_of(identity);
     out->insert(out->end(), bytes.begin(), bytes.end());
   }
@@ -227,12 +231,25 @@ bool HostTransport::progress(std::vector<Completion>* completions) {
   if (!moving_.empty()) {
     has_worked = true;
     run_slice();
+  } else if (has_unmapped_) {
+    has_worked = true;
+    has_unmapped_ = map_more();
   }
   arm_timer();
   has_worked |= !completions_.empty();
   completions->insert(completions->end(), completions_.begin(), completions_.end());
   completions_.clear();
   return has_worked;
+}
+
+// A slice of the work that the first transfers would have otherwise, while there is nothing better to do.
+bool HostTransport::map_more() {
+  for (auto& [id, peer] : peers_) {
+    for (auto& [number, pool] : peer->pools) {
+      if (pool.memory != nullptr && pool.memory->map_more(kMapSliceBytes)) return true;
+    }
+  }
+  return false;
 }
 
 bool HostTransport::poll_events() {
@@ -321,6 +338,7 @@ bool HostTransport::add_remote_pool(Peer& peer, const HostSocket::Incoming& inco
     return false;
   }
   peer.pools.emplace(pool.facts.id, std::move(pool));
+  has_unmapped_ = true;
   waiting_scan_ns_ = 0;
   return true;
 }

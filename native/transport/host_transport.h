@@ -106,6 +106,7 @@ class HostTransport : public Transport {
   void tick();
   bool run_waiting();
   void run_slice();
+  bool map_more();
   void peer_ready(Peer& peer);
   bool serve(Peer& peer, const HostSocket::Incoming& incoming);
   bool add_remote_pool(Peer& peer, const HostSocket::Incoming& incoming);
@@ -141,6 +142,8 @@ class HostTransport : public Transport {
   std::map<int, Peer*> by_descriptor_;
   std::map<uint64_t, std::unique_ptr<Flight>> flights_;
   size_t waiting_ = 0;
+  // Pools that came and are not yet in the page tables.
+  bool has_unmapped_ = false;
   // Moving ones, by priority; ids of flights that have completed meanwhile are skipped.
   std::map<uint8_t, std::deque<uint64_t>> moving_;
   std::vector<Completion> completions_;

@@ -1,3 +1,4 @@
+// Where the agents of one process find each other. See memory_endpoint.h.
 #include "memory_endpoint.h"
 
 #include <sys/eventfd.h>

@@ -1,3 +1,4 @@
+// The transport inside one process, with its seeded faults: the vehicle of every test of the agent. See memory_transport.h.
 #include "memory_transport.h"
 
 #include <cstring>

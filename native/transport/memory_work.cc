@@ -1,3 +1,4 @@
+// One operation of the memory transport, from its first slice to its completion. See memory_work.h.
 #include "memory_work.h"
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+// Copies straight into and out of the mapped pool of a peer. See shm_transport.h.
 #include "shm_transport.h"
 
 #include <sys/mman.h>

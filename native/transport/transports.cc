@@ -1,3 +1,4 @@
+// The list of what can be used here. See transports.h.
 #include "transports.h"
 
 #include "cma_transport.h"

@@ -32,7 +32,7 @@ struct Flight {
 class Fuzz {
  public:
   Fuzz(std::mt19937& random, uint32_t operations) : random_(random), operations_(operations) {
-    faults_ = {.seed = random(), .delay = 1500, .drop = 300, .partial = 300, .reorder = 1500, .corrupt = 300, .linger = 3000, .cut = 20};
+    faults_ = {.seed = random(), .delay = 1500, .drop = 300, .partial = 300, .reorder = 1500, .corrupt = 300, .linger = 3000, .cut = 30};
     counts_ = std::make_shared<MemoryFaultCounts>();
     for (uint32_t i = 0; i < kNodes; i++) make_node(i);
     for (uint32_t i = 0; i < kNodes; i++) meet_all(i);
@@ -266,7 +266,7 @@ class Fuzz {
 
   // An agent ends with all that it has in flight, and another life of it begins.
   void die() {
-    next_death_ = submitted_ + operations_ / 8 + 1;
+    next_death_ = submitted_ + std::min<uint64_t>(operations_ / 8 + 1, 2500);
     const uint32_t i = random_() % kNodes;
     nodes_[i].agent->close();
     while (std::any_of(flights_.begin(), flights_.end(), [&](const auto& it) { return it.first.first == i; })) {

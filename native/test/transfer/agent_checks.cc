@@ -9,7 +9,6 @@
 #include "metadata.h"
 #include "node.h"
 #include "transport_contract.h"
-#include "transports.h"
 
 namespace millrace::kv::test {
 namespace {
@@ -155,11 +154,6 @@ void transport_contracts() {
   MemoryOptions stuck;
   stuck.faults.drop = 10'000;
   contract_suite({[] { return memory_transport({}); }, [stuck] { return memory_transport(stuck); }});
-  for (const auto& make : {shm_transport, cma_transport}) {
-    const TransportInfo info = make().probe();
-    if (info.available) contract_suite({make, {}});
-    else std::printf("%s is not tested: %s\n", info.name, info.reason.c_str());
-  }
 }
 
 }  // namespace millrace::kv::test

@@ -45,5 +45,7 @@ void lease_checks();
 
 // Transfers under aborts and deaths.
 void abort_random(std::mt19937& random, uint32_t operations);
+// What they refuse.
+void host_forged();
 
 }  // namespace millrace::kv::test

@@ -1,3 +1,4 @@
+// The second process of the tests of shm and cma. See host_peer.h.
 #include "host_peer.h"
 
 #include <poll.h>

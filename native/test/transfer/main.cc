@@ -15,5 +15,6 @@ int main(int, char** argv) {
   millrace::kv::test::transport_contracts();
   millrace::kv::test::lease_checks();
   millrace::kv::test::abort_random(random, cases * 5);
+  millrace::kv::test::host_forged();
   std::printf("%u cases without a finding\n", cases);
 }
