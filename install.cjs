@@ -4,6 +4,8 @@
  *
  * Millrace works without the addon, so a missing toolchain or a failed build is written to build/addon-status.json and
  * the exit code is 0; with MILLRACE_REQUIRE_ADDON=1 it is 1. MILLRACE_WERROR=1 makes compiler warnings errors.
+ * MILLRACE_KV=1 also builds the transfer engine as a C library, build/Release/libmillrace_kv.so; `npm run build:kv` builds
+ * that alone, without Node.
  */
 'use strict';
 
@@ -18,7 +20,15 @@ const WORK = path.join(BUILD, 'addon');
 const BUILT = path.join(WORK, 'Release', 'millrace.node');
 const ADDON = path.join(BUILD, 'Release', 'millrace.node');
 const STATUS = path.join(BUILD, 'addon-status.json');
-const SOURCES = ['CMakeLists.txt', 'native/core', 'native/binding', 'native/include', 'native/third_party'];
+const SOURCES = [
+  'CMakeLists.txt',
+  'native/core',
+  'native/transfer',
+  'native/transport',
+  'native/binding',
+  'native/include',
+  'native/third_party',
+];
 const BUILD_DEADLINE_MS = 600_000;
 
 function newestMs(name) {
@@ -62,6 +72,7 @@ function build(force) {
   if (force) fs.rmSync(WORK, { recursive: true, force: true });
   const args = [tool, 'build', '--directory', ROOT, '--out', WORK, '--config', 'Release'];
   if (process.env.MILLRACE_WERROR === '1') args.push('--CDMILLRACE_WERROR=ON');
+  if (process.env.MILLRACE_KV === '1') args.push('--CDMILLRACE_KV=ON');
   const result = spawnSync(process.execPath, args, {
     cwd: ROOT,
     encoding: 'utf8',

@@ -10,6 +10,7 @@ import { ENGINE_HASH_WORDS, HOLDERS_MAX, TIER } from '#millrace/router/index/con
 import * as index from '#millrace/router/index/index-descriptor.js';
 import * as load from '#millrace/router/load-descriptor.js';
 import { ADDON_ABI } from '#millrace/runtime/addon.js';
+import * as transfer from '#millrace/transfer/descriptor.js';
 
 const pascal = name => name[0].toUpperCase() + name.slice(1);
 const constant = (name, value, type) => `inline constexpr ${type} k${name} = ${value};`;
@@ -79,6 +80,26 @@ const headers = {
       ...constants('LedgerState', load.LEDGER_STATE, 'uint32_t'),
       constant('LedgerGenerationShift', load.LEDGER_GENERATION_SHIFT, 'uint32_t'),
       constant('ReservationIndexBits', load.RESERVATION_INDEX_BITS, 'uint32_t'),
+    ],
+  ],
+  'transfer_descriptor.h': [
+    'transfer/descriptor.ts',
+    [
+      constant('TransferRequestWords', transfer.TRANSFER_REQUEST_WORDS, 'uint32_t'),
+      ...constants('TransferRequest', transfer.TRANSFER_REQUEST, 'uint32_t'),
+      constant('TransferLayoutWords', transfer.TRANSFER_LAYOUT_WORDS, 'uint32_t'),
+      ...constants('TransferLayout', transfer.TRANSFER_LAYOUT, 'uint32_t'),
+      constant('TransferPlaneWords', transfer.TRANSFER_PLANE_WORDS, 'uint32_t'),
+      constant('TransferEventWords', transfer.TRANSFER_EVENT_WORDS, 'uint32_t'),
+      ...constants('TransferEvent', transfer.TRANSFER_EVENT, 'uint32_t'),
+      ...constants('TransferEventKind', transfer.TRANSFER_EVENT_KIND, 'uint32_t'),
+      constant('BlockCommitWords', transfer.BLOCK_COMMIT_WORDS, 'uint32_t'),
+      constant('BlockOutcomeWords', transfer.BLOCK_OUTCOME_WORDS, 'uint32_t'),
+      constant('BlockStatsCount', transfer.BLOCK_STATS.length, 'uint32_t'),
+      `inline constexpr const char* kTransports[] = {${transfer.TRANSPORTS.map(name => `"${name}"`).join(', ')}};`,
+      constant('TransferMetadataBytes', transfer.METADATA_BYTES_MAX, 'uint32_t'),
+      constant('TransferBlocks', transfer.TRANSFER_BLOCKS_MAX, 'uint32_t'),
+      constant('TransferNotificationBytes', transfer.NOTIFICATION_BYTES_MAX, 'uint32_t'),
     ],
   ],
 };

@@ -129,7 +129,10 @@ function importBreach(source: Source, node: ts.Node): string | null {
   if (specifier.startsWith('#millrace/'))
     return `imports ${specifier}: product code imports by relative path`;
   if (!specifier.startsWith('.')) return null;
-  const target = posix.normalize(posix.join(posix.dirname(source.path), specifier));
+  const written = posix.normalize(posix.join(posix.dirname(source.path), specifier));
+  // transfer/ is compiled into dist/transfer, beside what src/ became, and imports by where that lies.
+  const isOfSrc = source.path.startsWith('transfer/') && !written.startsWith('transfer/');
+  const target = isOfSrc && !written.startsWith('src/') ? `src/${written}` : written;
   if (!target.startsWith('src/') || importAllowed(source.path, target, isTypeOnly(node))) return null;
   return `may not import ${target}`;
 }
@@ -211,6 +214,13 @@ export const RULES: readonly Rule[] = [
       'src/engines/a.ts',
       "import type { A } from '../router/contract.js';\nimport './b.js';\nimport 'undici';",
     ],
+  },
+  {
+    name: 'transfer imports no stage',
+    files: /^transfer\/.*\.ts$/,
+    find: source => walk(source, node => importBreach(source, node)),
+    breach: ['transfer/agent.ts', "import { pick } from '../router/selector.js';"],
+    clean: ['transfer/blocks/a.ts', "import '../../runtime/addon.js';\nimport '../agent.js';"],
   },
   {
     name: 'engines import types of the router only',

@@ -1,7 +1,7 @@
 // The addon as one JS thread sees it: one MillraceAddon per environment (its instance data), so that every thread of
 // a process can load it. Each method is a function of `Addon` in src/runtime/addon.ts, which says what it means:
 // check every argument, call the core, return. It is built without C++ exceptions, so none can cross into the runtime;
-// the addon calls no JavaScript, so none of a caller's can arrive.
+// only the wake-up of a transfer agent calls JavaScript, and from the event loop, so no method meets a caller's.
 #pragma once
 
 #include <napi.h>
@@ -53,12 +53,53 @@ class MillraceAddon : public Napi::Addon<MillraceAddon> {
   Napi::Value attach_lookup_arrays(Call& call);
   Napi::Value index_lookup_attached(Call& call);
 
+  // Transfer agents (transfer_functions.cc).
+  Napi::Value transfer_probe(Call& call);
+  Napi::Value transfer_error(Call& call);
+  Napi::Value transfer_open(Call& call);
+  Napi::Value transfer_pool_create(Call& call);
+  Napi::Value transfer_pool_wrap(Call& call);
+  Napi::Value transfer_pool_buffer(Call& call);
+  Napi::Value transfer_pool_page_bytes(Call& call);
+  Napi::Value transfer_pool_close(Call& call);
+  Napi::Value transfer_metadata(Call& call);
+  Napi::Value transfer_add_peer(Call& call);
+  Napi::Value transfer_remove_peer(Call& call);
+  Napi::Value transfer_submit(Call& call);
+  Napi::Value transfer_cancel(Call& call);
+  Napi::Value transfer_notify(Call& call);
+  Napi::Value transfer_poll(Call& call);
+  Napi::Value transfer_lease(Call& call);
+  Napi::Value transfer_release_lease(Call& call);
+  template <kv::Status (kv::Agent::*method)(uint32_t, uint64_t)>
+  Napi::Value transfer_peer_lease(Call& call);
+  Napi::Value transfer_stats(Call& call);
+
+  // Block tables of their pools (block_functions.cc).
+  Napi::Value blocks_reserve(Call& call);
+  Napi::Value blocks_fill(Call& call);
+  Napi::Value blocks_commit(Call& call);
+  Napi::Value blocks_pin(Call& call);
+  Napi::Value blocks_match(Call& call);
+  Napi::Value blocks_expire(Call& call);
+  Napi::Value blocks_stats(Call& call);
+  template <kv::Status (kv::BlockTable::*method)(uint32_t, uint32_t)>
+  Napi::Value each_block(Call& call);
+
+  // The agent of argument 0, and the table of the pool in argument 1, or nullptr with a pending exception.
+  TransferAgent* transfer_of(Call& call);
+  kv::BlockTable* table_of(Call& call);
+  // A status, or an id that is a status where it is below zero; the words are kept for transfer_error.
+  Napi::Value transfer_result(Call& call, kv::Status status, std::string error);
+  Napi::Value transfer_result(Call& call, int64_t id, std::string error);
+
   // The index of argument 0, or nullptr with a pending exception.
   template <class Kind>
   Kind* index_of(Call& call);
   void require_place(Call& call) const;
 
   Attachments attachments_;
+  std::string transfer_error_;
 };
 
 }  // namespace millrace

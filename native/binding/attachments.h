@@ -15,6 +15,7 @@
 #include "event_decode.h"
 #include "prefix_index.h"
 #include "reserve.h"
+#include "transfer_agent.h"
 
 namespace millrace {
 
@@ -31,7 +32,7 @@ struct LookupArrays {
 
 // What a handle stands for; std::monostate where a place is free.
 using Attached = std::variant<std::monostate, FrameArrays, LoadSegments, EventTables, LookupArrays,
-                              std::unique_ptr<IndexWriter>, std::unique_ptr<IndexReader>>;
+                              std::unique_ptr<IndexWriter>, std::unique_ptr<IndexReader>, std::unique_ptr<TransferAgent>>;
 
 class Attachments {
  public:

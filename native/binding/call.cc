@@ -90,8 +90,29 @@ uint32_t* Call::list(size_t index, const char* name, uint32_t count, uint32_t wo
   return list.data();
 }
 
+std::string Call::text(size_t index, const char* name, size_t bytes_max) {
+  size_t bytes = 0;
+  if (napi_get_value_string_utf8(env_, values_[index], nullptr, 0, &bytes) != napi_ok) {
+    fail<Napi::TypeError>(name, "must be a string");
+    return {};
+  }
+  if (bytes > bytes_max) {
+    fail<Napi::RangeError>(name, ("must be at most " + std::to_string(bytes_max) + " bytes long").c_str());
+    return {};
+  }
+  std::string text(bytes, '\0');
+  // Writes a terminating zero, for which a std::string has room.
+  napi_get_value_string_utf8(env_, values_[index], text.data(), bytes + 1, &bytes);
+  return text;
+}
+
+void Call::require_function(size_t index, const char* name) {
+  if (!argument(index).IsFunction()) fail<Napi::TypeError>(name, "must be a function");
+}
+
 template std::span<uint8_t> Call::array(size_t, const char*);
 template std::span<uint32_t> Call::array(size_t, const char*);
+template std::span<uint8_t> Call::shared_array(size_t, const char*);
 template std::span<int32_t> Call::shared_array(size_t, const char*);
 template std::span<uint32_t> Call::shared_array(size_t, const char*);
 

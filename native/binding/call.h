@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <string>
 
 namespace millrace {
 
@@ -29,14 +30,20 @@ class Call {
   // A Uint32Array of at least `count` entries of `words` words each.
   uint32_t* list(size_t index, const char* name, uint32_t count, uint32_t words);
 
+  // A string of at most `bytes_max` bytes of UTF-8.
+  std::string text(size_t index, const char* name, size_t bytes_max);
+  void require_function(size_t index, const char* name);
+
   // Throws RangeError `<name> <rule>` unless the condition holds.
   void require(bool holds, const char* name, const char* rule) {
     if (!holds) fail<Napi::RangeError>(name, rule);
   }
   bool failed() const { return failed_; }
+  Napi::Env env() const { return env_; }
 
   // Every number of the core is below 2^53.
   Napi::Value result(int64_t number) const { return Napi::Number::New(env_, static_cast<double>(number)); }
+  Napi::Value result(const std::string& text) const { return Napi::String::New(env_, text); }
 
  private:
   // The most that a function of the addon takes.

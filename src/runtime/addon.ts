@@ -7,19 +7,20 @@
 import { existsSync, readFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { fileURLToPath } from 'node:url';
+import type { TransferAddon } from './transfer-addon.js';
 
 /**
  * Version of the border between this file and the addon. A change to a signature below, or to the meaning of a
  * descriptor word, raises it; an addon that was built for another number is not used.
  */
-export const ADDON_ABI = 5;
+export const ADDON_ABI = 6;
 
 /**
- * The addon's functions. All are synchronous and safe on any JS thread. Every argument is checked: a wrong type throws
+ * The addon's functions, with those of the transfer engine. All are synchronous and safe on any JS thread. Every argument is checked: a wrong type throws
  * TypeError, a wrong value or a too small array RangeError, both naming the argument. "u32" is an integer in
  * [0, 2^32). A 64-bit value is passed as its low and its high 32-bit word.
  */
-export interface Addon {
+export interface Addon extends TransferAddon {
   /** Equals ADDON_ABI. */
   readonly abi: number;
 
@@ -165,7 +166,7 @@ export interface Addon {
   /** `indexLookup` with the arrays of a handle. */
   indexLookupAttached(handle: number, arrays: number, blocks: number, holderCount: number): number;
 
-  /** Releases a handle of this thread, of any kind. At most 255 handles can be held per thread. */
+  /** Releases a handle of this thread, of any kind; a transfer agent is closed. At most 255 handles can be held per thread. */
   detach(handle: number): void;
 }
 

@@ -5,6 +5,6 @@
 
 namespace millrace {
 
-inline constexpr uint32_t kAddonAbi = 5;
+inline constexpr uint32_t kAddonAbi = 6;
 
 }  // namespace millrace

@@ -1,0 +1,22 @@
+// One of many threads that have an agent: makes transfers, says so, and ends by itself, at work or with transfers in
+// flight, as its index says.
+import { parentPort, workerData } from 'node:worker_threads';
+import { createAgent } from '#millrace/transfer/index.js';
+
+const { index } = workerData as { index: number };
+const layout = { kind: 'opaque', blockBytes: 256 * 1024 } as const;
+const agent = createAgent({ transports: ['memory'] });
+const other = createAgent({ transports: ['memory'] });
+const pool = agent.createPool({ layout, blocks: 4 });
+const target = other.createPool({ layout, blocks: 4, blockTable: true });
+const set = target.table!.reserve(4);
+if (set === 'full') throw new Error('a new table is full');
+const plan = agent.connect(other.metadata()).plan({
+  direction: 'write',
+  local: { pool, blocks: [0, 1, 2, 3] },
+  remote: { pool: target.id, ...set },
+});
+await plan.post();
+parentPort!.postMessage('at work');
+if (index % 3 === 1) for (;;) await plan.post();
+else if (index % 3 === 2) await Promise.all(Array.from({ length: 200 }, () => plan.post()));

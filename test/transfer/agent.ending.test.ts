@@ -1,0 +1,126 @@
+// Promise: a transfer settles once, however it ends, and only when its bytes are quiet: by a signal, a deadline, the loss of
+// its peer, or the end of its agent or thread. An idle agent holds no process, and 20 threads may load and leave at once.
+import { once } from 'node:events';
+import { Worker } from 'node:worker_threads';
+import t from 'tap';
+import { createAgent, type Layout, type Plan, type TransferError } from '#millrace/transfer/index.js';
+import { codeOf, needsAddon, type TwoAgents, twoAgents } from './two-agents.js';
+
+const BLOCK_BYTES = 4 * 1024 * 1024;
+const LARGE: Layout = { kind: 'opaque', blockBytes: BLOCK_BYTES };
+const QUEUE = 64;
+const THREADS = 20;
+
+/** A plan that moves 4 MiB, so that many of them keep the agent at work while a test ends the last. */
+const largePlan = (agents: TwoAgents): Plan =>
+  agents.peer.plan({
+    direction: 'write',
+    local: { pool: agents.nearPool, blocks: [0] },
+    remote: { pool: agents.farPool.id, blocks: [0] },
+  });
+
+t.test('a signal', needsAddon, async t => {
+  const agents = twoAgents('memory', LARGE, 1);
+  t.teardown(() => agents.close());
+  const plan = largePlan(agents);
+  const reason = new Error('the client left');
+  t.equal(await codeOf(plan.post({ signal: AbortSignal.abort(reason) })), 'CANCELLED', 'before it began');
+  t.equal(agents.near.inFlight, 0);
+  const queue = Array.from({ length: QUEUE }, () => plan.post());
+  const controller = new AbortController();
+  const aborted = plan.post({ signal: controller.signal });
+  controller.abort(reason);
+  const error = await aborted.catch((error: TransferError) => error);
+  t.match(error, { code: 'CANCELLED', cause: reason });
+  await Promise.all(queue);
+  t.equal(agents.near.inFlight, 0);
+});
+
+t.test('a deadline', needsAddon, async t => {
+  const agents = twoAgents('memory', LARGE, 1);
+  t.teardown(() => agents.close());
+  const plan = largePlan(agents);
+  const queue = Array.from({ length: QUEUE }, () => plan.post());
+  t.equal(await codeOf(plan.post({ deadlineMs: 1, priority: 255 })), 'DEADLINE');
+  await Promise.all(queue);
+});
+
+t.test('too many at once is an answer', needsAddon, async t => {
+  const near = createAgent({ transports: ['memory'], operationsMax: 2 });
+  const pool = near.createPool({ layout: LARGE, blocks: 2 });
+  const peer = near.connect(near.metadata());
+  t.teardown(() => near.close());
+  const plan = peer.plan({
+    direction: 'write',
+    local: { pool, blocks: [0] },
+    remote: { pool: pool.id, blocks: [1] },
+  });
+  const codes = await Promise.all([plan, plan, plan].map(plan => codeOf(plan.post())));
+  t.same(codes, ['OK', 'OK', 'FULL']);
+  t.equal(await codeOf(plan.post()), 'OK', 'there is room again');
+});
+
+t.test('the end of an agent with transfers in flight', needsAddon, async t => {
+  const agents = twoAgents('memory', LARGE, 1);
+  const plan = largePlan(agents);
+  const settled: string[] = [];
+  const posts = Array.from({ length: QUEUE }, () => codeOf(plan.post()).then(code => settled.push(code)));
+  await agents.near.close();
+  t.equal(settled.length, QUEUE, 'all have settled when close is done');
+  await Promise.all(posts);
+  t.ok(settled.every(code => code === 'OK' || code === 'CANCELLED'));
+  t.ok(settled.includes('CANCELLED'));
+  t.equal(agents.nearBytes.length, 0, 'no view over its memory is left');
+  t.equal(await codeOf(plan.post()), 'CLOSED');
+  t.throws(() => agents.near.metadata(), { code: 'CLOSED' });
+  await agents.close();
+});
+
+t.test('the end of the peer', needsAddon, async t => {
+  const agents = twoAgents('memory', LARGE, 1);
+  t.teardown(() => agents.close());
+  const plan = largePlan(agents);
+  const lost = once(agents.near, 'peerLost');
+  const posts = Array.from({ length: QUEUE }, () => codeOf(plan.post()));
+  await agents.far.close();
+  const codes = new Set(await Promise.all(posts));
+  codes.delete('OK');
+  t.same([...codes], ['PEER_LOST']);
+  t.equal((await lost)[0], agents.peer);
+  t.equal(await codeOf(plan.post()), 'PEER_LOST');
+});
+
+t.test('a listener that throws takes no event from the others', needsAddon, async t => {
+  const agents = twoAgents('memory', LARGE, 1);
+  t.teardown(() => agents.close());
+  const unexpected = process.listeners('uncaughtException');
+  process.removeAllListeners('uncaughtException');
+  const caught = once(process, 'uncaughtException');
+  t.teardown(() => {
+    for (const listener of unexpected) process.on('uncaughtException', listener);
+  });
+  agents.far.once('notification', () => {
+    throw new Error('of the listener');
+  });
+  const plan = largePlan(agents);
+  await plan.post({ notification: new Uint8Array(1) });
+  const next = once(agents.far, 'notification');
+  t.match(await caught, [{ message: 'of the listener' }]);
+  await plan.post({ notification: new Uint8Array(2) });
+  t.equal((await next)[0].bytes.length, 2);
+});
+
+t.test('threads come and go', needsAddon, async t => {
+  const url = new URL('./agent-thread.js', import.meta.url);
+  const ends = Array.from({ length: THREADS }, async (_, index) => {
+    const thread = new Worker(url, { workerData: { index } });
+    const failed = new Promise<never>((_, reject) => thread.once('error', reject));
+    const exited = once(thread, 'exit');
+    const said = await Promise.race([failed, once(thread, 'message')]);
+    // A third ends by itself, a third is terminated at work, a third while its transfers are in flight.
+    if (index % 3 !== 0) await thread.terminate();
+    await exited;
+    return said[0];
+  });
+  t.same(await Promise.all(ends), Array(THREADS).fill('at work'));
+});
