@@ -30,7 +30,9 @@ const TSC = join(ROOT, 'node_modules/typescript/bin/tsc');
 /** What may be in the tarball; anything else is a leak. */
 const WANTED = [
   /^dist\/.+\.(js|d\.ts)$/,
-  /^native\/(core|binding|include|third_party)\/.+\.(cc|h)$/,
+  /^native\/(binding|capi|core|include|third_party|transfer|transport)\/.+\.(cc|h)$/,
+  /^native\/capi\/exports\.map$/,
+  /^transfer\/python\/millrace_kv\/\w+\.py$/,
   /^(package\.json|README\.md|LICENSE|CMakeLists\.txt|binding\.gyp|install\.cjs)$/,
 ];
 const NEEDED = [
@@ -38,12 +40,15 @@ const NEEDED = [
   'dist/index.js',
   'dist/index.d.ts',
   'dist/plane/pool-thread.js',
+  'dist/transfer/index.js',
   'native/third_party/xxhash.h',
+  'native/transfer/agent.cc',
+  'native/transport/transports.cc',
   'CMakeLists.txt',
   'install.cjs',
   'LICENSE',
   // Every source that the build names.
-  ...readFileSync(join(ROOT, 'CMakeLists.txt'), 'utf8').matchAll(/native\/\S+\.cc/g),
+  ...readFileSync(join(ROOT, 'CMakeLists.txt'), 'utf8').matchAll(/native\/[\w/]+\.cc/g),
 ].map(String);
 
 const children = new Set();

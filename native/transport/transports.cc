@@ -27,7 +27,7 @@ TransportMaker cma_transport() { return host_transport<CmaTransport>(); }
 
 const std::vector<TransportMaker>& built_in_transports() {
   static const std::vector<TransportMaker> makers = {memory_transport({}), shm_transport(), cma_transport(),
-                                                     tcp_transport({.listen_host = {}})};
+                                                     tcp_transport({})};
   return makers;
 }
 
