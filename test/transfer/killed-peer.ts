@@ -14,8 +14,7 @@ for (const block of set.blocks) words.fill(peerTag(block), block * BLOCK_WORDS, 
 const ready = set.blocks.slice(0, BLOCKS / 2);
 pool.table!.fill(ready);
 pool.table!.commit([...ready].map(block => ({ block, hashLow: block + 1, hashHigh: 1 })));
-const peers: Peer[] = [];
-agent.on('peerUp', peer => peers.push(peer));
+let survivor: Peer | undefined;
 setInterval(() => undefined, 60_000);
 
 /** Moves blocks to and from the survivor, over and over. */
@@ -24,7 +23,10 @@ async function work({ pool: remote, blocks, generations }: Offer, peer: Peer): P
   const plans = (['write', 'read'] as const).map((direction, i) =>
     peer.plan({
       direction,
-      local: { pool, blocks: i === 0 ? ready.subarray(0, half) : set.blocks.subarray(BLOCKS / 2, BLOCKS / 2 + half) },
+      local: {
+        pool,
+        blocks: i === 0 ? ready.subarray(0, half) : set.blocks.subarray(BLOCKS / 2, BLOCKS / 2 + half),
+      },
       remote: {
         pool: remote,
         blocks: blocks.slice(i * half, (i + 1) * half),
@@ -39,12 +41,17 @@ async function work({ pool: remote, blocks, generations }: Offer, peer: Peer): P
 process.send!({ metadata: Buffer.from(agent.metadata()).toString('base64') });
 process.on('message', ({ metadata, offer, lease, closes }: Blow) => {
   if (metadata !== undefined) {
-    const peer = agent.connect(Buffer.from(metadata, 'base64'));
-    const own = pool.lease(ready, { ttlMs: 60_000, peer });
-    process.send!({ pool: pool.id, blocks: [...set.blocks], generations: [...set.generations], lease: own.id });
+    survivor = agent.connect(Buffer.from(metadata, 'base64'));
+    const own = pool.lease(ready, { ttlMs: 60_000, peer: survivor });
+    process.send!({
+      pool: pool.id,
+      blocks: [...set.blocks],
+      generations: [...set.generations],
+      lease: own.id,
+    });
   }
-  if (lease !== undefined) peers[0]!.holdLease(lease);
-  if (offer !== undefined) void work(offer, peers[0]!);
+  if (lease !== undefined) survivor!.holdLease(lease);
+  if (offer !== undefined) void work(offer, survivor!);
   if (closes) void agent.close();
 });
 await once(process, 'disconnect');
