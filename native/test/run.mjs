@@ -1,8 +1,9 @@
 /**
  * Builds a program of random tests, with sanitizers, and runs it:
- * `node native/test/run.mjs core|transfer [cases] [seed] [sanitizers]`. `core` is what routing uses, over random and damaged
- * inputs; `transfer` the transfer engine, against models. Sanitizers: `address,undefined`, `thread` or `none`. Files are
- * compiled side by side, and only those that changed. Exits with the compiler's or the program's code.
+ * `node native/test/run.mjs core|transfer [cases] [seed] [sanitizers] [group]`. `core` is what routing uses, over random and
+ * damaged inputs; `transfer` the transfer engine, against models, in groups that its main.cc lists. Sanitizers:
+ * `address,undefined`, `thread` or `none`. Files are compiled side by side, and only those that changed. Exits with the
+ * compiler's or the program's code.
  */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
@@ -29,6 +30,7 @@ const [
   cases = '200000',
   seed = String(Date.now() % 2 ** 32),
   sanitizers = 'address,undefined',
+  ...group
 ] = process.argv.slice(2);
 const program = PROGRAMS[name];
 if (program === undefined) {
@@ -71,4 +73,4 @@ const compileNext = async () => {
 await Promise.all(Array.from({ length: availableParallelism() }, compileNext));
 await run(compiler, [...checks, ...sources.map(objectOf), '-o', `${output}/program`]);
 console.log(`seed ${seed}`);
-await run(`${output}/program`, [seed, cases]);
+await run(`${output}/program`, [seed, cases, ...group]);
