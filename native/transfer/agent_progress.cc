@@ -136,11 +136,10 @@ void Agent::State::begin(uint32_t slot) {
   }
   if (const Status status = record.peer->state.load(std::memory_order_relaxed); status != Status::kOk)
     return complete(slot, status, 0);
-  if (request.lease != 0 && !use_lease(slot)) {
-    record.stage = Stage::kParked;
-    return;
-  }
-  choose(slot);
+  const Status leased = request.lease == 0 ? Status::kOk : use_lease(slot);
+  if (leased == Status::kBusy) record.stage = Stage::kParked;
+  else if (leased != Status::kOk) complete(slot, leased, 0);
+  else choose(slot);
 }
 
 // Puts the transfer among those that wait for the cheapest transport that has not refused it.
