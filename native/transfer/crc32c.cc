@@ -86,6 +86,8 @@ __attribute__((target("sse4.2"))) uint32_t crc32c_instruction(uint32_t before, c
 
 // Four registers of 64 bytes are folded over the 256 bytes that follow, so that the multiplier never waits for itself.
 constexpr size_t kFoldBytes = 256;
+// Memory is asked for so far ahead: what the processor fetches by itself ends with each page.
+constexpr size_t kAheadBytes = 2048;
 
 // x to the power `n`, modulo the polynomial, reflected.
 constexpr uint32_t power(size_t n) {
@@ -128,6 +130,8 @@ MILLRACE_FOLDS uint32_t crc32c_folded(uint32_t before, const void* start, size_t
   size -= kFoldBytes;
   bytes += kFoldBytes;
   for (; size >= kFoldBytes; size -= kFoldBytes, bytes += kFoldBytes) {
+    if (size > kAheadBytes)
+      for (size_t i = 0; i < kFoldBytes; i += 64) _mm_prefetch(bytes + kAheadBytes + i, _MM_HINT_T0);
     a = folded(a, far, _mm512_loadu_si512(bytes));
     b = folded(b, far, _mm512_loadu_si512(bytes + 64));
     c = folded(c, far, _mm512_loadu_si512(bytes + 128));
