@@ -13,6 +13,7 @@
 #include <thread>
 
 #include "agent.h"
+#include "measured_cost.h"
 #include "rings.h"
 #include "service.h"
 
@@ -78,6 +79,8 @@ struct Peer {
     std::shared_ptr<const Transform> transform;
   };
   std::vector<TransformOf> transforms;
+  // By way and direction; the progress thread's.
+  MeasuredCost costs[kTransportsMax][2];
 
   const PoolDescription* pool(uint32_t pool_id) const;
 };
@@ -107,6 +110,8 @@ struct Record {
   // Of State::transports; -1 before one is chosen. `tried` have refused.
   int way = -1;
   uint32_t tried = 0;
+  // No other transfer went this way when it began.
+  bool is_alone = false;
   // Why it was cancelled, when it was.
   Status cause = Status::kOk;
   uint64_t sequence = 0;
