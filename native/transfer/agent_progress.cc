@@ -266,6 +266,9 @@ void Agent::State::complete(uint32_t slot, Status status, uint64_t bytes) {
   }
   record.hold.leave();
   record.pool->unuse();
+  // Told before the record is cleared, which takes longer than to tell.
+  Port* const port = std::exchange(record.port, nullptr);
+  if (port != nullptr) port->complete(record.port_tag, event, {});
   record.pool.reset();
   record.peer.reset();
   record.operation = {};
@@ -274,9 +277,8 @@ void Agent::State::complete(uint32_t slot, Status status, uint64_t bytes) {
   record.word.store(0, std::memory_order_seq_cst);
   active.erase(slot);
   transfers_active.fetch_sub(1, std::memory_order_relaxed);
-  if (record.port == nullptr) return publish(std::move(event));
-  std::exchange(record.port, nullptr)->complete(record.port_tag, event, {});
-  free_slots->push(slot);
+  if (port == nullptr) publish(std::move(event));
+  else free_slots->push(slot);
 }
 
 void Agent::State::take_lost() {
