@@ -13,6 +13,7 @@ export {
   type TransportInfo,
 } from './agent.js';
 export type { BlockContent, BlockPool, BlockSet, BlockStats, CommitOutcome } from './blocks/block-pool.js';
+export { TRANSPORTS } from './descriptor.js';
 export { TransferError, type TransferErrorCode } from './errors.js';
 export type { TransferResult } from './flights.js';
 export {
