@@ -150,6 +150,10 @@ export class TransferCarrier implements KvCarrier {
   async #meet(peer: KvPeer): Promise<Holder> {
     const own = introductionOf(this.#source, this.#memory);
     const answer = await this.#channel.post(peer, '/meet', own, this.#channel.closed);
+    if (answer.statusCode === 404)
+      throw new HandoverError(
+        `the holder at ${peer.host}:${peer.port} does not hand KV over by the transfer engine`,
+      );
     if (answer.statusCode !== 200) throw await refusalOf(answer);
     const { engineId, pool, metadata } = await readJson<Introduction>(answer);
     return { engineId, pool, peer: this.#memory.agent.connect(Buffer.from(metadata, 'base64')) };
