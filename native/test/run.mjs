@@ -50,8 +50,8 @@ const changedMs = file => statSync(`${root}/${file}`).mtimeMs;
 const headers = [...program.include, ...program.folders].flatMap(folder => filesIn(folder, '.h'));
 const headersMs = Math.max(...headers.map(changedMs));
 
-async function run(command, args) {
-  const child = spawn(command, args, { cwd: root, stdio: 'inherit', timeout: 600_000 });
+async function run(command, args, timeout = 600_000) {
+  const child = spawn(command, args, { cwd: root, stdio: 'inherit', timeout });
   child.on('error', error => console.error(`${command}: ${error.message}`));
   const [code] = await Promise.race([once(child, 'exit'), once(child, 'error').then(() => [1])]);
   if (code !== 0) process.exit(code ?? 1);
@@ -73,4 +73,4 @@ const compileNext = async () => {
 await Promise.all(Array.from({ length: availableParallelism() }, compileNext));
 await run(compiler, [...checks, ...sources.map(objectOf), '-o', `${output}/program`]);
 console.log(`seed ${seed}`);
-await run(`${output}/program`, [seed, cases, ...group]);
+await run(`${output}/program`, [seed, cases, ...group], 3_600_000);

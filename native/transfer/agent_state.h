@@ -1,7 +1,8 @@
 // What is inside an agent; agent.h is what others see. Three groups of members, by who may touch them: what callers and the
 // progress thread share (atomics, rings, and small tables behind a lock that is held to copy a pointer), what only the
 // progress thread touches, and leases behind a lock of their own. Files: agent.cc (callers' side of the data path),
-// agent_progress.cc (the thread and the life of a transfer), agent_peers.cc (pools, peers, metadata), agent_leases.cc.
+// agent_progress.cc (the thread and the life of a transfer), agent_peers.cc (pools, peers, metadata), agent_leases.cc,
+// agent_ports.cc.
 #pragma once
 
 #include <atomic>
@@ -13,6 +14,8 @@
 #include <thread>
 
 #include "agent.h"
+#include "measured_cost.h"
+#include "port.h"
 #include "rings.h"
 #include "service.h"
 
@@ -79,6 +82,8 @@ struct Peer {
     std::shared_ptr<const Transform> transform;
   };
   std::vector<TransformOf> transforms;
+  // By way and direction; the progress thread's.
+  MeasuredCost costs[kTransportsMax][2];
 
   const PoolDescription* pool(uint32_t pool_id) const;
 };
@@ -108,10 +113,15 @@ struct Record {
   // Of State::transports; -1 before one is chosen. `tried` have refused.
   int way = -1;
   uint32_t tried = 0;
+  // No other transfer went this way when it began.
+  bool is_alone = false;
   // Why it was cancelled, when it was.
   Status cause = Status::kOk;
   uint64_t sequence = 0;
   bool uses_lease = false;
+  // Where its completion goes; null: to the events.
+  Port* port = nullptr;
+  uint32_t port_tag = 0;
 };
 
 struct Note {
@@ -169,7 +179,7 @@ struct HeldLease {
   uint32_t transfers = 0;
 };
 
-struct Agent::State final : TransportHost {
+struct Agent::State final : TransportHost, PortHost {
   // ---- set once
   AgentOptions options;
   Uuid uuid{};
@@ -234,6 +244,7 @@ struct Agent::State final : TransportHost {
   uint64_t turns_made = 0;
   uint64_t next_lease_check_ns = 0;
   uint64_t next_heartbeat_ns = 0;
+  std::vector<std::shared_ptr<Port>> ports;
 
   ~State() override;
 
@@ -242,6 +253,10 @@ struct Agent::State final : TransportHost {
   void notified(uint32_t peer, std::span<const uint8_t> bytes) override;
   void peer_lost(uint32_t peer, const std::string& why) override;
   uint64_t now_ns() override;
+
+  // ---- PortHost
+  void wake_thread() override;
+  Status map_pool(uint32_t id, std::unique_ptr<Pool>* out, std::string* error) override;
 
   // ---- any thread
   std::shared_ptr<const Tables> tables();
@@ -252,6 +267,8 @@ struct Agent::State final : TransportHost {
                std::shared_ptr<const Transform>* transform, std::string* error);
   Status transform_of(const TransferRequest& request, Peer& peer, const Pool& local, const PoolDescription& remote,
                       std::shared_ptr<const Transform>* out, std::string* error);
+  // Checks a transfer and gives it a record, with its blocks held; what is left is to let the progress thread begin it.
+  Status post(TransferRequest request, uint32_t* slot_out, std::string* error);
 
   // ---- the progress thread: agent_progress.cc and agent_events.cc
   void run();
@@ -277,6 +294,14 @@ struct Agent::State final : TransportHost {
   void send(uint32_t peer, std::vector<uint8_t> bytes);
   bool flush_outbox();
   void finish();
+
+  // ---- the progress thread: agent_ports.cc
+  bool take_ports();
+  bool serve_port(Port& port);
+  void end_port(size_t index);
+  // Ports say from here on that they must be kicked; false when one has something to do before.
+  bool ports_may_sleep();
+  void ports_awake();
 
   // ---- the progress thread: agent_peers.cc
   void publish_tables(const std::function<void(Tables&)>& change);
