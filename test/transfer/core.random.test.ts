@@ -28,14 +28,21 @@ t.test('a million transfers under aborts and deaths', options, async t => {
   const run = ['native/test/run.mjs', 'transfer', '200000', seed, sanitizers, 'aborts'];
   const result = spawnSync(process.execPath, run, { encoding: 'utf8' });
   t.equal(result.status, 0, result.stderr);
-  const [, operations, counts] = /^abort fuzz: (\d+) operations; (.*), every one completed$/m.exec(result.stdout) ?? [];
+  const [, operations, counts] =
+    /^abort fuzz: (\d+) operations; (.*), every one completed$/m.exec(result.stdout) ?? [];
   const happened = counts?.split(', ').map(count => {
     const at = count.lastIndexOf(' ');
     return [count.slice(0, at), Number(count.slice(at))];
   });
   t.equal(operations, '1000000');
   // A foreign byte or a transfer that hangs ends the program with its words, and there is no result.
-  const facts = { test: 'transfer-aborts', ...machineFacts(), seed, sanitizers, operations: Number(operations) };
+  const facts = {
+    test: 'transfer-aborts',
+    ...machineFacts(),
+    seed,
+    sanitizers,
+    operations: Number(operations),
+  };
   const text = JSON.stringify({ ...facts, happened: Object.fromEntries(happened ?? []) }, null, 2);
   writeFileSync('test/results/transfer-aborts.json', `${text}\n`);
 });
