@@ -16,7 +16,7 @@ const KILLS: [TransportName, number][] = isLong
   ? [
       ['shm', 1000],
       ['tcp', 1000],
-      ['cma', 200],
+      ['cma', 100],
     ]
   : [
       ['shm', 8],
