@@ -152,8 +152,6 @@ void PeerProcess::serve(const PeerSetup& setup, int channel) {
       if ((waits[0].revents & (POLLHUP | POLLERR)) != 0) return;
       continue;
     }
-    // What was sent before the command, on the other line, goes before it.
-    while (transport->progress(&completions)) continue;
     uint32_t block = 0;
     uint32_t count = 0;
     switch (command) {
