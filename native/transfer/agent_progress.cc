@@ -55,6 +55,7 @@ bool Agent::State::step() {
     commands_pending.store(false, std::memory_order_relaxed);
   }
   has_worked |= take_submissions();
+  has_worked |= take_ports();
   if (cancels_pending.exchange(false, std::memory_order_seq_cst)) take_cancels();
   const uint64_t now = now_ns();
   expire(now);
@@ -73,8 +74,9 @@ void Agent::State::sleep() {
   is_sleeping.exchange(true, std::memory_order_seq_cst);
   // What came before the exchange is seen here; who comes after it sees that we sleep.
   if (!submissions->empty() || commands_pending.load(std::memory_order_seq_cst) ||
-      cancels_pending.load(std::memory_order_seq_cst)) {
+      cancels_pending.load(std::memory_order_seq_cst) || !ports_may_sleep()) {
     is_sleeping.store(false, std::memory_order_relaxed);
+    ports_awake();
     return;
   }
   const uint64_t now = now_ns();
@@ -89,6 +91,7 @@ void Agent::State::sleep() {
   epoll_event ready[kTransportsMax + 1];
   const int count = epoll_wait(epoll, ready, kTransportsMax + 1, static_cast<int>((wait_ns + 999'999) / 1'000'000));
   is_sleeping.store(false, std::memory_order_relaxed);
+  ports_awake();
   uint64_t wakes;
   // Transports empty their own descriptors.
   if (count > 0) [[maybe_unused]] const ssize_t taken = read(wake_descriptor, &wakes, sizeof(wakes));
@@ -140,11 +143,10 @@ void Agent::State::begin(uint32_t slot) {
   }
   if (const Status status = record.peer->state.load(std::memory_order_relaxed); status != Status::kOk)
     return complete(slot, status, 0);
-  if (request.lease != 0 && !use_lease(slot)) {
-    record.stage = Stage::kParked;
-    return;
-  }
-  choose(slot);
+  const Status leased = request.lease == 0 ? Status::kOk : use_lease(slot);
+  if (leased == Status::kBusy) record.stage = Stage::kParked;
+  else if (leased != Status::kOk) complete(slot, leased, 0);
+  else choose(slot);
 }
 
 // Puts the transfer among those that wait for the cheapest transport that has not refused it.
@@ -272,6 +274,9 @@ void Agent::State::complete(uint32_t slot, Status status, uint64_t bytes) {
   }
   record.hold.leave();
   record.pool->unuse();
+  // Told before the record is cleared, which takes longer than to tell.
+  Port* const port = std::exchange(record.port, nullptr);
+  if (port != nullptr) port->complete(record.port_tag, event, {});
   record.pool.reset();
   record.peer.reset();
   record.operation = {};
@@ -280,7 +285,8 @@ void Agent::State::complete(uint32_t slot, Status status, uint64_t bytes) {
   record.word.store(0, std::memory_order_seq_cst);
   active.erase(slot);
   transfers_active.fetch_sub(1, std::memory_order_relaxed);
-  publish(std::move(event));
+  if (port == nullptr) publish(std::move(event));
+  else free_slots->push(slot);
 }
 
 void Agent::State::take_lost() {
@@ -372,6 +378,7 @@ void Agent::State::finish() {
   }
   const std::vector<uint32_t> rest(active.begin(), active.end());
   for (const uint32_t slot : rest) complete(slot, Status::kClosed, 0);
+  while (!ports.empty()) end_port(ports.size() - 1);
 }
 
 }  // namespace millrace::kv

@@ -9,6 +9,7 @@
 #include "metadata.h"
 #include "node.h"
 #include "transport_contract.h"
+#include "transports.h"
 
 namespace millrace::kv::test {
 namespace {
@@ -160,6 +161,8 @@ void transport_contracts() {
   MemoryOptions stuck;
   stuck.faults.drop = 10'000;
   contract_suite({[] { return memory_transport({}); }, [stuck] { return memory_transport(stuck); }});
+  contract_suite({shm_transport, {}});
+  contract_suite({cma_transport, {}});
 }
 
 }  // namespace millrace::kv::test

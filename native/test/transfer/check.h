@@ -46,6 +46,9 @@ void cost_checks(std::mt19937& random, uint32_t cases);
 // Leases between two agents.
 void lease_checks();
 
+// Ports in shared memory, with threads and with nonsense.
+void port_checks(std::mt19937& random, uint32_t cases);
+
 // Transfers under aborts and deaths.
 void abort_random(std::mt19937& random, uint32_t operations);
 // What they refuse.

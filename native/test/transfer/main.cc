@@ -15,6 +15,7 @@ int main(int, char** argv) {
   millrace::kv::test::transport_contracts();
   millrace::kv::test::cost_checks(random, cases / 10 + 1);
   millrace::kv::test::lease_checks();
+  millrace::kv::test::port_checks(random, cases);
   millrace::kv::test::abort_random(random, cases * 5);
   millrace::kv::test::host_forged();
   millrace::kv::test::tcp_checks(random, cases / 10 + 20);
