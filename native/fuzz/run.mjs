@@ -19,7 +19,9 @@ const compiler = process.env.CLANGXX ?? 'clang++';
 const folders = ['native/transfer', 'native/transport', 'native/capi'];
 const include = [...folders, 'native/include', 'native/test/transfer'].map(folder => `-I${folder}`);
 const checks = '-fsanitize=address,undefined';
-const flags = `-std=c++20 -O1 -g -fno-omit-frame-pointer ${checks} -fno-sanitize-recover=all -pthread`.split(' ');
+const flags = `-std=c++20 -O1 -g -fno-omit-frame-pointer ${checks} -fno-sanitize-recover=all -pthread`.split(
+  ' ',
+);
 
 const filesIn = (folder, ending) =>
   readdirSync(`${root}/${folder}`)
@@ -51,7 +53,9 @@ const probe = spawnSync(compiler, program, {
 });
 if (probe.status !== 0) {
   const why = probe.error?.message ?? probe.stderr.trim().split('\n').at(-1);
-  console.log(`skipped: ${compiler} cannot build a fuzz target (${why}); Debian has it in clang and libclang-rt-dev`);
+  console.log(
+    `skipped: ${compiler} cannot build a fuzz target (${why}); Debian has it in clang and libclang-rt-dev`,
+  );
   process.exit(0);
 }
 
@@ -77,7 +81,14 @@ const objects = sources.map(objectOf);
 for (const name of targets) {
   const linked = run(
     compiler,
-    [...flags, '-fsanitize=fuzzer', objectOf(`native/fuzz/${name}.cc`), ...objects, '-o', `${output}/${name}`],
+    [
+      ...flags,
+      '-fsanitize=fuzzer',
+      objectOf(`native/fuzz/${name}.cc`),
+      ...objects,
+      '-o',
+      `${output}/${name}`,
+    ],
     'inherit',
   );
   if (linked.status !== 0) fail(`fuzz target ${name} does not link`);
@@ -95,7 +106,11 @@ function fuzz(name) {
     '-rss_limit_mb=2048',
     '-print_final_stats=1',
   ];
-  const { status, stderr } = run(`${output}/${name}`, [...options, found, ...corpus], ['ignore', 'ignore', 'pipe']);
+  const { status, stderr } = run(
+    `${output}/${name}`,
+    [...options, found, ...corpus],
+    ['ignore', 'ignore', 'pipe'],
+  );
   const last = pattern => [...stderr.matchAll(pattern)].at(-1)?.[1] ?? '?';
   const row = {
     target: name,
