@@ -8,6 +8,8 @@
 #include <cerrno>
 #include <cstring>
 
+#include "service.h"
+
 namespace millrace::kv {
 namespace {
 
@@ -98,7 +100,8 @@ bool HostService::ready(int descriptor) {
       return true;
     }
   }
-  if (!connection.socket.flush()) drop(descriptor);
+  // One that does not read its answers is not asked for more.
+  if (!connection.socket.flush() || connection.socket.queued_bytes() > kHostQueueBytesMax) drop(descriptor);
   return true;
 }
 
@@ -155,9 +158,7 @@ void HostService::tell_pool(Connection& connection, const Pool& pool) {
 Status HostService::enter(Pool* pool, uint32_t block, uint32_t generation, bool is_write) {
   const Status status = pool->table()->enter(block, generation);
   if (status != Status::kOk) return status;
-  const BlockState state = pool->table()->state(block);
-  // A ready block has readers who trust that it does not change, and in a reserved one there is nothing to read.
-  if (state == BlockState::kFilling || state == (is_write ? BlockState::kReserved : BlockState::kReady)) return Status::kOk;
+  if (is_served(is_write ? Direction::kWrite : Direction::kRead, pool->table()->state(block))) return Status::kOk;
   pool->table()->leave(block);
   return Status::kNotAllowed;
 }
@@ -174,7 +175,7 @@ bool HostService::grant(Connection& connection, const HostSocket::Incoming& inco
     grant.pool = request.pool;
     granted_[grant.pool]++;
   }
-  if (grant.pool != request.pool) return false;
+  if (grant.pool != request.pool || connection.grants.size() > kGrantsMax) return false;
   const auto at = pools_.find(request.pool);
   Pool* pool = at == pools_.end() ? nullptr : at->second;
   if (pool == nullptr) grant.status = Status::kNotFound;

@@ -18,6 +18,8 @@ namespace millrace::kv {
 // Connections at once, and notifications of one peer that we do not know yet.
 inline constexpr size_t kHostPeersMax = 4096;
 inline constexpr size_t kHeldNotificationsMax = 256;
+// Of one peer: as many as its operations can be.
+inline constexpr size_t kGrantsMax = 65'536;
 
 class HostService {
  public:
