@@ -14,6 +14,7 @@ export {
 } from './agent.js';
 export type { AgentPort, PortDescription, PortOptions } from './agent-port.js';
 export type { BlockContent, BlockPool, BlockSet, BlockStats, CommitOutcome } from './blocks/block-pool.js';
+export { TRANSPORTS } from './descriptor.js';
 export { TransferError, type TransferErrorCode } from './errors.js';
 export type { TransferResult } from './flights.js';
 export {

@@ -18,6 +18,10 @@ constexpr uint64_t kSleepNsMax = 100'000'000;
 constexpr uint64_t kBlindSleepNs = 1'000'000;
 constexpr uint32_t kSubmissionsAtOnce = 256;
 
+MeasuredCost& cost_of(Record& record, int way) {
+  return record.peer->costs[way][static_cast<size_t>(record.request.direction)];
+}
+
 }  // namespace
 
 void Agent::State::run() {
@@ -139,11 +143,10 @@ void Agent::State::begin(uint32_t slot) {
   }
   if (const Status status = record.peer->state.load(std::memory_order_relaxed); status != Status::kOk)
     return complete(slot, status, 0);
-  if (request.lease != 0 && !use_lease(slot)) {
-    record.stage = Stage::kParked;
-    return;
-  }
-  choose(slot);
+  const Status leased = request.lease == 0 ? Status::kOk : use_lease(slot);
+  if (leased == Status::kBusy) record.stage = Stage::kParked;
+  else if (leased != Status::kOk) complete(slot, leased, 0);
+  else choose(slot);
 }
 
 // Puts the transfer among those that wait for the cheapest transport that has not refused it.
@@ -151,12 +154,14 @@ void Agent::State::choose(uint32_t slot) {
   Record& record = records[slot];
   const uint32_t ways = record.peer->ways.load(std::memory_order_relaxed) & ~record.tried;
   const uint64_t bytes = record.operation.transform->bytes_per_block() * record.operation.local_blocks.size();
+  const uint64_t now = now_ns();
   uint64_t least = UINT64_MAX;
   record.way = -1;
   for (size_t way = 0; way < transports.size(); way++) {
     if ((ways >> way & 1) == 0) continue;
     if (!record.request.transport.empty() && record.request.transport != transports[way]->name) continue;
-    const Cost cost = transports[way]->transport->cost(record.peer->id, record.operation, bytes);
+    const Cost said = transports[way]->transport->cost(record.peer->id, record.operation, bytes);
+    const Cost cost = cost_of(record, static_cast<int>(way)).expected(said, now);
     const double seconds = static_cast<double>(bytes) / static_cast<double>(std::max<uint64_t>(cost.bytes_per_second, 1));
     const uint64_t total = cost.latency_ns + static_cast<uint64_t>(std::min(seconds * 1e9, 9e18));
     if (total >= least) continue;
@@ -181,6 +186,7 @@ void Agent::State::submit_waiting(TransportState& way) {
     way.waiting.erase(way.waiting.begin());
     if (status == Status::kOk) {
       record.stage = Stage::kBegun;
+      record.is_alone = cost_of(record, record.way).begin();
       way.begun++;
       way.counters.submitted.fetch_add(1, std::memory_order_relaxed);
     } else if (status == Status::kUnsupported) {
@@ -262,6 +268,8 @@ void Agent::State::complete(uint32_t slot, Status status, uint64_t bytes) {
     (status == Status::kOk ? counters.done : counters.failed).fetch_add(1, std::memory_order_relaxed);
     auto& moved = record.request.direction == Direction::kRead ? counters.bytes_read : counters.bytes_written;
     moved.fetch_add(bytes, std::memory_order_relaxed);
+    const uint64_t whole = status == Status::kOk ? bytes : 0;
+    cost_of(record, record.way).end(record.begun_ns, event.done_ns, whole, record.is_alone);
     counters.active_ns.fetch_add(event.done_ns - record.begun_ns, std::memory_order_relaxed);
   }
   record.hold.leave();

@@ -40,6 +40,9 @@ void crc_random(std::mt19937& random, uint32_t cases);
 void metadata_random(std::mt19937& random, uint32_t cases);
 void transport_contracts();
 
+// What the agent learns of the ways to a peer.
+void cost_checks(std::mt19937& random, uint32_t cases);
+
 // Leases between two agents.
 void lease_checks();
 

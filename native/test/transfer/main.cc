@@ -13,6 +13,7 @@ int main(int, char** argv) {
   millrace::kv::test::crc_random(random, cases / 10 + 1);
   millrace::kv::test::metadata_random(random, cases);
   millrace::kv::test::transport_contracts();
+  millrace::kv::test::cost_checks(random, cases / 10 + 1);
   millrace::kv::test::lease_checks();
   millrace::kv::test::port_checks(random, cases);
   millrace::kv::test::abort_random(random, cases * 5);
