@@ -72,12 +72,13 @@ t.test('lists that find no room', needsAddon, async t => {
   // Two such lists with their notifications fill the arena.
   const { port, plan } = opened(t, SMALL, blocks, blocks, blocks);
   const notification = new Uint8Array(65_520).fill(1);
-  let posted = 0;
   let refused = 0;
-  while (posted < 200) {
+  for (let posted = 0; posted < 50; ) {
     if (port.submit(plan, { notification }) !== 0) posted++;
-    else refused++;
-    while (port.poll() !== null);
+    else {
+      refused++;
+      t.equal(port.wait(WAIT_MS)!.error, null);
+    }
   }
   t.comment(`${refused} were refused`);
   while (port.inFlight > 0) t.equal(port.wait(WAIT_MS)!.error, null);
@@ -189,6 +190,25 @@ t.test('a thread is terminated while it blocks', needsAddon, async t => {
   await thread.terminate();
   t.equal((await ended)[0], agentPort);
   t.equal(near.stats().transfersActive, 0);
+});
+
+t.test('the thread of the agent is terminated', needsAddon, async t => {
+  const owner = new Worker(new URL('./port-owner.js', import.meta.url));
+  const [{ description, plan }] = await once(owner, 'message');
+  const port = openTransferPort(description);
+  const words = port.plan(plan);
+  const codes = Array.from({ length: ENTRIES }, () => codeOf(port.post(words)));
+  await owner.terminate();
+  const settled = await Promise.all(codes);
+  t.ok(
+    settled.every(code => code === 'OK' || code === 'CLOSED'),
+    String(settled),
+  );
+  t.notOk(port.isOpen);
+  t.equal(await codeOf(port.post(words)), 'CLOSED');
+  t.throws(() => port.openPool(1), { code: 'CLOSED' });
+  await port.close();
+  t.throws(() => openTransferPort(description), { code: 'NOT_FOUND' });
 });
 
 t.test('nonsense in the memory of a port', needsAddon, async t => {

@@ -15,7 +15,7 @@ const BLOCKS = 16;
 const THREAD = new URL('./port-thread.js', import.meta.url);
 
 /** An agent with a peer and pools with `threads` ranges of blocks, and how a thread is started on one of them. */
-function stage(threads: number, operationsMax: number) {
+function stage(threads: number, operationsMax: number, maySpin: boolean) {
   const near = createAgent({ transports: ['memory'], operationsMax });
   const far = createAgent({ transports: ['memory'] });
   const layout = { kind: 'opaque', blockBytes: BLOCK_BYTES } as const;
@@ -41,6 +41,7 @@ function stage(threads: number, operationsMax: number) {
         firstBlock: range * BLOCKS,
         blocks: BLOCKS,
         blockBytes: BLOCK_BYTES,
+        maySpin,
       };
       return { port, thread: new Worker(THREAD, { workerData }) };
     },
@@ -86,7 +87,7 @@ t.test('threads with models, some of them terminated', needsAddon, async t => {
   const random = seededRandom(seed);
   const [ranges, lives, rounds] = isLong ? [4, 100, 60] : [3, 3, 12];
   // Few operations: those of the terminated must come back.
-  const at = stage(ranges, 64);
+  const at = stage(ranges, 64, true);
   let terminated = 0;
   const range = async (index: number) => {
     for (let life = 0; life < lives; life++) {
@@ -104,7 +105,7 @@ t.test('threads with models, some of them terminated', needsAddon, async t => {
 
 t.test('20 threads on one agent', needsAddon, async t => {
   t.comment(`SEED=${seed}`);
-  const at = stage(20, 1024);
+  const at = stage(20, 1024, false);
   const said = await Promise.all(
     Array.from({ length: 20 }, (_, i) =>
       live(at, i, (seed + i) % 2 ** 31, 3, i % 4 === 3 ? 2 : Number.POSITIVE_INFINITY),
