@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "copy.h"
+#include "copy_order.h"
 
 namespace millrace::kv {
 namespace {
@@ -43,10 +44,10 @@ Status HostTransport::submit(uint32_t id, const Operation& operation) {
   if (operation.local->kind() != MemoryKind::kHost) return Status::kUnsupported;
   auto flight = std::make_unique<Flight>();
   const bool is_read = operation.direction == Direction::kRead;
-  const uint32_t* source = (is_read ? operation.remote_blocks : operation.local_blocks).data();
-  const uint32_t* target = (is_read ? operation.local_blocks : operation.remote_blocks).data();
+  const BlockPairs pairs = in_copy_order(is_read ? operation.remote_blocks : operation.local_blocks,
+                                         is_read ? operation.local_blocks : operation.remote_blocks);
   std::string error;
-  const Status status = operation.transform->lower(source, target, static_cast<uint32_t>(blocks), &flight->runs, &error);
+  const Status status = operation.transform->lower(pairs.sources, pairs.targets, static_cast<uint32_t>(blocks), &flight->runs, &error);
   if (status != Status::kOk) return status;
   flight->operation = operation;
   flight->peer = found->second.get();
