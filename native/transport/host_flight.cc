@@ -14,6 +14,9 @@ constexpr uint64_t kMillisecond = 1'000'000;
 // One call of progress works so long on bytes, and looks at the clock after so many of them.
 constexpr uint64_t kSliceNs = 200'000;
 constexpr uint64_t kStepBytes = uint64_t{1} << 20;
+// Who waits for a completion is told of it so soon, and posts anew while others still move; to tell of each of many small ones
+// alone would cost more than they do.
+constexpr uint64_t kTellNs = 20'000;
 constexpr uint64_t kWaitingScanNs = 10 * kMillisecond;
 // A little less than what is promised, as times are looked at every 10 ms.
 constexpr uint64_t kSilenceNs = (kPeerLossMs - 100) * kMillisecond;
@@ -177,9 +180,10 @@ bool HostTransport::run_waiting() {
 }
 
 void HostTransport::run_slice() {
-  const uint64_t end = now_ns() + kSliceNs;
-  uint64_t now = 0;
-  while (!moving_.empty() && now < end) {
+  const uint64_t begin = now_ns();
+  const uint64_t end = begin + kSliceNs;
+  uint64_t now = begin;
+  while (!moving_.empty() && now < (completions_.empty() ? end : begin + kTellNs)) {
     std::deque<uint64_t>& turns = moving_.begin()->second;
     if (turns.empty()) {
       moving_.erase(moving_.begin());
