@@ -26,7 +26,8 @@ struct SumLoops {
                Sum* read, Sum* written);
   void (*add)(const uint8_t* bytes, uint64_t length, Sum* sum);
 
-  static const SumLoops& of_processor();
+  static const SumLoops* fastest();
+  static const SumLoops* by_crc32c();
 
  private:
 #if defined(__x86_64__)
@@ -43,7 +44,6 @@ struct SumLoops {
   static void add_crc32c(const uint8_t* bytes, uint64_t length, Sum* sum) {
     sum->lanes[0] = crc32c(static_cast<uint32_t>(sum->lanes[0]), bytes, length);
   }
-  static SumLoops find();
 };
 
 #if defined(__x86_64__)
@@ -140,17 +140,21 @@ void SumLoops::add_products(const uint8_t* bytes, uint64_t length, Sum* sum) {
 }
 #endif
 
-SumLoops SumLoops::find() {
-#if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("vpclmulqdq")) return {copy_products, add_products};
-#endif
-  return {copy_crc32c, add_crc32c};
+const SumLoops* SumLoops::by_crc32c() {
+  static constexpr SumLoops kLoops{copy_crc32c, add_crc32c};
+  return &kLoops;
 }
 
-const SumLoops& SumLoops::of_processor() {
-  static const SumLoops found = find();
-  return found;
+const SumLoops* SumLoops::fastest() {
+#if defined(__x86_64__)
+  static constexpr SumLoops kProducts{copy_products, add_products};
+  static const bool has_products = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("vpclmulqdq");
+  if (has_products) return &kProducts;
+#endif
+  return by_crc32c();
 }
+
+CheckedCopy::CheckedCopy(Way way) : loops_(way == Way::kFastest ? SumLoops::fastest() : SumLoops::by_crc32c()) {}
 
 void CheckedCopy::copy(uint8_t* target, const uint8_t* source, uint64_t length, Ahead ahead) {
   for (uint64_t at = 0; at < length;) {
@@ -167,25 +171,23 @@ void CheckedCopy::copy_chunk(uint8_t* target, const uint8_t* source, uint64_t le
   const uint64_t groups = length / kGroupBytes * kGroupBytes;
   const bool is_in_step = pending_bytes_ == groups && groups > 0;
   if (!is_in_step) settle();
-  const SumLoops& loops = SumLoops::of_processor();
-  loops.copy(target, source, groups, ahead, is_in_step ? pending_ : nullptr, &read_, &written_);
+  loops_->copy(target, source, groups, ahead, is_in_step ? pending_ : nullptr, &read_, &written_);
   pending_ = target;
   pending_bytes_ = length;
   if (groups == length) return;
   uint8_t rest[kGroupBytes] = {};
   std::memcpy(rest, source + groups, length - groups);
-  loops.add(rest, kGroupBytes, &read_);
+  loops_->add(rest, kGroupBytes, &read_);
   std::memcpy(target + groups, rest, length - groups);
 }
 
 void CheckedCopy::settle() {
-  const SumLoops& loops = SumLoops::of_processor();
   const uint64_t groups = pending_bytes_ / kGroupBytes * kGroupBytes;
-  loops.add(pending_, groups, &written_);
+  loops_->add(pending_, groups, &written_);
   if (groups < pending_bytes_) {
     uint8_t rest[kGroupBytes] = {};
     std::memcpy(rest, pending_ + groups, pending_bytes_ - groups);
-    loops.add(rest, kGroupBytes, &written_);
+    loops_->add(rest, kGroupBytes, &written_);
   }
   pending_bytes_ = 0;
 }

@@ -11,8 +11,13 @@
 
 namespace millrace::kv {
 
+struct SumLoops;
+
 class CheckedCopy {
  public:
+  // CRC-32C is what the fastest way is where there is no faster one; tests ask for it by name.
+  enum class Way : uint8_t { kFastest, kCrc32c };
+  explicit CheckedCopy(Way way = Way::kFastest);
   // Through the cache. The memory of the last bytes stays until more are copied or `is_same` was asked.
   void copy(uint8_t* target, const uint8_t* source, uint64_t length, Ahead ahead);
   // Of all bytes so far: whether the target held what was read from the source.
@@ -28,6 +33,7 @@ class CheckedCopy {
   void copy_chunk(uint8_t* target, const uint8_t* source, uint64_t length, const Ahead& ahead);
   void settle();
 
+  const SumLoops* loops_;
   Sum read_;
   Sum written_;
   // Written, and not yet read again.
