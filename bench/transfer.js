@@ -3,7 +3,7 @@
  * same run, turn by turn; the JavaScript cost of posting, processor time, and the way of a completion to the event loop and
  * to a thread that spins. Bytes go between two processes, as between engines.
  *
- * Yardsticks are native programs (native/bench, iperf3, ucx_perftest), never loops in JavaScript. An immediate reader is
+ * Yardsticks are native programs (native/bench/yardsticks, iperf3, ucx_perftest), never loops in JavaScript. An immediate reader is
  * native too, as whoever reads KV at the speed of memory is: those rows drive the engine through its C library.
  */
 import { readFileSync, writeFileSync } from 'node:fs';
@@ -60,7 +60,7 @@ const flags = parseFlags({
     },
     quick: { type: 'boolean', help: 'small pools and three rounds, for CI' },
   },
-  examples: ['node bench/transfer.js', 'node bench/transfer.js --json --transport shm,cma --huge-pages 1200'],
+  examples: ['node bench/transfer.js', 'node bench/transfer.js --json --transport shm,cma --huge-pages 3000'],
 });
 const LATENCY_TRANSFERS = flags.quick ? 200 : 2000;
 const SPIN_TRANSFERS = flags.quick ? 2000 : 20_000;
@@ -277,7 +277,7 @@ async function skipReason(of) {
 
 if (flags.memory === 'device') {
   process.stderr.write(
-    '--memory device needs a CUDA device and its own program: see the README, "Transfers"\n',
+    '--memory device needs a GPU and is measured without Node: python -m millrace_kv.gpu_check, of transfer/python\n',
   );
   process.exit(2);
 }

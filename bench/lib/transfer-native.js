@@ -1,5 +1,5 @@
 /**
- * The native side of bench/transfer.js: builds native/bench against the C library on first use, speaks to it one line at a time,
+ * The native side of bench/transfer.js: builds the native yardsticks against the C library on first use, speaks to it one line at a time,
  * and runs the measuring programs of others (iperf3, ucx_perftest) where they are installed.
  */
 import { execFile, spawn } from 'node:child_process';
@@ -15,6 +15,7 @@ const run = promisify(execFile);
 const root = fileURLToPath(new URL('../..', import.meta.url));
 const LIBRARY = 'build/Release/libmillrace_kv.so';
 const PROGRAM = 'build/bench/yardsticks';
+const SOURCES = 'native/bench/yardsticks';
 const BUILD_MS = 600_000;
 const CLIENT_MS = 30_000;
 const CONNECT_TRIES = 30;
@@ -41,10 +42,10 @@ export async function buildYardsticks() {
     process.stderr.write('transfer: building the C library, about a minute\n');
     await run('npm', ['run', '--silent', 'build:kv'], options);
   }
-  if (isOld(PROGRAM, Math.max(newest(['native/bench']), statSync(`${root}/${LIBRARY}`).mtimeMs))) {
+  if (isOld(PROGRAM, Math.max(newest([SOURCES]), statSync(`${root}/${LIBRARY}`).mtimeMs))) {
     process.stderr.write('transfer: building the native yardsticks, some seconds\n');
     mkdirSync(`${root}/build/bench`, { recursive: true });
-    const sources = ['yardsticks', 'memory', 'sockets', 'engine'].map(name => `native/bench/${name}.cc`);
+    const sources = ['main', 'memory', 'sockets', 'engine'].map(name => `${SOURCES}/${name}.cc`);
     const flags = ['-std=c++20', '-O3', '-Wall', '-Wextra', '-pthread', '-Inative/capi', '-o', PROGRAM];
     const link = ['-Lbuild/Release', '-lmillrace_kv', `-Wl,-rpath,${root}/build/Release`];
     await run(process.env.CXX ?? 'c++', [...flags, ...sources, ...link], options);
@@ -89,7 +90,7 @@ export class LineProgram {
   }
 }
 
-/** The program of native/bench/yardsticks.cc, which lists its commands. */
+/** The program of native/bench/yardsticks/main.cc, which lists its commands. */
 export const openYardsticks = () => new LineProgram(`${root}/${PROGRAM}`, []);
 
 /**

@@ -18,7 +18,7 @@ const FAR_ANSWER_MS = 60_000;
 export const nowNs = () => Number(process.hrtime.bigint());
 
 /**
- * Numbers of `blocks` blocks in an order that no prefetcher guesses; native/bench/memory.cc makes the same.
+ * Numbers of `blocks` blocks in an order that no prefetcher guesses; native/bench/yardsticks/memory.cc makes the same.
  * @param {number} blocks
  * @param {number} seed
  */

@@ -1,4 +1,4 @@
-// Memory, lists and raw copies of the yardsticks; see yardsticks.cc for what they are measured for.
+// Memory, lists and raw copies of the yardsticks; see main.cc for what they are measured for.
 #pragma once
 
 #include <cstdint>
@@ -17,7 +17,7 @@ void require(bool holds, const char* what);
 // a copier never share one; where there is one alone, nothing changes.
 void use_processor(uint32_t number);
 
-// Numbers of `blocks` blocks in an order that no prefetcher guesses; bench/lib/transfer-lists.js makes the same.
+// Numbers of `blocks` blocks in an order that no prefetcher guesses; bench/lib/transfer-pair.js makes the same.
 std::vector<uint32_t> scattered(uint32_t blocks, uint32_t seed);
 
 // A part of both orders: `batches` lists of `count` blocks from `first` on, beginning anew at the end.
