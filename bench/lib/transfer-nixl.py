@@ -1,11 +1,10 @@
 """NIXL between two processes, for bench/transfer.js --nixl: what the transfer engine is compared with.
 
-Speaks one line at a time, as native/bench/yardsticks/main.cc does: `open BLOCK_BYTES BLOCKS BATCH_BLOCKS OP` makes two agents with
-the UCX backend and memory in large pages, one of them in a child, prepares a transfer for every batch and answers with the
-child's number; `move FIRST COUNT`
-answers with the seconds for so many batches from batch FIRST on, four in flight, and the microseconds of a post at the median;
-`about` answers with the version. The lists are those of bench/lib/transfer-pair.js. What NIXL can prepare, it prepares, once and
-untimed.
+Speaks one line at a time, as native/bench/yardsticks/main.cc does. `open BLOCK_BYTES BLOCKS BATCH_BLOCKS OP` makes two agents
+with the UCX backend and memory in large pages, one of them in a child, prepares a transfer for every batch and answers with
+the child's number. `move FIRST COUNT` answers with the seconds for so many batches from batch FIRST on, four in flight, and
+the microseconds of a post at the median. `about` answers with the version. The lists are those of bench/lib/transfer-pair.js.
+What NIXL can prepare, it prepares, once and untimed.
 """
 
 import ctypes
