@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "copy.h"
+#include "copy_order.h"
 
 namespace millrace::kv {
 namespace {
@@ -13,6 +14,9 @@ constexpr uint64_t kMillisecond = 1'000'000;
 // One call of progress works so long on bytes, and looks at the clock after so many of them.
 constexpr uint64_t kSliceNs = 200'000;
 constexpr uint64_t kStepBytes = uint64_t{1} << 20;
+// Who waits for a completion is told of it so soon, and posts anew while others still move; to tell of each of many small ones
+// alone would cost more than they do.
+constexpr uint64_t kTellNs = 20'000;
 constexpr uint64_t kWaitingScanNs = 10 * kMillisecond;
 // A little less than what is promised, as times are looked at every 10 ms.
 constexpr uint64_t kSilenceNs = (kPeerLossMs - 100) * kMillisecond;
@@ -46,10 +50,10 @@ Status HostTransport::submit(uint32_t id, const Operation& operation) {
   if (!peer.identities.contains(operation.remote_pool) && !peer.pools.contains(operation.remote_pool)) return Status::kUnsupported;
   auto flight = std::make_unique<Flight>();
   const bool is_read = operation.direction == Direction::kRead;
-  const uint32_t* source = (is_read ? operation.remote_blocks : operation.local_blocks).data();
-  const uint32_t* target = (is_read ? operation.local_blocks : operation.remote_blocks).data();
+  const BlockPairs pairs = in_copy_order(is_read ? operation.remote_blocks : operation.local_blocks,
+                                         is_read ? operation.local_blocks : operation.remote_blocks);
   std::string error;
-  const Status status = operation.transform->lower(source, target, static_cast<uint32_t>(blocks), &flight->runs, &error);
+  const Status status = operation.transform->lower(pairs.sources, pairs.targets, static_cast<uint32_t>(blocks), &flight->runs, &error);
   if (status != Status::kOk) return status;
   flight->operation = operation;
   flight->peer = found->second.get();
@@ -179,9 +183,10 @@ bool HostTransport::run_waiting() {
 }
 
 void HostTransport::run_slice() {
-  const uint64_t end = now_ns() + kSliceNs;
-  uint64_t now = 0;
-  while (!moving_.empty() && now < end) {
+  const uint64_t begin = now_ns();
+  const uint64_t end = begin + kSliceNs;
+  uint64_t now = begin;
+  while (!moving_.empty() && now < (completions_.empty() ? end : begin + kTellNs)) {
     std::deque<uint64_t>& turns = moving_.begin()->second;
     if (turns.empty()) {
       moving_.erase(moving_.begin());

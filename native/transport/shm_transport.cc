@@ -24,18 +24,12 @@ class ShmTransport::ShmMove final : public Move {
   explicit ShmMove(const Copy& copy) : copy_(copy) {}
 
   Status step(uint64_t bytes_most, bool* is_done) override {
-    if (!is_copied_) {
-      is_copied_ = copy_.step(bytes_most);
-      *is_done = is_copied_ && !copy_.needs_verify();
-      return Status::kOk;
-    }
-    *is_done = copy_.verify_step(bytes_most);
+    *is_done = copy_.step(bytes_most);
     return *is_done ? copy_.verdict() : Status::kOk;
   }
 
  private:
   Copy copy_;
-  bool is_copied_ = false;
 };
 
 TransportInfo ShmTransport::probe() {
