@@ -18,5 +18,6 @@ int main(int, char** argv) {
   millrace::kv::test::host_forged();
   millrace::kv::test::tcp_checks(random, cases / 10 + 20);
   millrace::kv::test::tcp_hostile(random, cases * 10);
+  millrace::kv::test::ucx_checks(random, cases / 10 + 20);
   std::printf("%u cases without a finding\n", cases);
 }
