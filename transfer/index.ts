@@ -25,3 +25,4 @@ export {
 } from './layout.js';
 export type { Peer, Plan, PlanOptions, PlanRange, PostOptions, TransportName } from './peer.js';
 export type { Lease, Pool } from './pool.js';
+export { type UcxInfo, type UcxTransport, ucxInfo } from './ucx/ucx-info.js';

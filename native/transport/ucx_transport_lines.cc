@@ -173,10 +173,10 @@ void UcxTransport::take(std::span<const uint8_t> bytes, std::span<const uint8_t>
     return;
   }
   const auto found = lines_.find(header.key);
-  if (found == lines_.end() || !found->second->fault.empty()) return;
+  if (found == lines_.end()) return;
   Line& line = *found->second;
-  // Of one that is lost, only its word that it has ended what it was granted.
-  if (line.is_lost && header.kind != UcxKind::kEnd) return;
+  // Of one that is lost, or about to be, only its word that it has ended what it was granted.
+  if ((line.is_lost || !line.fault.empty()) && header.kind != UcxKind::kEnd) return;
   line.link.heard_ns = shared_.host->now_ns();
   Status outcome = status;
   if (status == Status::kCorrupt && header.is_data()) {

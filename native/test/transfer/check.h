@@ -54,5 +54,6 @@ void tcp_hostile(std::mt19937& random, uint32_t cases);
 
 // The ucx transport, where UCX is installed.
 void ucx_checks(std::mt19937& random, uint32_t rounds);
+void ucx_hostile(std::mt19937& random, uint32_t cases);
 
 }  // namespace millrace::kv::test
