@@ -93,6 +93,7 @@ bool UcxPeer::begin_moves(Part& part, uint64_t until_ns) {
     else if (request != nullptr) part.outstanding++;
     part.place.advance(stretch.length);
     has_worked = true;
+    shared_.is_armed = false;
   }
   return has_worked;
 }
@@ -105,6 +106,7 @@ void UcxPeer::flush(Part& part) {
   params.user_data = &part.token;
   void* const request = shared_.api().endpoint_flush(link_.endpoint(), &params);
   part.phase = Phase::kFlushing;
+  shared_.is_armed = false;
   if (shared_.api().is_error(request)) part.failure = shared_.api().error_of(request);
   else if (request != nullptr) part.outstanding++;
 }

@@ -8,6 +8,7 @@
 
 #include <cerrno>
 #include <cstring>
+#include <ctime>
 #include <utility>
 
 #include "ucx_process.h"
@@ -33,6 +34,13 @@ bool add_to(int epoll, int descriptor) {
   event.events = EPOLLIN;
   event.data.fd = descriptor;
   return epoll_ctl(epoll, EPOLL_CTL_ADD, descriptor, &event) == 0;
+}
+
+// The agent's clock may be the caller's and stand still.
+uint64_t real_ns() {
+  timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return static_cast<uint64_t>(now.tv_sec) * 1'000'000'000 + static_cast<uint64_t>(now.tv_nsec);
 }
 
 }  // namespace
@@ -98,9 +106,17 @@ Status UcxTransport::open(const TransportSetup& setup, std::string* error) {
 }
 
 UcxTransport::~UcxTransport() {
-  const uint64_t begin = shared_.host->now_ns();
+  if (shared_.worker != nullptr) end_worker();
+  lines_.clear();
+  for (const auto& [id, registered] : shared_.pools) shared_.context->unregister_pool(*registered.pool, registered.memory);
+  if (timer_ >= 0) close(timer_);
+  if (epoll_ >= 0) close(epoll_);
+}
+
+void UcxTransport::end_worker() {
+  const uint64_t begin = real_ns();
   const auto wait_for = [&](auto is_done) {
-    for (bool waits = true; waits && shared_.host->now_ns() - begin < kEndNs;) {
+    for (bool waits = true; waits && real_ns() - begin < kEndNs;) {
       shared_.api().worker_progress(shared_.worker);
       waits = false;
       for (const auto& [key, line] : lines_) waits = waits || !is_done(*line);
@@ -109,23 +125,19 @@ UcxTransport::~UcxTransport() {
   for (const auto& [key, line] : lines_) {
     line->peer.end(Status::kCancelled);
     // Tells the end of what is quiet, which is all but what devices still move.
-    line->peer.work(begin);
+    line->peer.work(0);
     if (line->is_ready) line->link.send(UcxKind::kGoodbye, 0, {});
     line->link.pump();
   }
-  if (shared_.worker != nullptr) wait_for([](const Line& line) { return line.link.is_idle() || line.link.has_failed(); });
+  wait_for([](const Line& line) { return line.link.is_idle() || line.link.has_failed(); });
   for (const auto& [key, line] : lines_) line->link.close();
-  if (shared_.worker != nullptr) wait_for([](const Line& line) { return line.link.is_closed(); });
+  wait_for([](const Line& line) { return line.link.is_closed(); });
   for (const auto& [key, line] : lines_) {
     line->link.abandon();
     line->peer.release_keys();
   }
-  if (shared_.worker != nullptr) shared_.api().worker_destroy(shared_.worker);
-  // Messages that UCX had until now.
-  lines_.clear();
-  for (const auto& [id, registered] : shared_.pools) shared_.context->unregister_pool(*registered.pool, registered.memory);
-  if (timer_ >= 0) close(timer_);
-  if (epoll_ >= 0) close(epoll_);
+  // Messages that UCX had until now go with the lines, after it.
+  shared_.api().worker_destroy(shared_.worker);
 }
 
 Status UcxTransport::add_pool(Pool* pool) {

@@ -68,6 +68,7 @@ class UcxTransport final : public Transport {
 
   UcxTransport() = default;
   Status open(const TransportSetup& setup, std::string* error);
+  void end_worker();
   static UcsStatus received(void* argument, const void* header, size_t header_bytes, void* data, size_t bytes,
                             const UcpAmReceived* received);
   void take(std::span<const uint8_t> header, std::span<const uint8_t> payload);

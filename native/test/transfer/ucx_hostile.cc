@@ -175,80 +175,108 @@ std::vector<uint8_t> encoded(const TcpRequest& request) {
   return out;
 }
 
-}  // namespace
-
-void ucx_hostile(std::mt19937& random, uint32_t cases) {
-  Node node = Node::make(ucx_transport(), kBlocks, kBlockBytes);
-  uint32_t generation, reserved_generation;
-  const uint32_t ready = node.take(1000, true, &generation);
-  const uint32_t reserved = node.take(2000, false, &reserved_generation);
-  const UcxAddress address = address_of(node.agent->metadata());
-  damaged_bytes(random, cases, address);
-
-  Stranger stranger(address);
-  const auto garbage = [&](size_t most) {
+// A node with a ready block and a reserved one, and a stranger who talks to it.
+struct Siege {
+  explicit Siege(std::mt19937& given) : random(given), node(Node::make(ucx_transport(), kBlocks, kBlockBytes)) {
+    ready = node.take(1000, true, &ready_generation);
+    reserved = node.take(2000, false, &reserved_generation);
+    address = address_of(node.agent->metadata());
+    stranger = std::make_unique<Stranger>(address);
+    std::string error;
+    check(Layout::opaque(kBlockBytes, kBlockBytes, kBlocks, kBlocks * kBlockBytes, &layout, &error) == Status::kOk, error);
+  }
+  std::vector<uint8_t> garbage(size_t most) {
     std::vector<uint8_t> bytes(random() % (most + 1));
     for (uint8_t& byte : bytes) byte = static_cast<uint8_t>(random());
     return bytes;
-  };
-  for (int i = 0; i < 20; i++) stranger.say(garbage(64), garbage(300));
-  for (int i = 0; i < 20; i++) {
-    const auto kind = static_cast<UcxKind>(pick(random, 1, 14));
-    stranger.say(UcxHeader{kind, 0, random(), 1, 0}, garbage(100));
   }
-  TcpUuid other = address.nonce;
-  other[3] ^= 1;
-  stranger.say(UcxHeader{UcxKind::kHello, 0, 0, 0, 0}, stranger.hello(other).encode());
-  // An answer to it would have come before that to the next.
-  uint64_t key = stranger.meet();
-  check(!stranger.has_heard(UcxKind::kDone) && !stranger.has_heard(UcxKind::kGrant), "nobody else is answered");
-
-  Layout layout;
-  std::string error;
-  check(Layout::opaque(kBlockBytes, kBlockBytes, kBlocks, kBlocks * kBlockBytes, &layout, &error) == Status::kOk, error);
-  uint64_t op = 0;
-  const auto ask = [&](UcxKind kind, uint8_t flags, const TcpRequest& request, Status expected) {
-    stranger.say(UcxHeader{kind, flags, key, ++op, 0}, encoded(request));
+  void tell_layout() { stranger->say(UcxHeader{UcxKind::kLayout, 0, key, 0, 0}, TcpLayout::encode(3, layout)); }
+  void ask(UcxKind kind, uint8_t flags, const TcpRequest& request, Status expected) {
+    stranger->say(UcxHeader{kind, flags, key, ++op, 0}, encoded(request));
     TcpDone done;
-    check(TcpDone::decode(stranger.await(UcxKind::kDone), &done, &error) == Status::kOk && done.status == expected,
+    std::string error;
+    check(TcpDone::decode(stranger->await(UcxKind::kDone), &done, &error) == Status::kOk && done.status == expected,
           std::string("answered with ") + status_name(done.status) + ": " + done.text);
-  };
-  ask(UcxKind::kRead, kUcxDirect, request_for(ready, generation), Status::kNotFound);
-  stranger.say(UcxHeader{UcxKind::kLayout, 0, key, 0, 0}, TcpLayout::encode(3, layout));
+  }
+
+  std::mt19937& random;
+  Node node;
+  uint32_t ready = 0, ready_generation = 0, reserved = 0, reserved_generation = 0;
+  UcxAddress address;
+  std::unique_ptr<Stranger> stranger;
+  Layout layout;
+  uint64_t key = 0;
+  uint64_t op = 0;
+};
+
+// Those who were told no key, or have not our metadata.
+void unknown_senders(Siege& siege) {
+  for (int i = 0; i < 20; i++) siege.stranger->say(siege.garbage(64), siege.garbage(300));
+  for (int i = 0; i < 20; i++) {
+    const auto kind = static_cast<UcxKind>(pick(siege.random, 1, 14));
+    siege.stranger->say(UcxHeader{kind, 0, siege.random(), 1, 0}, siege.garbage(100));
+  }
+  TcpUuid other = siege.address.nonce;
+  other[3] ^= 1;
+  siege.stranger->say(UcxHeader{UcxKind::kHello, 0, 0, 0, 0}, siege.stranger->hello(other).encode());
+  // An answer to it would have come before that to the next.
+  siege.key = siege.stranger->meet();
+  check(!siege.stranger->has_heard(UcxKind::kDone) && !siege.stranger->has_heard(UcxKind::kGrant), "nobody else is answered");
+}
+
+void forged_requests(Siege& siege) {
+  const TcpRequest good = request_for(siege.ready, siege.ready_generation);
+  siege.ask(UcxKind::kRead, kUcxDirect, good, Status::kNotFound);
+  siege.tell_layout();
   for (const uint8_t flags : {uint8_t{0}, kUcxDirect}) {
-    ask(UcxKind::kRead, flags, request_for(ready, generation + 1), Status::kStale);
-    ask(UcxKind::kWrite, flags, request_for(ready, generation), Status::kNotAllowed);
-    ask(UcxKind::kRead, flags, request_for(reserved, reserved_generation), Status::kNotAllowed);
-    ask(UcxKind::kRead, flags, request_for(kBlocks, 1), Status::kInvalid);
-    TcpRequest foreign = request_for(ready, generation);
+    siege.ask(UcxKind::kRead, flags, request_for(siege.ready, siege.ready_generation + 1), Status::kStale);
+    siege.ask(UcxKind::kWrite, flags, good, Status::kNotAllowed);
+    siege.ask(UcxKind::kRead, flags, request_for(siege.reserved, siege.reserved_generation), Status::kNotAllowed);
+    siege.ask(UcxKind::kRead, flags, request_for(kBlocks, 1), Status::kInvalid);
+    TcpRequest foreign = good;
     foreign.peer_pool = 8;
-    ask(UcxKind::kRead, flags, foreign, Status::kNotFound);
-    foreign = request_for(ready, generation);
+    siege.ask(UcxKind::kRead, flags, foreign, Status::kNotFound);
+    foreign = good;
     foreign.bytes++;
-    ask(UcxKind::kRead, flags, foreign, Status::kMismatch);
+    siege.ask(UcxKind::kRead, flags, foreign, Status::kMismatch);
   }
-  // Granted, and then neither moved nor ended: the end of the line lets go. Data beside the grant cut it off.
-  for (uint32_t i = 0; i < cases / 20 + 3; i++) {
-    op++;
-    stranger.say(UcxHeader{UcxKind::kWrite, static_cast<uint8_t>(random() % 2 == 0 ? kUcxDirect : 0), key, op, 0},
-                 encoded(request_for(reserved, reserved_generation)));
-    stranger.await(UcxKind::kGrant);
-    const auto kind = static_cast<UcxKind>(pick(random, 2, 14));
-    stranger.say(UcxHeader{kind, static_cast<uint8_t>(random() % 4), key, random() % 3 == 0 ? random() : op, static_cast<uint32_t>(random() % 2)},
-                 garbage(kBlockBytes * 2));
-    stranger.say(UcxHeader{UcxKind::kGoodbye, 0, key, 0, 0}, {});
-    // By what the line has granted, if it has not: the word of who was granted, which counts after its loss too.
-    stranger.say(UcxHeader{UcxKind::kEnd, 0, key, op, 0}, UcxEnd{}.encode());
-    key = stranger.meet();
-    op = 0;
-    stranger.say(UcxHeader{UcxKind::kLayout, 0, key, 0, 0}, TcpLayout::encode(3, layout));
+}
+
+// What was granted and then not done as it should be is let go again.
+void broken_promises(Siege& siege, uint32_t cases) {
+  for (uint32_t i = 0; i < cases; i++) {
+    const uint8_t flags = siege.random() % 2 == 0 ? kUcxDirect : 0;
+    siege.stranger->say(UcxHeader{UcxKind::kWrite, flags, siege.key, ++siege.op, 0},
+                        encoded(request_for(siege.reserved, siege.reserved_generation)));
+    siege.stranger->await(UcxKind::kGrant);
+    const auto kind = static_cast<UcxKind>(pick(siege.random, 2, 14));
+    const uint64_t op = siege.random() % 3 == 0 ? siege.random() : siege.op;
+    siege.stranger->say(UcxHeader{kind, static_cast<uint8_t>(siege.random() % 4), siege.key, op, static_cast<uint32_t>(siege.random() % 2)},
+                        siege.garbage(kBlockBytes * 2));
+    siege.stranger->say(UcxHeader{UcxKind::kGoodbye, 0, siege.key, 0, 0}, {});
+    // On one host a grant to move bytes outlives the line: the word of who has it counts to the end.
+    siege.stranger->say(UcxHeader{UcxKind::kEnd, 0, siege.key, siege.op, 0}, UcxEnd{}.encode());
+    siege.key = siege.stranger->meet();
+    siege.op = 0;
+    siege.tell_layout();
   }
-  check(holds(*node.pool, ready, 1000), "no byte of a block that nobody may write");
-  stranger.say(UcxHeader{UcxKind::kGoodbye, 0, key, 0, 0}, {});
-  check(node.pool->table()->release(ready, generation) == Status::kOk, "released");
-  check(node.pool->table()->release(reserved, reserved_generation) == Status::kOk, "released too");
+}
+
+}  // namespace
+
+void ucx_hostile(std::mt19937& random, uint32_t cases) {
+  Siege siege(random);
+  damaged_bytes(random, cases, siege.address);
+  unknown_senders(siege);
+  forged_requests(siege);
+  broken_promises(siege, cases / 20 + 3);
+  Node& node = siege.node;
+  check(holds(*node.pool, siege.ready, 1000), "no byte of a block that nobody may write");
+  check(node.pool->table()->release(siege.ready, siege.ready_generation) == Status::kOk, "released");
+  check(node.pool->table()->release(siege.reserved, siege.reserved_generation) == Status::kOk, "released too");
   node.pool->table()->settle();
   check(node.pool->table()->stats().free == kBlocks, "no block is held");
+  siege.stranger->say(UcxHeader{UcxKind::kGoodbye, 0, siege.key, 0, 0}, {});
   check(node.agent->remove_pool(node.pool_id) == Status::kOk, "nor the pool");
 }
 
