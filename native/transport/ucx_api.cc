@@ -4,6 +4,7 @@
 #include <dirent.h>
 #include <dlfcn.h>
 
+#include <cstdarg>
 #include <cstdlib>
 
 namespace millrace::kv {
@@ -14,6 +15,23 @@ struct Loaded {
   bool is_whole = false;
   std::string reason;
 };
+
+// Of libucs. What it has to say goes to standard output by default, into the midst of a program's answer.
+int log_to_stderr(const char*, unsigned, const char*, int, const void*, const char* format, va_list words) {
+  char text[1024];
+  std::vsnprintf(text, sizeof text, format, words);
+  std::fprintf(stderr, "UCX: %s\n", text);
+  return kUcsLogStop;
+}
+
+// Loading the library put handlers of its own on the signals of crashes, and its words on standard output: the program's
+// come back, unless its user has said what UCX is to do.
+void restrain(void* ucs) {
+  const auto disable_signals = reinterpret_cast<void (*)()>(dlsym(ucs, "ucs_debug_disable_signals"));
+  if (disable_signals != nullptr && std::getenv("UCX_HANDLE_ERRORS") == nullptr) disable_signals();
+  const auto push_handler = reinterpret_cast<void (*)(UcsLogHandler)>(dlsym(ucs, "ucs_log_push_handler"));
+  if (push_handler != nullptr && std::getenv("UCX_LOG_FILE") == nullptr) push_handler(log_to_stderr);
+}
 
 template <class Function>
 void find(void* library, const char* name, Function* out, Loaded* loaded) {
@@ -67,9 +85,7 @@ Loaded load() {
     loaded.reason = std::string("UCX is not installed (Debian: libucx0): ") + (why == nullptr ? "libucs.so.0" : why);
     return loaded;
   }
-  // Loading it put handlers of its own on the signals of crashes; the program's come back, unless its user wants UCX's.
-  const auto disable_signals = reinterpret_cast<void (*)()>(dlsym(ucs, "ucs_debug_disable_signals"));
-  if (disable_signals != nullptr && std::getenv("UCX_HANDLE_ERRORS") == nullptr) disable_signals();
+  restrain(ucs);
   find_all(ucp, ucs, &loaded);
   if (!loaded.reason.empty()) return loaded;
   uint32_t* const version = loaded.api.version;

@@ -6,6 +6,7 @@
 // The library is opened once and never closed, as it starts threads of its own. Any thread.
 #pragma once
 
+#include <cstdarg>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
@@ -18,6 +19,11 @@ inline constexpr UcsStatus kUcsOk = 0;
 inline constexpr UcsStatus kUcsBusy = -15;
 // Pointers that are statuses are above this many from the end of the address space.
 inline constexpr uintptr_t kUcsErrorsMax = 100;
+
+// What a handler of log messages answers: nobody else need see it.
+using UcsLogHandler = int (*)(const char* file, unsigned line, const char* function, int level, const void* component,
+                              const char* format, va_list words);
+inline constexpr int kUcsLogStop = 0;
 
 inline constexpr uint32_t kUcpApiMajor = 1;
 inline constexpr uint32_t kUcpApiMinor = 13;

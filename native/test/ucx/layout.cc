@@ -1,6 +1,9 @@
 // The declarations of native/transport/ucx_api.h against the headers of an installed UCX: this file compiles only when
 // every offset, size and value is the same. Compiled by the check where libucx-dev is installed; nothing of it runs.
 #include <ucp/api/ucp.h>
+#include <ucs/debug/log_def.h>
+
+#include <type_traits>
 
 #include "../../transport/ucx_api.h"
 
@@ -15,6 +18,11 @@ static_assert(sizeof(ucs_status_t) == sizeof(UcsStatus), "a status is one byte")
 static_assert(kUcsOk == UCS_OK && kUcsBusy == UCS_ERR_BUSY && kUcsErrorsMax == -UCS_ERR_LAST);
 
 SAME_VALUE(kUcsPrintConfig, UCS_CONFIG_PRINT_CONFIG);
+SAME_VALUE(kUcsLogStop, UCS_LOG_FUNC_RC_STOP);
+static_assert(std::is_same_v<ucs_log_func_t, ucs_log_func_rc_t (*)(const char*, unsigned, const char*, ucs_log_level_t,
+                                                                  const ucs_log_component_config_t*, const char*, va_list)> &&
+              sizeof(ucs_log_func_rc_t) == sizeof(int) && sizeof(ucs_log_level_t) == sizeof(int));
+
 SAME_FIELD(UcpParams, field_mask, ucp_params_t, field_mask);
 SAME_FIELD(UcpParams, features, ucp_params_t, features);
 SAME_FIELD(UcpParams, mt_workers_shared, ucp_params_t, mt_workers_shared);
