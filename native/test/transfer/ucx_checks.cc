@@ -12,11 +12,6 @@
 #include "transport_faults.h"
 #include "ucx_transport.h"
 
-#if defined(__SANITIZE_ADDRESS__)
-// What libucs keeps until the process ends.
-extern "C" const char* __lsan_default_suppressions() { return "leak:libucs.so\nleak:libuct.so\nleak:libucp.so\n"; }
-#endif
-
 namespace millrace::kv::test {
 namespace {
 
