@@ -29,3 +29,4 @@ export type { Peer, Plan, PlanOptions, PlanRange, PostOptions, TransportName } f
 export type { Lease, Pool } from './pool.js';
 export type { PortCompletion } from './port-flights.js';
 export { openTransferPort, type PortPlan, type PortPlanOptions, type TransferPort } from './transfer-port.js';
+export { type UcxInfo, type UcxTransport, ucxInfo } from './ucx/ucx-info.js';

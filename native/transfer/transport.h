@@ -48,6 +48,8 @@ struct TransportInfo {
   uint32_t memory_kinds;  // bits 1 << MemoryKind, of the local side
   bool same_host_only;
   bool one_sided;  // works while the peer's progress thread stands still
+  // An agent uses it only where its options name it: the others do here all that it does, and better.
+  bool only_by_name = false;
 };
 
 // What a transport says of itself counts until the agent has measured the way to a peer: see measured_cost.h.

@@ -5,6 +5,7 @@
 #include "memory_transport.h"
 #include "shm_transport.h"
 #include "tcp_transport.h"
+#include "ucx_transport.h"
 
 namespace millrace::kv {
 namespace {
@@ -27,7 +28,7 @@ TransportMaker cma_transport() { return host_transport<CmaTransport>(); }
 
 const std::vector<TransportMaker>& built_in_transports() {
   static const std::vector<TransportMaker> makers = {memory_transport({}), shm_transport(), cma_transport(),
-                                                     tcp_transport({})};
+                                                     tcp_transport({}), ucx_transport()};
   return makers;
 }
 

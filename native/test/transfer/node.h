@@ -28,6 +28,10 @@ inline std::unique_ptr<Pool> make_pool(uint32_t blocks, uint32_t block_bytes, bo
   return pool;
 }
 
+// Where the pools of nodes come from.
+inline std::function<std::unique_ptr<Pool>(uint32_t blocks, uint32_t block_bytes)> pool_source =
+    [](uint32_t blocks, uint32_t block_bytes) { return make_pool(blocks, block_bytes); };
+
 inline uint64_t* words_of(const Pool& pool, uint32_t block) {
   return reinterpret_cast<uint64_t*>(pool.address() + block * pool.layout().block_bytes());
 }
@@ -63,7 +67,7 @@ struct Node {
     options.transports = {transport.probe().name};
     std::string error;
     check(Agent::create(options, &node.agent, &error) == Status::kOk, error);
-    std::unique_ptr<Pool> pool = make_pool(blocks, block_bytes);
+    std::unique_ptr<Pool> pool = pool_source(blocks, block_bytes);
     node.pool = pool.get();
     check(node.agent->add_pool(std::move(pool), &node.pool_id, &error) == Status::kOk, error);
     return node;
