@@ -15,9 +15,9 @@ namespace {
 #define MILLRACE_ROLLED
 #endif
 
-struct alignas(16) MILLRACE_ALIAS Word16 {
+struct alignas(16) Word16 {
   uint64_t low, high;
-};
+} MILLRACE_ALIAS;
 typedef uint64_t MILLRACE_ALIAS Word8;
 typedef uint32_t MILLRACE_ALIAS Word4;
 typedef uint8_t Word1;

@@ -1,7 +1,8 @@
 /**
  * Builds a program of random tests, with sanitizers, and runs it:
- * `node native/test/run.mjs core|transfer [cases] [seed] [sanitizers]`. `core` is what routing uses, over random and damaged
- * inputs; `transfer` the transfer engine, against models. Sanitizers: `address,undefined`, `thread` or `none`. Files are
+ * `node native/test/run.mjs core|transfer|cuda [cases] [seed] [sanitizers]`. `core` is what routing uses, over random and
+ * damaged inputs; `transfer` the transfer engine, against models; `cuda` its cuda transport, with a double of the driver's
+ * library: it shows our state machine, not a GPU. Sanitizers: `address,undefined`, `thread` or `none`. Files are
  * compiled side by side, and only those that changed. Exits with the compiler's or the program's code.
  */
 import { spawn } from 'node:child_process';
@@ -21,6 +22,13 @@ const PROGRAMS = {
   transfer: {
     include: ['native/include', 'native/transfer', 'native/transport'],
     folders: ['native/test/transfer', 'native/transfer', 'native/transport'],
+  },
+  cuda: {
+    include: ['native/include', 'native/transfer', 'native/transport', 'native/test/transfer', 'native/cuda'],
+    folders: ['native/test/cuda', 'native/transfer', 'native/transport'],
+    files: ['native/test/transfer/host_peer.cc', 'native/test/transfer/transport_contract.cc'],
+    // Built as what the transport opens at run time.
+    library: { folder: 'native/test/cuda/double', name: 'libcuda.so.1' },
   },
 };
 
@@ -55,7 +63,7 @@ async function run(command, args) {
   if (code !== 0) process.exit(code ?? 1);
 }
 
-const sources = program.folders.flatMap(folder => filesIn(folder, '.cc'));
+const sources = [...program.folders.flatMap(folder => filesIn(folder, '.cc')), ...(program.files ?? [])];
 const objectOf = source => `${output}/${source.replaceAll('/', '-')}.o`;
 const isOld = source => {
   const object = objectOf(source);
@@ -69,6 +77,14 @@ const compileNext = async () => {
     await run(compiler, [...flags, ...include, '-c', source, '-o', objectOf(source)]);
 };
 await Promise.all(Array.from({ length: availableParallelism() }, compileNext));
-await run(compiler, [...checks, ...sources.map(objectOf), '-o', `${output}/program`]);
+const linked = [];
+if (program.library !== undefined) {
+  const { folder, name: file } = program.library;
+  const library = `${output}/${file}`;
+  const shared = ['-fPIC', '-shared', `-Wl,-soname,${file}`];
+  await run(compiler, [...flags, ...include, ...shared, ...filesIn(folder, '.cc'), '-o', library]);
+  linked.push('-Wl,--no-as-needed', library, `-Wl,-rpath,${root}/${output}`);
+}
+await run(compiler, [...checks, ...sources.map(objectOf), ...linked, '-o', `${output}/program`]);
 console.log(`seed ${seed}`);
 await run(`${output}/program`, [seed, cases]);

@@ -22,6 +22,7 @@ inline constexpr Result kSuccess = 0;
 inline constexpr Result kNotReady = 600;
 inline constexpr Result kPeerAccessAlreadyEnabled = 704;
 inline constexpr Result kHostMemoryAlreadyRegistered = 712;
+inline constexpr Result kNotSupported = 801;
 
 inline constexpr int kMultiprocessorCount = 16;
 inline constexpr int kUnifiedAddressing = 41;

@@ -162,7 +162,9 @@ Status CudaDevice::copy(Lane lane, DeviceAddress* targets, DeviceAddress* source
     CopyAttributes attributes{kSourceOrderAny, {}, {}, kPreferOverlapWithCompute};
     size_t begin = 0;
     size_t failed = 0;
-    return outcome(api_.cuMemcpyBatchAsync(targets, sources, bytes, count, &attributes, &begin, 1, &failed, stream));
+    const Result result = api_.cuMemcpyBatchAsync(targets, sources, bytes, count, &attributes, &begin, 1, &failed, stream);
+    if (result != kNotSupported) return outcome(result);
+    has_batches_ = false;
   }
   for (size_t i = 0; i < count; i++) {
     const Result result = api_.cuMemcpyAsync(targets[i], sources[i], bytes[i], stream);

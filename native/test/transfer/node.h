@@ -44,6 +44,8 @@ inline bool holds(const Pool& pool, uint32_t block, uint64_t tag) {
   return true;
 }
 
+using PoolMaker = std::unique_ptr<Pool> (*)(uint32_t blocks, uint32_t block_bytes);
+inline std::unique_ptr<Pool> make_host_pool(uint32_t blocks, uint32_t block_bytes) { return make_pool(blocks, block_bytes); }
 
 // An agent with one pool, and what it has heard.
 struct Node {
@@ -53,7 +55,7 @@ struct Node {
   std::vector<Event> heard;
 
   static Node make(const TransportMaker& transport, uint32_t blocks, uint32_t block_bytes, const Uuid& uuid = {},
-                   uint32_t operations_max = 1024) {
+                   uint32_t operations_max = 1024, PoolMaker pool_maker = make_host_pool) {
     Node node;
     AgentOptions options;
     options.name = "node";
@@ -63,7 +65,7 @@ struct Node {
     options.transports = {transport.probe().name};
     std::string error;
     check(Agent::create(options, &node.agent, &error) == Status::kOk, error);
-    std::unique_ptr<Pool> pool = make_pool(blocks, block_bytes);
+    std::unique_ptr<Pool> pool = pool_maker(blocks, block_bytes);
     node.pool = pool.get();
     check(node.agent->add_pool(std::move(pool), &node.pool_id, &error) == Status::kOk, error);
     return node;
