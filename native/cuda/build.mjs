@@ -2,7 +2,8 @@
  * Compiles native/cuda/kernels.cu into kernels.inc: `node native/cuda/build.mjs [--check]`. Needs nvcc and ptxas of CUDA 12.8
  * or later: NVCC and PTXAS name them, else CUDA_HOME/bin, else the search path. Where they are not, it says so and exits
  * with 0. `--check` compares what is committed: the sources it was made from and its architectures always, its bytes where
- * the compilers are those that made it.
+ * the compilers are those that made it; and our declarations of the driver against its header, where CUDA_INCLUDE or
+ * CUDA_HOME/include has cuda.h.
  *
  * The PTX says that it is of version 7.1, which drivers from CUDA 11.1 on take: newer compilers name a newer version whether
  * or not the text needs it, and ptxas refuses a text that does. Machine code is made from that same text, one per architecture.
@@ -100,12 +101,27 @@ function fail(words) {
   process.exit(1);
 }
 
+/** Compiles native/test/cuda/header/header_check.cc, whose asserts compare. */
+function checkHeader() {
+  const home = process.env.CUDA_HOME;
+  const folder = process.env.CUDA_INCLUDE ?? (home === undefined ? '' : `${home}/include`);
+  if (!existsSync(`${folder}/cuda.h`)) {
+    console.log('cuda.h is not here: our declarations are not compared');
+    return;
+  }
+  const compiler = { path: process.env.CXX ?? 'c++' };
+  const source = '../test/cuda/header/header_check.cc';
+  run(compiler, ['-std=c++20', '-fsyntax-only', '-isystem', folder, source]);
+  console.log(`our declarations are those of ${folder}/cuda.h`);
+}
+
 const committed = existsSync(target) ? readFileSync(target, 'utf8') : '';
 if (isCheck) {
   if (!committed.includes(`// sources ${sourceHash()}\n`))
     fail('kernels.inc was made from other sources: node native/cuda/build.mjs makes it anew');
   for (const architecture of ARCHITECTURES)
     if (!committed.includes(`kCubin${architecture}[]`)) fail(`kernels.inc has no sm_${architecture}`);
+  checkHeader();
 }
 const nvcc = toolOf('NVCC', 'nvcc');
 const ptxas = toolOf('PTXAS', 'ptxas');
