@@ -50,7 +50,10 @@ const checks =
     : [`-fsanitize=${sanitizers}`, '-fno-sanitize-recover=all', '-pthread'];
 const flags = ['-std=c++20', '-O1', '-g', '-Wall', '-Wextra', '-Werror', ...checks];
 const include = program.include.map(folder => `-I${folder}`);
-const output = `build/random-${name}-${sanitizers.replace(',', '-')}`;
+const variant = sanitizers.replace(',', '-');
+const output = `build/random-${name}-${variant}`;
+// Of all programs: most of their sources are the same.
+const objects = `build/random-objects-${variant}`;
 
 const changedMs = file => statSync(`${root}/${file}`).mtimeMs;
 const headers = [...program.include, ...program.folders].flatMap(folder => filesIn(folder, '.h'));
@@ -64,13 +67,13 @@ async function run(command, args) {
 }
 
 const sources = [...program.folders.flatMap(folder => filesIn(folder, '.cc')), ...(program.files ?? [])];
-const objectOf = source => `${output}/${source.replaceAll('/', '-')}.o`;
+const objectOf = source => `${objects}/${source.replaceAll('/', '-')}.o`;
 const isOld = source => {
   const object = objectOf(source);
   const newest = Math.max(changedMs(source), headersMs);
   return !existsSync(`${root}/${object}`) || changedMs(object) < newest;
 };
-mkdirSync(`${root}/${output}`, { recursive: true });
+for (const folder of [output, objects]) mkdirSync(`${root}/${folder}`, { recursive: true });
 const toCompile = sources.filter(isOld);
 const compileNext = async () => {
   for (let source = toCompile.pop(); source !== undefined; source = toCompile.pop())
