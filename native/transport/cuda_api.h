@@ -21,7 +21,6 @@ using Allocation = unsigned long long;
 inline constexpr Result kSuccess = 0;
 inline constexpr Result kNotReady = 600;
 inline constexpr Result kPeerAccessAlreadyEnabled = 704;
-inline constexpr Result kHostMemoryAlreadyRegistered = 712;
 inline constexpr Result kNotSupported = 801;
 
 inline constexpr int kMultiprocessorCount = 16;
@@ -41,6 +40,7 @@ inline constexpr int kPointerMappingBytes = 18;
 inline constexpr int kPointerMappingBase = 19;
 inline constexpr unsigned kMemoryTypeDevice = 2;
 
+inline constexpr int kCaptureRelaxed = 2;
 inline constexpr unsigned kStreamNonBlocking = 1;
 inline constexpr unsigned kEventDisableTiming = 2;
 inline constexpr unsigned kHostAllocPortable = 1;
@@ -111,6 +111,7 @@ struct CopyAttributes {
   MILLRACE_CUDA(true, cuDevicePrimaryCtxRelease, 11000, "cuDevicePrimaryCtxRelease_v2", (Device device))                  \
   MILLRACE_CUDA(true, cuCtxPushCurrent, 4000, "cuCtxPushCurrent_v2", (Context context))                                   \
   MILLRACE_CUDA(true, cuCtxPopCurrent, 4000, "cuCtxPopCurrent_v2", (Context* context))                                    \
+  MILLRACE_CUDA(true, cuThreadExchangeStreamCaptureMode, 10010, "cuThreadExchangeStreamCaptureMode", (int* mode))         \
   MILLRACE_CUDA(true, cuCtxEnablePeerAccess, 4000, "cuCtxEnablePeerAccess", (Context peer, unsigned flags))               \
   MILLRACE_CUDA(true, cuMemAlloc, 3020, "cuMemAlloc_v2", (DeviceAddress* address, size_t bytes))                          \
   MILLRACE_CUDA(true, cuMemFree, 3020, "cuMemFree_v2", (DeviceAddress address))                                           \

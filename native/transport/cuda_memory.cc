@@ -79,9 +79,11 @@ bool find_mapping(const Api& api, uint64_t address, uint64_t bytes, Range* out, 
   size_t size = 0;
   Result result = pointer_attribute(api, kPointerMappingBase, address, &out->base);
   if (result == kSuccess) result = pointer_attribute(api, kPointerMappingBytes, address, &size);
+  // Earlier drivers have no such attributes.
+  if (result != kSuccess) result = api.cuMemGetAddressRange(&out->base, &size, address);
   out->bytes = size;
   if (result == kSuccess && out->holds(address, bytes)) return true;
-  *why = result == kSuccess ? "it is more than one mapping" : error_words(api, "cuPointerGetAttribute", result);
+  *why = result == kSuccess ? "it is more than one mapping" : error_words(api, "cuMemGetAddressRange", result);
   return false;
 }
 
@@ -247,9 +249,9 @@ Status HostRegistration::make(const std::shared_ptr<PrimaryContext>& holder, voi
   if (shared.users == 0) {
     Result result = api.cuMemHostRegister(address, bytes, kHostRegisterPortable | kHostRegisterDeviceMap);
     shared.is_ours = result == kSuccess;
-    // By torch's pin_memory, for one.
-    if (result == kHostMemoryAlreadyRegistered) result = kSuccess;
-    if (result == kSuccess) result = api.cuMemHostGetDevicePointer(&shared.address, address, 0);
+    // Where it is pinned already, by torch's pin_memory for one, it has a device address all the same.
+    const Result found = api.cuMemHostGetDevicePointer(&shared.address, address, 0);
+    if (shared.is_ours || found == kSuccess) result = found;
     if (result != kSuccess) {
       if (shared.is_ours) api.cuMemHostUnregister(address);
       known().registrations.erase({address, bytes});

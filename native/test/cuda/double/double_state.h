@@ -21,6 +21,7 @@ inline constexpr Result kInvalidValue = 1;
 inline constexpr Result kOutOfMemory = 2;
 inline constexpr Result kInvalidDevice = 101;
 inline constexpr Result kNoContext = 201;
+inline constexpr Result kAlreadyRegistered = 712;
 inline constexpr Result kIllegalAddress = 700;
 inline constexpr Result kNotFoundResult = 500;
 inline constexpr size_t kGranularity = size_t{2} << 20;
@@ -57,6 +58,7 @@ struct State {
 State& state();
 // Of this thread: numbers of devices.
 std::vector<int>& context_stack();
+int& capture_mode();
 
 // Counts the call; what it is to fail with.
 Result called(const char* function, bool needs_context = true);

@@ -188,6 +188,10 @@ Result cuCtxPopCurrent_v2(Context* context) {
   context_stack().pop_back();
   return kSuccess;
 }
+Result cuThreadExchangeStreamCaptureMode(int* mode) {
+  std::swap(*mode, capture_mode());
+  return kSuccess;
+}
 Result cuCtxEnablePeerAccess(Context, unsigned) { return called(__func__); }
 Result cuCtxGetStreamPriorityRange(int* least, int* greatest) {
   *least = 0;

@@ -15,7 +15,7 @@ void double_set_newer(bool has_batches, bool has_word_writes);
 // Nothing held, broken or to fail; faults forgotten.
 void double_reset();
 // Accesses to memory that was not the device's to touch: freed, closed, never registered, or out of bounds; and calls
-// without a context.
+// without a context, or that would break another thread's capture of a graph.
 uint32_t double_faults();
 // Calls of this function so far.
 uint32_t double_calls(const char* function);

@@ -28,7 +28,7 @@ std::vector<int>& context_stack() {
 Result called(const char* function, bool needs_context) {
   const std::lock_guard guard(state().lock);
   state().calls[function]++;
-  if (needs_context && context_stack().empty()) {
+  if (needs_context && (context_stack().empty() || capture_mode() != millrace::kv::cuda::kCaptureRelaxed)) {
     state().faults++;
     return kNoContext;
   }
@@ -52,6 +52,11 @@ bool may_touch(uint64_t address, uint64_t bytes) {
   if (find(address, bytes) != nullptr) return true;
   state().faults++;
   return false;
+}
+
+int& capture_mode() {
+  thread_local int mode = 0;
+  return mode;
 }
 
 }  // namespace millrace::driver_double
@@ -126,7 +131,7 @@ Result cuMemHostRegister_v2(void* address, size_t bytes, unsigned) {
   const std::lock_guard guard(state().lock);
   const auto begin = reinterpret_cast<uintptr_t>(address);
   for (const auto& [at, memory] : state().memory)
-    if (at < begin + bytes && begin < at + memory.bytes) return kHostMemoryAlreadyRegistered;
+    if (at < begin + bytes && begin < at + memory.bytes) return kAlreadyRegistered;
   state().memory[begin] = {Kind::kHost, bytes};
   return kSuccess;
 }
@@ -137,8 +142,9 @@ Result cuMemHostUnregister(void* address) {
 }
 Result cuMemHostGetDevicePointer_v2(DeviceAddress* out, void* address, unsigned) {
   CALLED();
+  const std::lock_guard guard(state().lock);
   *out = reinterpret_cast<uintptr_t>(address);
-  return kSuccess;
+  return find(*out, 1) == nullptr ? kInvalidValue : kSuccess;
 }
 Result cuPointerGetAttribute(void* value, int attribute, DeviceAddress address) {
   CALLED();
