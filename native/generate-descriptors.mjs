@@ -11,6 +11,7 @@ import * as index from '#millrace/router/index/index-descriptor.js';
 import * as load from '#millrace/router/load-descriptor.js';
 import { ADDON_ABI } from '#millrace/runtime/addon.js';
 import * as transfer from '#millrace/transfer/descriptor.js';
+import * as port from '#millrace/transfer/port-descriptor.js';
 
 const pascal = name => name[0].toUpperCase() + name.slice(1);
 const constant = (name, value, type) => `inline constexpr ${type} k${name} = ${value};`;
@@ -80,6 +81,23 @@ const headers = {
       ...constants('LedgerState', load.LEDGER_STATE, 'uint32_t'),
       constant('LedgerGenerationShift', load.LEDGER_GENERATION_SHIFT, 'uint32_t'),
       constant('ReservationIndexBits', load.RESERVATION_INDEX_BITS, 'uint32_t'),
+    ],
+  ],
+  'port_descriptor.h': [
+    'transfer/port-descriptor.ts',
+    [
+      constant('PortEntriesMin', port.PORT_ENTRIES_MIN, 'uint32_t'),
+      constant('PortEntriesMax', port.PORT_ENTRIES_MAX, 'uint32_t'),
+      constant('PortHeaderWords', port.PORT_HEADER_WORDS, 'uint32_t'),
+      ...constants('Port', port.PORT_HEADER, 'uint32_t'),
+      ...constants('PortState', port.PORT_STATE, 'uint32_t'),
+      ...constants('PortWaiting', port.PORT_WAITING, 'uint32_t'),
+      constant('PortEntryWords', port.PORT_ENTRY_WORDS, 'uint32_t'),
+      ...constants('PortEntry', port.PORT_ENTRY, 'uint32_t'),
+      ...constants('PortFlagShift', port.PORT_FLAG_SHIFT, 'uint32_t'),
+      constant('PortCompletionWords', port.PORT_COMPLETION_WORDS, 'uint32_t'),
+      ...constants('PortCompletion', port.PORT_COMPLETION, 'uint32_t'),
+      constant('PortTextBytes', port.PORT_TEXT_BYTES, 'uint32_t'),
     ],
   ],
   'transfer_descriptor.h': [

@@ -8,6 +8,7 @@
 import { EventEmitter } from 'node:events';
 import { markAsUntransferable } from 'node:worker_threads';
 import { addonStatus, loadAddon } from '../runtime/addon.js';
+import { AgentPort, type PortOptions } from './agent-port.js';
 import { bytes, choice, options, text, wholeNumber } from './checks.js';
 import {
   METADATA_BYTES_MAX,
@@ -97,6 +98,8 @@ export interface TransferEvents {
   peerLost: [Peer, string];
   /** DEADLINE: its time was over; PEER_LOST: the peer died; null: the peer is done. The lease has been released. */
   leaseExpired: [Lease, TransferErrorCode | null];
+  /** Its transfers are quiet and none will begin: it was closed, or its thread ended. */
+  portEnded: [AgentPort];
 }
 
 const NAME_BYTES_MAX = 128;
@@ -108,7 +111,8 @@ const EVENTS = 256;
 /** Polls in one turn of the event loop. */
 const POLLS_MAX = 16;
 
-function native(): TransferNative {
+/** The addon; throws UNSUPPORTED without it. */
+export function native(): TransferNative {
   const addon = loadAddon();
   if (addon === null)
     throw new TransferError('UNSUPPORTED', `transfers need the addon: ${addonStatus().reason}`);
@@ -156,6 +160,7 @@ export class TransferAgent extends EventEmitter<TransferEvents> {
   readonly #flights: Flights;
   readonly #peers = new Map<number, Peer>();
   readonly #leases = new Map<number, Lease>();
+  readonly #ports = new Set<AgentPort>();
   #closing: Promise<void> | null = null;
 
   constructor(addon: TransferNative, given: TransferAgentOptions) {
@@ -278,6 +283,16 @@ export class TransferAgent extends EventEmitter<TransferEvents> {
     return this.#peer(this.#native.pass('connect', addon.transferAddPeer(handle, metadata)));
   }
 
+  /**
+   * Makes a port, by which one other thread of this process posts transfers of this agent without a call of it: post
+   * `port.description` there, and `openTransferPort` opens it. FULL when there are 256.
+   */
+  createPort(given: PortOptions = {}): AgentPort {
+    const port = new AgentPort(this.#native, given);
+    this.#ports.add(port);
+    return port;
+  }
+
   /** Counters and states, as the engine keeps them. */
   stats(): Record<string, unknown> {
     return JSON.parse(this.#native.addon.transferStats(this.#native.handle)) as Record<string, unknown>;
@@ -297,6 +312,7 @@ export class TransferAgent extends EventEmitter<TransferEvents> {
     while (this.#flights.size > 0) await this.#flights.drain();
     this.#leases.clear();
     this.#native.close();
+    this.#endPorts();
   }
 
   #peer(id: number): Peer {
@@ -310,6 +326,7 @@ export class TransferAgent extends EventEmitter<TransferEvents> {
 
   /** Takes what has happened, some of it in a later turn when there is much. */
   #drain(): void {
+    this.#endPorts();
     for (let polls = 0; polls < POLLS_MAX; polls++) {
       if (!this.#native.isOpen) return;
       const count = this.#native.addon.transferPoll(this.#native.handle);
@@ -319,6 +336,14 @@ export class TransferAgent extends EventEmitter<TransferEvents> {
     setImmediate(() => this.#drain());
   }
 
+  #endPorts(): void {
+    for (const port of this.#ports) {
+      if (!port.hasEnded) continue;
+      this.#ports.delete(port);
+      this.#guarded(() => this.emit('portEnded', port));
+    }
+  }
+
   #take(at: number): void {
     const events = this.#events;
     const kind = events[at + TRANSFER_EVENT.kind];
@@ -326,10 +351,14 @@ export class TransferAgent extends EventEmitter<TransferEvents> {
       this.#flights.complete(events, at);
       return;
     }
+    this.#guarded(() => this.#tell(kind, at));
+  }
+
+  /** A listener's error is its own: the events behind this one still have to be told. */
+  #guarded(tell: () => void): void {
     try {
-      this.#tell(kind, at);
+      tell();
     } catch (error) {
-      // A listener's error is its own: the events behind this one still have to be told.
       queueMicrotask(() => {
         throw error;
       });

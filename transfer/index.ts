@@ -13,7 +13,9 @@ export {
   type TransferEvents,
   type TransportInfo,
 } from './agent.js';
+export type { AgentPort, PortDescription, PortOptions } from './agent-port.js';
 export type { BlockContent, BlockPool, BlockSet, BlockStats, CommitOutcome } from './blocks/block-pool.js';
+export { TRANSPORTS } from './descriptor.js';
 export { TransferError, type TransferErrorCode } from './errors.js';
 export type { TransferResult } from './flights.js';
 export {
@@ -26,3 +28,5 @@ export {
 } from './layout.js';
 export type { Peer, Plan, PlanOptions, PlanRange, PostOptions, TransportName } from './peer.js';
 export type { Lease, Pool } from './pool.js';
+export type { PortCompletion } from './port-flights.js';
+export { openTransferPort, type PortPlan, type PortPlanOptions, type TransferPort } from './transfer-port.js';

@@ -30,7 +30,7 @@ export interface PlanRange {
 export interface PlanOptions {
   /** 'read': from the peer to here; 'write': from here to the peer. */
   readonly direction: 'read' | 'write';
-  readonly local: { readonly pool: Pool; readonly blocks: Uint32Array | readonly number[] };
+  readonly local: { readonly pool: Pick<Pool, 'id'>; readonly blocks: Uint32Array | readonly number[] };
   readonly remote: {
     /** The pool's id at the peer. */
     readonly pool: number;
@@ -73,7 +73,8 @@ const DIRECTIONS = ['read', 'write'];
 const INTEGRITIES = ['off', 'sample', 'full'];
 const READERS = ['unknown', 'soon', 'later'];
 const POST_KEYS = ['notification', 'priority', 'deadlineMs', 'integrity', 'reader', 'lease', 'signal'];
-const NO_OPTIONS: PostOptions = {};
+/** The defaults of all options. */
+export const NO_OPTIONS: PostOptions = {};
 
 function putRange(words: Uint32Array, at: number, field: string, range: PlanRange | undefined): void {
   if (range === undefined) return;
@@ -82,7 +83,8 @@ function putRange(words: Uint32Array, at: number, field: string, range: PlanRang
   words[at + 1] = wholeNumber(`${field}.count`, range.count, 1, RANGE_MAX);
 }
 
-function requestWords(peer: number, plan: PlanOptions): Uint32Array {
+/** The words of a request for a plan, with the defaults of posting. Throws INVALID. */
+export function requestWords(peer: number, plan: PlanOptions): Uint32Array {
   options('plan', plan, ['direction', 'local', 'remote', 'layers', 'heads', 'transport']);
   options('local', plan.local, ['pool', 'blocks']);
   options('remote', plan.remote, ['pool', 'blocks', 'generations']);
@@ -106,6 +108,31 @@ function requestWords(peer: number, plan: PlanOptions): Uint32Array {
   words.set(remote, TRANSFER_REQUEST_WORDS + count);
   if (generations !== null) words.set(generations, TRANSFER_REQUEST_WORDS + 2 * count);
   return words;
+}
+
+/** Writes how a request is posted into its head; returns the signal. Throws INVALID. */
+export function putPostOptions(words: Uint32Array, given: PostOptions): AbortSignal | undefined {
+  if (given === NO_OPTIONS) {
+    words.fill(0, TRANSFER_REQUEST.integrity, TRANSFER_REQUEST.transport);
+    words[TRANSFER_REQUEST.deadlineMs] = 0;
+    putTwoWords(words, TRANSFER_REQUEST.lease, 0);
+    return undefined;
+  }
+  options('post', given, POST_KEYS);
+  const { deadlineMs, notification, signal } = given;
+  words[TRANSFER_REQUEST.integrity] = choice('integrity', given.integrity ?? 'off', INTEGRITIES);
+  words[TRANSFER_REQUEST.reader] = choice('reader', given.reader ?? 'unknown', READERS);
+  words[TRANSFER_REQUEST.priority] = wholeNumber('priority', given.priority ?? 0, 0, 255);
+  words[TRANSFER_REQUEST.deadlineMs] =
+    deadlineMs === undefined ? 0 : wholeNumber('deadlineMs', deadlineMs, 1, DEADLINE_MS_MAX);
+  putTwoWords(
+    words,
+    TRANSFER_REQUEST.lease,
+    wholeNumber('lease', given.lease ?? 0, 0, Number.MAX_SAFE_INTEGER),
+  );
+  if (notification !== undefined) bytes('notification', notification, 1, NOTIFICATION_BYTES_MAX);
+  if (signal !== undefined && !(signal instanceof AbortSignal)) invalid('signal', signal, 'an AbortSignal');
+  return signal;
 }
 
 /** Two lists of blocks, ready to be posted. Keeps nothing alive and needs no closing. */
@@ -132,8 +159,7 @@ export class Plan {
    */
   post(given: PostOptions = NO_OPTIONS): Promise<TransferResult> {
     return new Promise((resolve, reject) => {
-      const signal = given === NO_OPTIONS ? undefined : this.#put(given);
-      if (given === NO_OPTIONS) this.#putDefaults();
+      const signal = putPostOptions(this.#words, given);
       if (signal?.aborted)
         throw new TransferError('CANCELLED', 'aborted before it began', { cause: signal.reason });
       const native = this.#native;
@@ -141,31 +167,6 @@ export class Plan {
       if (id < 0) native.pass('transfer', id);
       this.#flights.add(id, resolve, reject, signal);
     });
-  }
-
-  #putDefaults(): void {
-    this.#words.fill(0, TRANSFER_REQUEST.integrity, TRANSFER_REQUEST.transport);
-    this.#words[TRANSFER_REQUEST.deadlineMs] = 0;
-    putTwoWords(this.#words, TRANSFER_REQUEST.lease, 0);
-  }
-
-  #put(given: PostOptions): AbortSignal | undefined {
-    const words = this.#words;
-    options('post', given, POST_KEYS);
-    const { deadlineMs, notification, signal } = given;
-    words[TRANSFER_REQUEST.integrity] = choice('integrity', given.integrity ?? 'off', INTEGRITIES);
-    words[TRANSFER_REQUEST.reader] = choice('reader', given.reader ?? 'unknown', READERS);
-    words[TRANSFER_REQUEST.priority] = wholeNumber('priority', given.priority ?? 0, 0, 255);
-    words[TRANSFER_REQUEST.deadlineMs] =
-      deadlineMs === undefined ? 0 : wholeNumber('deadlineMs', deadlineMs, 1, DEADLINE_MS_MAX);
-    putTwoWords(
-      words,
-      TRANSFER_REQUEST.lease,
-      wholeNumber('lease', given.lease ?? 0, 0, Number.MAX_SAFE_INTEGER),
-    );
-    if (notification !== undefined) bytes('notification', notification, 1, NOTIFICATION_BYTES_MAX);
-    if (signal !== undefined && !(signal instanceof AbortSignal)) invalid('signal', signal, 'an AbortSignal');
-    return signal;
   }
 }
 

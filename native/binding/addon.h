@@ -76,6 +76,15 @@ class MillraceAddon : public Napi::Addon<MillraceAddon> {
   Napi::Value transfer_peer_lease(Call& call);
   Napi::Value transfer_stats(Call& call);
 
+  // Ports of transfer agents (port_functions.cc).
+  Napi::Value transfer_port_create(Call& call);
+  Napi::Value transfer_port_close(Call& call);
+  Napi::Value transfer_port_open(Call& call);
+  Napi::Value transfer_port_kick(Call& call);
+  Napi::Value transfer_port_wait(Call& call);
+  Napi::Value transfer_port_hold(Call& call);
+  Napi::Value transfer_port_pool(Call& call);
+
   // Block tables of their pools (block_functions.cc).
   Napi::Value blocks_reserve(Call& call);
   Napi::Value blocks_fill(Call& call);
@@ -89,6 +98,7 @@ class MillraceAddon : public Napi::Addon<MillraceAddon> {
 
   // The agent of argument 0, and the table of the pool in argument 1, or nullptr with a pending exception.
   TransferAgent* transfer_of(Call& call);
+  PortUser* port_of(Call& call);
   kv::BlockTable* table_of(Call& call);
   // A status, or an id that is a status where it is below zero; the words are kept for transfer_error.
   Napi::Value transfer_result(Call& call, kv::Status status, std::string error);

@@ -16,6 +16,7 @@
 #include "prefix_index.h"
 #include "reserve.h"
 #include "transfer_agent.h"
+#include "transfer_port.h"
 
 namespace millrace {
 
@@ -32,7 +33,8 @@ struct LookupArrays {
 
 // What a handle stands for; std::monostate where a place is free.
 using Attached = std::variant<std::monostate, FrameArrays, LoadSegments, EventTables, LookupArrays,
-                              std::unique_ptr<IndexWriter>, std::unique_ptr<IndexReader>, std::unique_ptr<TransferAgent>>;
+                              std::unique_ptr<IndexWriter>, std::unique_ptr<IndexReader>, std::unique_ptr<TransferAgent>,
+                              std::unique_ptr<PortUser>>;
 
 class Attachments {
  public:

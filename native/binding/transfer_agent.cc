@@ -155,6 +155,7 @@ void TransferAgent::write(const kv::Event& event, uint32_t* words, size_t notifi
 }
 
 uint32_t TransferAgent::poll() {
+  ports_.sweep();
   const auto room = static_cast<uint32_t>(events_.size() / kTransferEventWords);
   if (next_ == taken_.size()) {
     taken_.clear();

@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "agent.h"
+#include "transfer_port.h"
 
 namespace millrace {
 
@@ -28,6 +29,7 @@ class TransferAgent {
   ~TransferAgent();
 
   kv::Agent& agent() { return *agent_; }
+  AgentPorts& ports() { return ports_; }
   // Hands a pool over. `array`: the memory that it wraps, or nullptr.
   int64_t add_pool(std::unique_ptr<kv::Pool> pool, const kv::Layout& layout, bool has_table, napi_value array,
                    std::string* error);
@@ -63,6 +65,7 @@ class TransferAgent {
   std::vector<kv::Event> taken_;
   size_t next_ = 0;
   uint32_t in_flight_ = 0;
+  AgentPorts ports_;
   // Last, so that it ends before what its progress thread touches.
   std::unique_ptr<kv::Agent> agent_;
 };

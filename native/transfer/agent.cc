@@ -210,12 +210,26 @@ Status Agent::State::check(const TransferRequest& request, const std::shared_ptr
 int64_t Agent::submit(TransferRequest request, std::string* error) {
   State& state = *state_;
   const Inside inside(state.callers_inside);
+  if (state.is_closed.load(std::memory_order_seq_cst)) {
+    *error = "the agent is closed";
+    return static_cast<int64_t>(Status::kClosed);
+  }
+  uint32_t slot;
+  if (const Status status = state.post(std::move(request), &slot, error); status != Status::kOk)
+    return static_cast<int64_t>(status);
+  const uint64_t id = state.records[slot].operation.id;
+  // There is room for every record and every note.
+  if (!state.submissions->push({slot, nullptr})) std::abort();
+  state.kick();
+  return static_cast<int64_t>(id);
+}
+
+Status Agent::State::post(TransferRequest request, uint32_t* slot_out, std::string* error) {
   const auto refuse = [&](Status status, const std::string& why) {
     *error = why;
-    return static_cast<int64_t>(status);
+    return status;
   };
-  if (state.is_closed.load(std::memory_order_seq_cst)) return refuse(Status::kClosed, "the agent is closed");
-  const std::shared_ptr<const Tables> tables = state.tables();
+  const std::shared_ptr<const Tables> tables = this->tables();
   const auto peer = tables->peers.find(request.peer);
   if (peer == tables->peers.end()) {
     const bool was = request.peer != 0 && request.peer <= tables->peers_made;
@@ -228,14 +242,14 @@ int64_t Agent::submit(TransferRequest request, std::string* error) {
   if (local == tables->pools.end())
     return refuse(Status::kNotFound, "local_pool: no pool " + std::to_string(request.local_pool) + " here");
   std::shared_ptr<const Transform> transform;
-  if (const Status status = state.check(request, peer->second, local->second, &transform, error); status != Status::kOk)
-    return static_cast<int64_t>(status);
+  if (const Status status = check(request, peer->second, local->second, &transform, error); status != Status::kOk)
+    return status;
   uint32_t slot;
-  if (!state.free_slots->pop(&slot)) {
-    return refuse(Status::kFull, "operations_max: " + std::to_string(state.operations_max) +
+  if (!free_slots->pop(&slot)) {
+    return refuse(Status::kFull, "operations_max: " + std::to_string(operations_max) +
                                      " transfers are under way or not polled");
   }
-  Record& record = state.records[slot];
+  Record& record = records[slot];
   Status status = local->second->use() ? Status::kOk : Status::kNotFound;
   if (status != Status::kOk) {
     *error = "local_pool is being removed";
@@ -245,8 +259,8 @@ int64_t Agent::submit(TransferRequest request, std::string* error) {
     if (status != Status::kOk) local->second->unuse();
   }
   if (status != Status::kOk) {
-    state.free_slots->push(slot);
-    return static_cast<int64_t>(status);
+    free_slots->push(slot);
+    return status;
   }
   if (!request.notification.empty())
     request.notification.insert(request.notification.begin(), static_cast<uint8_t>(Envelope::kCaller));
@@ -255,16 +269,14 @@ int64_t Agent::submit(TransferRequest request, std::string* error) {
   record.pool = local->second;
   record.operation = {};
   record.operation.transform = std::move(transform);
-  record.posted_ns = state.now_ns();
+  record.posted_ns = now_ns();
   record.lives++;
   const uint64_t id = record.lives << kSlotBits | slot;
   record.operation.id = id;
   record.word.store(id << 1, std::memory_order_release);
-  state.transfers_active.fetch_add(1, std::memory_order_relaxed);
-  // There is room for every record and every note.
-  if (!state.submissions->push({slot, nullptr})) std::abort();
-  state.kick();
-  return static_cast<int64_t>(id);
+  transfers_active.fetch_add(1, std::memory_order_relaxed);
+  *slot_out = slot;
+  return Status::kOk;
 }
 
 void Agent::cancel(uint64_t id) {

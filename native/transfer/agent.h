@@ -22,6 +22,9 @@ inline constexpr uint32_t kCallerNotificationBytesMax = kNotificationBytesMax - 
 inline constexpr uint32_t kBlocksPerTransferMax = 1u << 20;
 inline constexpr uint32_t kOperationsMost = 1u << 16;
 inline constexpr uint32_t kPeersMax = 4096;
+inline constexpr uint32_t kPortsMax = 256;
+
+class Port;
 
 struct AgentOptions {
   std::string name;
@@ -112,6 +115,9 @@ class Agent {
   void cancel(uint64_t id);
   // Sent in order of the calls, per peer; not after the peer was lost.
   Status notify(uint32_t peer, std::span<const uint8_t> bytes);
+
+  // Serves a port (port.h) until the port or the agent is closed. kFull beyond kPortsMax.
+  Status add_port(std::shared_ptr<Port> port, std::string* error);
 
   // A lease on blocks here for a peer: renewed by the peer's heartbeats, ended by time, by the peer or its death. Called by
   // the owner of the pool's table, as blocks that are ready are pinned by it, and so is `release_lease`. Blocks that are

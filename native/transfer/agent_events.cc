@@ -43,9 +43,7 @@ void Agent::State::notified(uint32_t peer, std::span<const uint8_t> bytes) {
     // Nobody polls, or the peer floods. To drop a notification unseen would leave somebody waiting; a lost peer is seen.
     inbox_bytes.fetch_sub(size, std::memory_order_relaxed);
     notes_dropped.fetch_add(1, std::memory_order_relaxed);
-    for (size_t way = 0; way < transports.size(); way++)
-      lost.push_back({peer, static_cast<int>(way), "its notifications are not polled: too many wait"});
-    return;
+    return cut_off(peer, "its notifications are not polled: too many wait");
   }
   Event event;
   event.kind = EventKind::kNotification;
@@ -60,7 +58,15 @@ void Agent::State::peer_lost(uint32_t peer, const std::string& why) {
   if (progressing >= 0) lost.push_back({peer, progressing, why});
 }
 
-void Agent::State::send(uint32_t peer, std::vector<uint8_t> bytes) { outbox[peer].push_back(std::move(bytes)); }
+void Agent::State::cut_off(uint32_t peer, const std::string& why) {
+  for (size_t way = 0; way < transports.size(); way++) lost.push_back({peer, static_cast<int>(way), why});
+}
+
+void Agent::State::send(uint32_t peer, std::vector<uint8_t> bytes) {
+  std::deque<std::vector<uint8_t>>& queue = outbox[peer];
+  queue.push_back(std::move(bytes));
+  if (queue.size() == kOutboxMax + 1) cut_off(peer, "it does not take what it is told");
+}
 
 // In order for each peer: what finds no room stays at the head.
 bool Agent::State::flush_outbox() {

@@ -2,11 +2,13 @@
 // watches the time and talks to the other side, by notifications with an envelope of their own:
 //
 //     user of the blocks                        owner
-//     kRenew [ids] every kHeartbeatMs    →      puts the end off
-//                                        ←      kHeld [id] for what is leased, kRevoke [id] for what is not any more
-//     kDone [id]                         →      none of its transfers is under the lease
+//     kRenew [uses] every kHeartbeatMs   →      puts the end off
+//                                        ←      kHeld [uses] of what is leased, kRevoke [uses] of what is not any more
+//     kDone [uses]                       →      none of its transfers is under the lease
 //
-// A transfer under a lease begins when kHeld has come. Blocks held for writes are let go at kDone or the peer's loss, never
+// A use is a lease with the user's turn: one number for the time from the first transfer under a lease to the last, and
+// another, greater one when the lease is named again after that. Answers repeat it, so that one that is late, to an earlier
+// use, neither grants nor ends a later one. A transfer under a lease begins when kHeld has come. Blocks held for writes are let go at kDone or the peer's loss, never
 // by time alone: a one-sided write could still be under way.
 #include <algorithm>
 
@@ -17,14 +19,18 @@ namespace millrace::kv {
 namespace {
 
 constexpr uint32_t kTtlMsMax = 24u * 3600 * 1000;
-constexpr uint32_t kRenewAtOnce = 4096;
+// Uses in one message, of ours and of peers.
+constexpr size_t kUsesMax = 2048;
+static_assert(1 + kUsesMax * sizeof(LeaseUse) <= kNotificationBytesMax);
 constexpr uint64_t kLeaseTickNs = 10'000'000;
 
-std::vector<uint8_t> message(Envelope kind, std::span<const uint64_t> leases) {
+std::vector<uint8_t> message(Envelope kind, std::span<const LeaseUse> uses) {
   std::vector<uint8_t> out{static_cast<uint8_t>(kind)};
-  for (const uint64_t lease : leases) put<uint64_t>(&out, lease);
+  for (const LeaseUse& use : uses) put<LeaseUse>(&out, use);
   return out;
 }
+
+std::vector<uint8_t> message(Envelope kind, const LeaseUse& use) { return message(kind, std::span(&use, 1)); }
 
 }  // namespace
 
@@ -129,11 +135,9 @@ Status Agent::hold_lease(uint32_t peer, uint64_t lease) {
       status = Status::kFull;
       return;
     }
-    HeldLease& it = state.held[{peer, lease}];
+    HeldLease& it = state.hold(peer, lease);
     if (it.is_revoked) status = Status::kNotAllowed;
-    if (status != Status::kOk || it.is_explicit) return;
-    it.is_explicit = true;
-    state.send(peer, message(Envelope::kRenew, {&lease, 1}));
+    else it.is_explicit = true;
   });
   return status;
 }
@@ -150,16 +154,23 @@ Status Agent::drop_lease(uint32_t peer, uint64_t lease) {
   return status;
 }
 
-bool Agent::State::use_lease(uint32_t slot) {
-  Record& record = records[slot];
-  const uint32_t peer = record.peer->id;
-  const uint64_t lease = record.request.lease;
+// The use of a lease that goes on, or a new one, of which the owner is asked at once.
+HeldLease& Agent::State::hold(uint32_t peer, uint64_t lease) {
   const auto [found, is_new] = held.try_emplace({peer, lease});
-  HeldLease& it = found->second;
+  if (!is_new) return found->second;
+  found->second.turn = ++turns_made;
+  send(peer, message(Envelope::kRenew, LeaseUse{lease, found->second.turn}));
+  return found->second;
+}
+
+Status Agent::State::use_lease(uint32_t slot) {
+  Record& record = records[slot];
+  HeldLease& it = hold(record.peer->id, record.request.lease);
   it.transfers++;
   record.uses_lease = true;
-  if (is_new) send(peer, message(Envelope::kRenew, {&lease, 1}));
-  return it.is_granted && !it.is_revoked;
+  // Others under it are being stopped; nobody will speak of this use again.
+  if (it.is_revoked) return Status::kNotAllowed;
+  return it.is_granted ? Status::kOk : Status::kBusy;
 }
 
 void Agent::State::unuse_lease(const Record& record) {
@@ -175,8 +186,9 @@ void Agent::State::end_held(uint32_t peer, uint64_t lease) {
   const auto found = held.find({peer, lease});
   if (found == held.end() || found->second.transfers != 0) return;
   if (found->second.is_explicit && !found->second.is_revoked) return;
+  const LeaseUse use{lease, found->second.turn};
   held.erase(found);
-  send(peer, message(Envelope::kDone, {&lease, 1}));
+  send(peer, message(Envelope::kDone, use));
 }
 
 void Agent::State::leases_of_lost(uint32_t peer) {
@@ -221,53 +233,67 @@ void Agent::State::erase_released() {
   leases_count.store(leases.size(), std::memory_order_relaxed);
 }
 
+// Bytes of a peer: whoever does not keep to the form is no agent, and is cut off.
 void Agent::State::control(uint32_t peer, Envelope kind, std::span<const uint8_t> body) {
-  std::vector<uint64_t> ids(std::min<size_t>(body.size() / sizeof(uint64_t), kRenewAtOnce));
-  if (!ids.empty()) std::memcpy(ids.data(), body.data(), ids.size() * sizeof(uint64_t));
-  if (kind == Envelope::kRenew || kind == Envelope::kDone) return from_user(peer, kind, ids);
-  for (const uint64_t id : ids) {
-    const auto found = held.find({peer, id});
-    if (found == held.end()) {
-      // Nothing here is under that lease, and the owner waits to hear so.
-      if (kind == Envelope::kRevoke) send(peer, message(Envelope::kDone, {&id, 1}));
-      continue;
-    }
-    if (kind == Envelope::kHeld) found->second.is_granted = true;
-    if (kind == Envelope::kRevoke) found->second.is_revoked = true;
-    std::vector<uint32_t> affected;
-    for (const uint32_t slot : active)
-      if (records[slot].uses_lease && records[slot].peer->id == peer && records[slot].request.lease == id)
-        affected.push_back(slot);
-    for (const uint32_t slot : affected) {
-      if (kind == Envelope::kRevoke) {
-        stop_transfer(slot, Status::kNotAllowed);
-      } else if (records[slot].stage == Stage::kParked) {
-        records[slot].stage = Stage::kPosted;
-        choose(slot);
-      }
-    }
-    if (kind == Envelope::kRevoke) end_held(peer, id);
-  }
+  const bool is_known = kind >= Envelope::kRenew && kind <= Envelope::kDone;
+  const size_t count = body.size() / sizeof(LeaseUse);
+  if (!is_known || body.size() % sizeof(LeaseUse) != 0 || count < 1 || count > kUsesMax)
+    return cut_off(peer, "its word about leases, of kind " + std::to_string(static_cast<int>(kind)) + " and " +
+                             std::to_string(body.size()) + " bytes, is none");
+  std::vector<LeaseUse> uses(count);
+  std::memcpy(uses.data(), body.data(), body.size());
+  if (kind == Envelope::kRenew || kind == Envelope::kDone) return from_user(peer, kind, uses);
+  for (const LeaseUse& use : uses) from_owner(peer, kind, use);
 }
 
-// The other side of a lease that we gave speaks.
-void Agent::State::from_user(uint32_t peer, Envelope kind, const std::vector<uint64_t>& ids) {
-  std::vector<uint64_t> granted, refused;
+// The owner of a lease that we use, or used, speaks.
+void Agent::State::from_owner(uint32_t peer, Envelope kind, const LeaseUse& use) {
+  const auto found = held.find({peer, use.lease});
+  if (found == held.end()) {
+    // Nothing here is under that lease, and the owner waits to hear so.
+    if (kind == Envelope::kRevoke) send(peer, message(Envelope::kDone, use));
+    return;
+  }
+  // Of an earlier use: what it will say of this one is on its way.
+  if (found->second.turn != use.turn) return;
+  (kind == Envelope::kHeld ? found->second.is_granted : found->second.is_revoked) = true;
+  std::vector<uint32_t> affected;
+  for (const uint32_t slot : active)
+    if (records[slot].uses_lease && records[slot].peer->id == peer && records[slot].request.lease == use.lease)
+      affected.push_back(slot);
+  for (const uint32_t slot : affected) {
+    if (kind == Envelope::kRevoke) {
+      stop_transfer(slot, Status::kNotAllowed);
+    } else if (records[slot].stage == Stage::kParked) {
+      records[slot].stage = Stage::kPosted;
+      choose(slot);
+    }
+  }
+  if (kind == Envelope::kRevoke) end_held(peer, use.lease);
+}
+
+// The other side of a lease that we gave speaks. Its turns only grow.
+void Agent::State::from_user(uint32_t peer, Envelope kind, const std::vector<LeaseUse>& uses) {
+  std::vector<LeaseUse> granted, refused;
   const std::lock_guard lock(leases_lock);
   const uint64_t now = now_ns();
-  for (const uint64_t id : ids) {
-    const auto found = leases.find(id);
+  for (const LeaseUse& use : uses) {
+    const auto found = leases.find(use.lease);
     const bool is_theirs = found != leases.end() && (found->second.peer == peer || found->second.peer == 0);
+    // What was said of an earlier use, and came late, is over.
+    if (is_theirs && use.turn < found->second.turn) continue;
     if (kind == Envelope::kDone) {
-      if (is_theirs && found->second.peer == peer) end_lease(id, found->second, Status::kOk);
+      if (is_theirs && found->second.peer == peer) end_lease(use.lease, found->second, Status::kOk);
     } else if (!is_theirs || found->second.has_ended || found->second.is_released) {
-      refused.push_back(id);
+      if (is_theirs) found->second.turn = use.turn;
+      refused.push_back(use);
     } else {
       Lease& lease = found->second;
       // Whoever comes first, where the owner named nobody.
       lease.peer = peer;
+      lease.turn = use.turn;
       lease.expires_ns = now + lease.ttl_ns;
-      granted.push_back(id);
+      granted.push_back(use);
     }
   }
   erase_released();
@@ -277,14 +303,14 @@ void Agent::State::from_user(uint32_t peer, Envelope kind, const std::vector<uin
 
 void Agent::State::heartbeat(uint64_t now) {
   next_heartbeat_ns = now + uint64_t{kHeartbeatMs} * 1'000'000;
-  std::vector<uint64_t> ids;
+  std::vector<LeaseUse> uses;
   for (auto it = held.begin(); it != held.end(); ++it) {
-    if (!it->second.is_revoked) ids.push_back(it->first.second);
+    if (!it->second.is_revoked) uses.push_back({it->first.second, it->second.turn});
     const auto next = std::next(it);
     const bool is_last = next == held.end() || next->first.first != it->first.first;
-    if (ids.empty() || (!is_last && ids.size() < kRenewAtOnce)) continue;
-    send(it->first.first, message(Envelope::kRenew, ids));
-    ids.clear();
+    if (uses.empty() || (!is_last && uses.size() < kUsesMax)) continue;
+    send(it->first.first, message(Envelope::kRenew, uses));
+    uses.clear();
   }
 }
 
@@ -307,7 +333,7 @@ void Agent::State::tend_leases(uint64_t now) {
       continue;
     }
     tell_end(id, lease, Status::kDeadline);
-    if (!lease.is_revoke_sent) send(lease.peer, message(Envelope::kRevoke, {&id, 1}));
+    if (!lease.is_revoke_sent) send(lease.peer, message(Envelope::kRevoke, LeaseUse{id, lease.turn}));
     lease.is_revoke_sent = true;
   }
   erase_released();

@@ -18,6 +18,10 @@ constexpr uint64_t kSleepNsMax = 100'000'000;
 constexpr uint64_t kBlindSleepNs = 1'000'000;
 constexpr uint32_t kSubmissionsAtOnce = 256;
 
+MeasuredCost& cost_of(Record& record, int way) {
+  return record.peer->costs[way][static_cast<size_t>(record.request.direction)];
+}
+
 }  // namespace
 
 void Agent::State::run() {
@@ -51,6 +55,7 @@ bool Agent::State::step() {
     commands_pending.store(false, std::memory_order_relaxed);
   }
   has_worked |= take_submissions();
+  has_worked |= take_ports();
   if (cancels_pending.exchange(false, std::memory_order_seq_cst)) take_cancels();
   const uint64_t now = now_ns();
   expire(now);
@@ -69,8 +74,9 @@ void Agent::State::sleep() {
   is_sleeping.exchange(true, std::memory_order_seq_cst);
   // What came before the exchange is seen here; who comes after it sees that we sleep.
   if (!submissions->empty() || commands_pending.load(std::memory_order_seq_cst) ||
-      cancels_pending.load(std::memory_order_seq_cst)) {
+      cancels_pending.load(std::memory_order_seq_cst) || !ports_may_sleep()) {
     is_sleeping.store(false, std::memory_order_relaxed);
+    ports_awake();
     return;
   }
   const uint64_t now = now_ns();
@@ -85,6 +91,7 @@ void Agent::State::sleep() {
   epoll_event ready[kTransportsMax + 1];
   const int count = epoll_wait(epoll, ready, kTransportsMax + 1, static_cast<int>((wait_ns + 999'999) / 1'000'000));
   is_sleeping.store(false, std::memory_order_relaxed);
+  ports_awake();
   uint64_t wakes;
   // Transports empty their own descriptors.
   if (count > 0) [[maybe_unused]] const ssize_t taken = read(wake_descriptor, &wakes, sizeof(wakes));
@@ -138,11 +145,10 @@ void Agent::State::begin(uint32_t slot) {
   }
   if (const Status status = record.peer->state.load(std::memory_order_relaxed); status != Status::kOk)
     return complete(slot, status, 0);
-  if (request.lease != 0 && !use_lease(slot)) {
-    record.stage = Stage::kParked;
-    return;
-  }
-  choose(slot);
+  const Status leased = request.lease == 0 ? Status::kOk : use_lease(slot);
+  if (leased == Status::kBusy) record.stage = Stage::kParked;
+  else if (leased != Status::kOk) complete(slot, leased, 0);
+  else choose(slot);
 }
 
 // Puts the transfer among those that wait for the cheapest transport that has not refused it.
@@ -153,6 +159,7 @@ void Agent::State::choose(uint32_t slot) {
   const uint32_t kinds = 1u << static_cast<uint32_t>(record.operation.local->kind()) |
                          1u << static_cast<uint32_t>(record.operation.remote_kind);
   bool lacks_kind = false;
+  const uint64_t now = now_ns();
   uint64_t least = UINT64_MAX;
   record.way = -1;
   for (size_t way = 0; way < transports.size(); way++) {
@@ -162,7 +169,8 @@ void Agent::State::choose(uint32_t slot) {
       lacks_kind = true;
       continue;
     }
-    const Cost cost = transports[way]->transport->cost(record.peer->id, record.operation, bytes);
+    const Cost said = transports[way]->transport->cost(record.peer->id, record.operation, bytes);
+    const Cost cost = cost_of(record, static_cast<int>(way)).expected(said, now);
     const double seconds = static_cast<double>(bytes) / static_cast<double>(std::max<uint64_t>(cost.bytes_per_second, 1));
     const uint64_t total = cost.latency_ns + static_cast<uint64_t>(std::min(seconds * 1e9, 9e18));
     if (total >= least) continue;
@@ -187,6 +195,7 @@ void Agent::State::submit_waiting(TransportState& way) {
     way.waiting.erase(way.waiting.begin());
     if (status == Status::kOk) {
       record.stage = Stage::kBegun;
+      record.is_alone = cost_of(record, record.way).begin();
       way.begun++;
       way.counters.submitted.fetch_add(1, std::memory_order_relaxed);
     } else if (status == Status::kUnsupported) {
@@ -268,10 +277,15 @@ void Agent::State::complete(uint32_t slot, Status status, uint64_t bytes) {
     (status == Status::kOk ? counters.done : counters.failed).fetch_add(1, std::memory_order_relaxed);
     auto& moved = record.request.direction == Direction::kRead ? counters.bytes_read : counters.bytes_written;
     moved.fetch_add(bytes, std::memory_order_relaxed);
+    const uint64_t whole = status == Status::kOk ? bytes : 0;
+    cost_of(record, record.way).end(record.begun_ns, event.done_ns, whole, record.is_alone);
     counters.active_ns.fetch_add(event.done_ns - record.begun_ns, std::memory_order_relaxed);
   }
   record.hold.leave();
   record.pool->unuse();
+  // Told before the record is cleared, which takes longer than to tell.
+  Port* const port = std::exchange(record.port, nullptr);
+  if (port != nullptr) port->complete(record.port_tag, event, {});
   record.pool.reset();
   record.peer.reset();
   record.operation = {};
@@ -280,7 +294,8 @@ void Agent::State::complete(uint32_t slot, Status status, uint64_t bytes) {
   record.word.store(0, std::memory_order_seq_cst);
   active.erase(slot);
   transfers_active.fetch_sub(1, std::memory_order_relaxed);
-  publish(std::move(event));
+  if (port == nullptr) publish(std::move(event));
+  else free_slots->push(slot);
 }
 
 void Agent::State::take_lost() {
@@ -372,6 +387,7 @@ void Agent::State::finish() {
   }
   const std::vector<uint32_t> rest(active.begin(), active.end());
   for (const uint32_t slot : rest) complete(slot, Status::kClosed, 0);
+  while (!ports.empty()) end_port(ports.size() - 1);
 }
 
 }  // namespace millrace::kv

@@ -1,7 +1,8 @@
 // What is inside an agent; agent.h is what others see. Three groups of members, by who may touch them: what callers and the
 // progress thread share (atomics, rings, and small tables behind a lock that is held to copy a pointer), what only the
 // progress thread touches, and leases behind a lock of their own. Files: agent.cc (callers' side of the data path),
-// agent_progress.cc (the thread and the life of a transfer), agent_peers.cc (pools, peers, metadata), agent_leases.cc.
+// agent_progress.cc (the thread and the life of a transfer), agent_peers.cc (pools, peers, metadata), agent_leases.cc,
+// agent_ports.cc.
 #pragma once
 
 #include <atomic>
@@ -13,6 +14,8 @@
 #include <thread>
 
 #include "agent.h"
+#include "measured_cost.h"
+#include "port.h"
 #include "rings.h"
 #include "service.h"
 
@@ -20,6 +23,8 @@ namespace millrace::kv {
 
 // Notifications of callers that are not sent yet, and bytes of peers' notifications that are not polled yet.
 inline constexpr uint32_t kNotesMax = 4096;
+// Messages that wait for one peer, those about leases among them.
+inline constexpr size_t kOutboxMax = 2 * kNotesMax;
 inline constexpr uint64_t kInboxBytesMax = 64ull << 20;
 inline constexpr uint32_t kTransformsMax = 64;
 // How long closing waits for cancelled operations before it ends the transports themselves.
@@ -28,6 +33,12 @@ inline constexpr uint32_t kLeasesMax = 1u << 16;
 
 // First byte of every notification on a transport: who it is for.
 enum class Envelope : uint8_t { kCaller = 0, kRenew = 1, kHeld = 2, kRevoke = 3, kDone = 4 };
+
+// What those about leases name, as it lies in memory. Turns begin at 1; 0: the lease was not named yet.
+struct LeaseUse {
+  uint64_t lease;
+  uint64_t turn;
+};
 
 // Counts a caller in for as long as it may push into a ring or take a lease.
 class Inside {
@@ -70,6 +81,8 @@ struct Peer {
     std::shared_ptr<const Transform> transform;
   };
   std::vector<TransformOf> transforms;
+  // By way and direction; the progress thread's.
+  MeasuredCost costs[kTransportsMax][2];
 
   const PoolDescription* pool(uint32_t pool_id) const;
 };
@@ -99,10 +112,15 @@ struct Record {
   // Of State::transports; -1 before one is chosen. `tried` have refused.
   int way = -1;
   uint32_t tried = 0;
+  // No other transfer went this way when it began.
+  bool is_alone = false;
   // Why it was cancelled, when it was.
   Status cause = Status::kOk;
   uint64_t sequence = 0;
   bool uses_lease = false;
+  // Where its completion goes; null: to the events.
+  Port* port = nullptr;
+  uint32_t port_tag = 0;
 };
 
 struct Note {
@@ -140,6 +158,8 @@ struct Lease {
   BlockHold hold;
   uint64_t ttl_ns = 0, expires_ns = 0;
   uint32_t peer = 0;
+  // The greatest that the peer has named the lease with.
+  uint64_t turn = 0;
   // The owner was told.
   bool has_ended = false;
   bool is_revoke_sent = false;
@@ -151,13 +171,14 @@ struct Lease {
 
 // A lease of a peer's that we use.
 struct HeldLease {
+  uint64_t turn = 0;
   bool is_explicit = false;
   bool is_granted = false;
   bool is_revoked = false;
   uint32_t transfers = 0;
 };
 
-struct Agent::State final : TransportHost {
+struct Agent::State final : TransportHost, PortHost {
   // ---- set once
   AgentOptions options;
   Uuid uuid{};
@@ -218,8 +239,10 @@ struct Agent::State final : TransportHost {
   uint32_t pools_made = 0;
   std::map<Uuid, std::pair<uint64_t, uint32_t>> known;  // epoch and peer of each agent that was ever added
   std::map<std::pair<uint32_t, uint64_t>, HeldLease> held;
+  uint64_t turns_made = 0;
   uint64_t next_lease_check_ns = 0;
   uint64_t next_heartbeat_ns = 0;
+  std::vector<std::shared_ptr<Port>> ports;
 
   ~State() override;
 
@@ -228,6 +251,10 @@ struct Agent::State final : TransportHost {
   void notified(uint32_t peer, std::span<const uint8_t> bytes) override;
   void peer_lost(uint32_t peer, const std::string& why) override;
   uint64_t now_ns() override;
+
+  // ---- PortHost
+  void wake_thread() override;
+  Status map_pool(uint32_t id, std::unique_ptr<Pool>* out, std::string* error) override;
 
   // ---- any thread
   std::shared_ptr<const Tables> tables();
@@ -238,6 +265,8 @@ struct Agent::State final : TransportHost {
                std::shared_ptr<const Transform>* transform, std::string* error);
   Status transform_of(const TransferRequest& request, Peer& peer, const Pool& local, const PoolDescription& remote,
                       std::shared_ptr<const Transform>* out, std::string* error);
+  // Checks a transfer and gives it a record, with its blocks held; what is left is to let the progress thread begin it.
+  Status post(TransferRequest request, uint32_t* slot_out, std::string* error);
 
   // ---- the progress thread: agent_progress.cc and agent_events.cc
   void run();
@@ -258,9 +287,19 @@ struct Agent::State final : TransportHost {
   void take_lost();
   void lose(uint32_t peer, int way, const std::string& why);
   void fail_peer(uint32_t peer, Status cause);
+  // No transport reaches the peer any more, from the next turn on.
+  void cut_off(uint32_t peer, const std::string& why);
   void send(uint32_t peer, std::vector<uint8_t> bytes);
   bool flush_outbox();
   void finish();
+
+  // ---- the progress thread: agent_ports.cc
+  bool take_ports();
+  bool serve_port(Port& port);
+  void end_port(size_t index);
+  // Ports say from here on that they must be kicked; false when one has something to do before.
+  bool ports_may_sleep();
+  void ports_awake();
 
   // ---- the progress thread: agent_peers.cc
   void publish_tables(const std::function<void(Tables&)>& change);
@@ -274,11 +313,13 @@ struct Agent::State final : TransportHost {
   void control(uint32_t peer, Envelope kind, std::span<const uint8_t> body);
   void tend_leases(uint64_t now);
   void leases_of_lost(uint32_t peer);
-  // True when the transfer may go on now; else it is parked.
-  bool use_lease(uint32_t slot);
+  HeldLease& hold(uint32_t peer, uint64_t lease);
+  // kOk: the transfer may go on now; kBusy: the owner has not answered yet; kNotAllowed.
+  Status use_lease(uint32_t slot);
   void unuse_lease(const Record& record);
   void end_held(uint32_t peer, uint64_t lease);
-  void from_user(uint32_t peer, Envelope kind, const std::vector<uint64_t>& ids);
+  void from_owner(uint32_t peer, Envelope kind, const LeaseUse& use);
+  void from_user(uint32_t peer, Envelope kind, const std::vector<LeaseUse>& uses);
   void heartbeat(uint64_t now);
   void end_lease(uint64_t id, Lease& lease, Status why);
   void tell_end(uint64_t id, Lease& lease, Status why);

@@ -1,5 +1,5 @@
 // The contract of a transport (K3): what moves bytes between the pools of two agents. Implemented in native/transport/,
-// one file each; chosen by the agent by what each says it can do and costs.
+// one file each; chosen by the agent by what each says it can do and has cost.
 //
 // Threads: everything is called by the agent's one progress thread, but `probe`. Nothing here blocks: work is done in
 // slices inside `progress`, or by threads of the transport's own that it joins in its destructor.
@@ -50,6 +50,7 @@ struct TransportInfo {
   bool one_sided;  // works while the peer's progress thread stands still
 };
 
+// What a transport says of itself counts until the agent has measured the way to a peer: see measured_cost.h.
 struct Cost {
   uint64_t latency_ns;
   uint64_t bytes_per_second;

@@ -41,6 +41,9 @@ Status HostTransport::submit(uint32_t id, const Operation& operation) {
                     !flights_.contains(operation.id);
   if (!fits) return Status::kInvalid;
   if ((info_.memory_kinds >> static_cast<uint32_t>(operation.local->kind()) & 1) == 0) return Status::kUnsupported;
+  // Not shared this way, or not any more: it goes another way where there is one.
+  const Peer& peer = *found->second;
+  if (!peer.identities.contains(operation.remote_pool) && !peer.pools.contains(operation.remote_pool)) return Status::kUnsupported;
   auto flight = std::make_unique<Flight>();
   const bool is_read = operation.direction == Direction::kRead;
   const uint32_t* source = (is_read ? operation.remote_blocks : operation.local_blocks).data();

@@ -184,7 +184,15 @@ void MemoryTransport::cancel(uint64_t id) {
 Status MemoryTransport::notify(uint32_t peer, std::span<const uint8_t> bytes) {
   const auto found = peers_.find(peer);
   if (found == peers_.end()) return Status::kPeerLost;
-  return found->second->post({own_->key, false, {bytes.begin(), bytes.end()}});
+  if (options_.faults.late != 0 && random_() % 10'000 < options_.faults.late) {
+    count(options_.counts.get(), &MemoryFaultCounts::late);
+    return Status::kFull;
+  }
+  if (options_.notes_allowed != nullptr && options_.notes_allowed->load(std::memory_order_acquire) == 0) return Status::kFull;
+  const Status status = found->second->post({own_->key, false, {bytes.begin(), bytes.end()}});
+  if (status == Status::kOk && options_.notes_allowed != nullptr)
+    options_.notes_allowed->fetch_sub(1, std::memory_order_acq_rel);
+  return status;
 }
 
 bool MemoryTransport::take_inbox() {

@@ -28,11 +28,13 @@ struct MemoryFaults {
   uint32_t linger = 0;
   // After part of its bytes the two agents are cut off from each other.
   uint32_t cut = 0;
+  // Of 10,000 steps in which a notification could go, so many pass without it; what comes after it waits too.
+  uint32_t late = 0;
 };
 
 // What really happened, over all transports that were given this object.
 struct MemoryFaultCounts {
-  std::atomic<uint64_t> delayed{0}, dropped{0}, partial{0}, reordered{0}, corrupted{0}, cut{0}, lingered{0};
+  std::atomic<uint64_t> delayed{0}, dropped{0}, partial{0}, reordered{0}, corrupted{0}, cut{0}, lingered{0}, late{0};
   // Corrupted operations that were checked in full, and how many of those the check found.
   std::atomic<uint64_t> corrupted_checked{0}, corrupted_found{0};
 };
@@ -41,6 +43,8 @@ struct MemoryOptions {
   MemoryFaults faults;
   // May be null.
   std::shared_ptr<MemoryFaultCounts> counts;
+  // Null, or how many notifications go yet: others wait, in order, until it is raised.
+  std::shared_ptr<std::atomic<uint32_t>> notes_allowed;
   uint32_t operations_max = 256;
   uint32_t slice_bytes = 256 * 1024;
 };

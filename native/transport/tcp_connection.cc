@@ -19,8 +19,11 @@ namespace {
 
 constexpr size_t kWasteBytes = 256 * 1024;
 constexpr int kEventsAtOnce = 64;
-// Data of a frame that is checked: few enough that they are in the cache still when they are copied.
-constexpr uint64_t kCheckedBytes = 128 * 1024;
+// Data of a frame that is checked: few enough that they are in the cache still when they are copied, and so many that the
+// receiver is not woken for each. Measured with native/bench/tcp_bench.cc.
+constexpr uint64_t kCheckedBytes = 512 * 1024;
+// Of the next piece, while one is checked: the processor foresees nothing across pieces.
+constexpr size_t kAheadBytes = 2048;
 // Calls of one kind in one turn.
 constexpr int kCallsPerTurn = 2;
 
@@ -28,6 +31,11 @@ bool would_block(int code) { return code == EAGAIN || code == EWOULDBLOCK || cod
 
 bool is_checked(const TcpFlow& flow) {
   return flow.integrity == Integrity::kFull || (flow.integrity == Integrity::kSample && flow.frames % kSampleBlocks == 0);
+}
+
+void ask_ahead(const iovec& piece) {
+  for (size_t i = 0; i < std::min(piece.iov_len, kAheadBytes); i += 64)
+    __builtin_prefetch(static_cast<const uint8_t*>(piece.iov_base) + i);
 }
 
 }  // namespace
@@ -337,7 +345,10 @@ void TcpConnection::add_data(TcpFlow& flow) {
   }
   if (checked) {
     header.flags = kTcpChecked;
-    for (size_t i = 0; i < count; i++) header.payload_crc = crc32c(header.payload_crc, pieces[i].iov_base, pieces[i].iov_len);
+    for (size_t i = 0; i < count; i++) {
+      if (i + 1 < count) ask_ahead(pieces[i + 1]);
+      header.payload_crc = crc32c(header.payload_crc, pieces[i].iov_base, pieces[i].iov_len);
+    }
   }
   header.length = static_cast<uint32_t>(bytes);
   header.encode(batch_header_);

@@ -23,7 +23,7 @@ constexpr uint64_t kSliceNs = 200'000;
 constexpr uint64_t kTickNs = 100'000'000;
 // Not called for so long, this side was standing still: the timer wakes it oftener.
 constexpr uint64_t kPauseNs = 300'000'000;
-// Of loopback, measured; a network has its own, which only makes it later in the agent's order.
+// Of loopback; what a network has the agent measures.
 constexpr Cost kCost = {30'000, 2'500'000'000};
 
 std::string numeric(const sockaddr* address) {

@@ -9,6 +9,7 @@ import {
   KV_CONNECTORS,
   LOAD_FAILURE_POLICIES,
 } from '../simulate/disagg/disagg-settings.js';
+import type { TransferOptions } from '../simulate/disagg/kv-memory.js';
 import type { DisaggOptions } from '../simulate/disagg/open-connector.js';
 import { ENGINE_SETTING_RANGES, type EngineSettings } from '../simulate/engine-settings.js';
 import { FAULT_KINDS, parseFaultRates } from '../simulate/faults.js';
@@ -20,12 +21,16 @@ import {
   type MockEngineOptions,
   startMockEngine,
 } from '../simulate/mock-engine.js';
+import { KV_ORDERS } from '../simulate/tiny/kv-pages.js';
 import { EVENT_FORMS, EVENT_HASHES } from '../simulate/vllm/kv-event-encoder.js';
 import type { MockEventOptions } from '../simulate/vllm/kv-events.js';
+import { TRANSPORTS } from '../transfer/index.js';
 import { type Command, type FlagKind, type FlagValues, readFlags } from './command.js';
 
 const ENGINES_MAX = 64;
 const PORT_MAX = 65_535;
+/** What moves the blocks. */
+const KV_TRANSFERS = ['http', 'millrace'] as const;
 
 /** Flags that are a setting of the simulated engine. */
 const SETTING_FLAGS = {
@@ -75,6 +80,9 @@ const FLAGS = {
   'kv-pull-deadline-ms': 'value',
   'kv-bytes-per-token': 'value',
   'kv-bytes-per-second': 'value',
+  'kv-transfer': 'value',
+  'kv-transport': 'value',
+  'kv-layout': 'value',
 } as const satisfies Readonly<Record<string, FlagKind>>;
 
 const EVENT_FLAGS = [
@@ -94,6 +102,9 @@ const DISAGG_FLAGS = [
   'kv-pull-deadline-ms',
   'kv-bytes-per-token',
   'kv-bytes-per-second',
+  'kv-transfer',
+  'kv-transport',
+  'kv-layout',
 ] as const satisfies readonly (keyof typeof FLAGS)[];
 
 /** Flags that are a number of the hand-over. */
@@ -151,6 +162,11 @@ answer is a function of all tokens before it, so an answer that moves to another
   --kv-pull-deadline-ms N how long a pull may take (${DISAGG_RANGES.pullDeadlineMs.default})
   --kv-bytes-per-token N  modelled size of KV (${DISAGG_RANGES.kvBytesPerToken.default})
   --kv-bytes-per-second N modelled bandwidth of a pull (${DISAGG_RANGES.kvBytesPerSecond.default})
+  --kv-transfer NAME      what moves the blocks: ${KV_TRANSFERS.join(', ')} (${KV_TRANSFERS[0]}). millrace: the transfer engine of the addon; needs
+                          --tiny, whose pages are then a pool of it, and the times of the last two flags still come on top
+  --kv-transport LIST     millrace: transports that may be used, of ${TRANSPORTS.join(', ')} (all that are available, the
+                          cheapest that reaches the other engine first)
+  --kv-layout ORDER       millrace: order in a block: ${KV_ORDERS.join(', ')} (${KV_ORDERS[0]}); each is turned into the other
   --exit-with-stdin       end when stdin closes, so that nothing outlives a parent that was killed
   --json                  one JSON object per line on stdout
 
@@ -160,6 +176,12 @@ Examples:
   millrace mock --speed unlimited --faults error500=0.05,dieAfter=0.01 --seed 7
   millrace mock --engine sglang --incremental-streams --block-size 16
   millrace mock --count 2 --events --events-port 5557 --events-replay-port 6557 --event-loss 0.01
+
+
+Prefill and decode in two processes, the KV through shared memory, behind one endpoint:
+  millrace mock --tiny --disagg --kv-transfer millrace --kv-transport shm --port 9001
+  millrace mock --tiny --disagg --kv-transfer millrace --kv-transport shm --port 9002
+  millrace serve --config examples/kv-transfer.yaml
 `;
 
 function numberIn(flag: string, text: string, min: number, max: number, integer: boolean): number {
@@ -208,14 +230,36 @@ function readDisagg(values: FlagValues<typeof FLAGS>, count: number): DisaggOpti
     const { min, max } = DISAGG_RANGES[setting];
     if (text !== undefined) numbers[setting] = numberIn(flag, text, min, max, true);
   }
+  const transfer = readTransfer(values);
   return {
     ...numbers,
+    ...(transfer === undefined ? {} : { transfer }),
     port: numberIn('kv-port', values['kv-port'] ?? '0', 0, PORT_MAX - count + 1, true),
     ...(connector === undefined ? {} : { connector: oneOf('kv-connector', connector, KV_CONNECTORS) }),
     ...(role === undefined ? {} : { role: oneOf('kv-role', role, DISAGG_ROLES) }),
     ...(loadFailure === undefined
       ? {}
       : { loadFailure: oneOf('kv-load-failure', loadFailure, LOAD_FAILURE_POLICIES) }),
+  };
+}
+
+/** Undefined: the blocks go over the side channel. */
+function readTransfer(values: FlagValues<typeof FLAGS>): TransferOptions | undefined {
+  const { 'kv-transfer': transfer, 'kv-transport': transports, 'kv-layout': order } = values;
+  if (oneOf('kv-transfer', transfer ?? 'http', KV_TRANSFERS) === 'http') {
+    const needless = (['kv-transport', 'kv-layout'] as const).find(flag => values[flag] !== undefined);
+    if (needless === undefined) return undefined;
+    throw new ConfigError(`--${needless} needs --kv-transfer millrace`, { param: needless });
+  }
+  if (values.tiny !== true)
+    throw new ConfigError('--kv-transfer millrace needs --tiny: other mocks only model their KV', {
+      param: 'kv-transfer',
+    });
+  return {
+    ...(transports === undefined
+      ? {}
+      : { transports: transports.split(',').map(name => oneOf('kv-transport', name, TRANSPORTS)) }),
+    ...(order === undefined ? {} : { order: oneOf('kv-layout', order, KV_ORDERS) }),
   };
 }
 

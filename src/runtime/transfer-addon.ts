@@ -86,6 +86,27 @@ export interface TransferAddon {
   /** The agent's numbers as JSON. */
   transferStats(handle: number): string;
 
+  /**
+   * Gives the agent a port of `entries` and `arenaWords` over memory laid out as transfer/port-descriptor.ts says, which is
+   * held until the port has ended. Returns its number in the process.
+   */
+  transferPortCreate(handle: number, words: Uint32Array, entries: number, arenaWords: number): number;
+  /** Asks for the end of a port; nothing where it has ended. */
+  transferPortClose(handle: number, port: number): void;
+  /**
+   * Makes this thread the port's, once in the port's life, and returns a handle whose `detach` closes the port, as does the
+   * end of the thread. `wake` is called on this thread when a completion finds PORT_WAITING.loop set, and clears it.
+   */
+  transferPortOpen(port: number, words: Uint32Array, wake: () => void): number;
+  /** Wakes the progress thread, which has said that it sleeps. */
+  transferPortKick(handle: number): void;
+  /** Blocks this thread while the word `waiting` is `expected`, at most `timeoutMs` (0 to 1000). */
+  transferPortWait(handle: number, expected: number, timeoutMs: number): void;
+  /** Whether the port holds this thread's event loop; at first it does not. */
+  transferPortHold(handle: number, isHeld: number): void;
+  /** A new mapping of a pool of the port's agent, which is undone when the buffer is collected. */
+  transferPortPool(handle: number, pool: number): ArrayBuffer | number;
+
   /** The calls below are those of native/transfer/block_table.h for lists; the table is that of a pool. */
   blocksReserve(
     handle: number,

@@ -9,6 +9,7 @@
  *       └──────────────────┴─────────────────────── ┼ ◄─────────────────────────────────┘
  */
 import assert from 'node:assert';
+import { type BlockStore, OwnBlocks } from './block-store.js';
 import { KeyTable } from './key-table.js';
 
 const FREE = 0;
@@ -79,17 +80,25 @@ export class BlockPool {
   /** First copy of each key, and from each copy the next one. */
   readonly #firstCopy: KeyTable;
   readonly #nextCopy: Int32Array;
-  readonly #freed: number[] = [];
-  /** Blocks from here on were never used: their pages of memory are not even touched. */
-  #untouched = 0;
+  readonly #store: BlockStore;
+  /** Blocks that are not with the store. */
+  #used = 0;
   #inactive = 0;
   #inactiveHits = 0;
   #pinned = 0;
 
-  /** `events` hears of removals from here; stores come from whoever publishes, which knows the parents. */
-  constructor(capacity: number, events: BlockEvents | null = null) {
+  /**
+   * `events` hears of removals from here; stores come from whoever publishes, which knows the parents. `store` has the
+   * free blocks; by default plain memory.
+   */
+  constructor(
+    capacity: number,
+    events: BlockEvents | null = null,
+    store: BlockStore = new OwnBlocks(capacity),
+  ) {
     this.capacity = capacity;
     this.#events = events;
+    this.#store = store;
     this.#state = new Uint8Array(capacity);
     this.#refs = new Int32Array(capacity);
     this.#pins = new Int32Array(capacity);
@@ -102,9 +111,9 @@ export class BlockPool {
     this.#next[capacity] = capacity;
   }
 
-  /** Blocks that hold nothing. */
+  /** Blocks that hold nothing and can be taken. */
   get free(): number {
-    return this.capacity - this.#untouched + this.#freed.length;
+    return this.#store.free;
   }
 
   /** Blocks with at least one pin. */
@@ -114,7 +123,7 @@ export class BlockPool {
 
   /** Blocks that a request or a pin holds. */
   get active(): number {
-    return this.#untouched - this.#freed.length - this.#inactive;
+    return this.#used - this.#inactive;
   }
 
   /**
@@ -134,23 +143,26 @@ export class BlockPool {
 
   /**
    * Takes the blocks of the last `match` (`hits`) and `fresh` private blocks, and appends both to `into`. Returns
-   * false, and changes nothing, when there is no room; reviving an inactive hit counts as use of room.
+   * false, and takes nothing, when there is no room; reviving an inactive hit counts as use of room.
    */
   reserve(hits: readonly number[], fresh: number, into: number[]): boolean {
     const inactiveHits = hits.length === 0 ? 0 : this.#inactiveHits;
-    const evictions = Math.max(0, fresh - this.free);
-    if (evictions > this.#inactive - inactiveHits) return false;
+    if (fresh - this.free > this.#inactive - inactiveHits) return false;
+    const from = into.length;
     for (const block of hits) {
       if (this.#refs[block] === 0) this.#unlink(block);
       this.#refs[block]!++;
       into.push(block);
     }
-    for (let count = 0; count < evictions; count++) this.#evictOldest();
-    for (let count = 0; count < fresh; count++) {
-      const block = this.#freed.pop() ?? this.#untouched++;
-      this.#state[block] = PRIVATE;
-      into.push(block);
+    // A block that a peer still reads is evicted and not free: then the next one goes too.
+    while (this.free < fresh && this.#inactive > 0) this.#evictOldest();
+    if (this.free < fresh) {
+      this.release(into.splice(from));
+      return false;
     }
+    this.#store.take(fresh, into);
+    this.#used += fresh;
+    for (let at = into.length - fresh; at < into.length; at++) this.#state[into[at]!] = PRIVATE;
     return true;
   }
 
@@ -177,17 +189,18 @@ export class BlockPool {
 
   /** Gives a request's blocks back, last one first, so that leaves are evicted before their parents. Empties the list. */
   release(blocks: number[]): void {
+    const freed: number[] = [];
     for (let at = blocks.length - 1; at >= 0; at--) {
       const block = blocks[at]!;
       if (this.#state[block] === PRIVATE) {
         assert(this.#pins[block] === 0);
-        this.#state[block] = FREE;
-        this.#freed.push(block);
+        freed.push(block);
         continue;
       }
       assert(this.#refs[block]! > this.#pins[block]!);
       if (--this.#refs[block]! === 0) this.#linkNewest(block);
     }
+    this.#give(freed);
     blocks.length = 0;
   }
 
@@ -214,10 +227,10 @@ export class BlockPool {
    */
   reset(): boolean {
     if (this.active > 0) return false;
-    this.#state.fill(FREE, 0, this.#untouched);
+    this.#state.fill(FREE);
     this.#firstCopy.clear();
-    this.#freed.length = 0;
-    this.#untouched = 0;
+    this.#store.clear();
+    this.#used = 0;
     this.#inactive = 0;
     this.#previous[this.capacity] = this.capacity;
     this.#next[this.capacity] = this.capacity;
@@ -228,7 +241,7 @@ export class BlockPool {
   /** A copy of the whole state. */
   snapshot(): BlockPoolSnapshot {
     const blocks = new Map<number, BlockState>();
-    for (let block = 0; block < this.#untouched; block++) {
+    for (let block = 0; block < this.capacity; block++) {
       if (this.#state[block] === FREE) continue;
       const cached = this.#state[block] === CACHED;
       blocks.set(block, {
@@ -255,8 +268,14 @@ export class BlockPool {
     assert(block !== this.capacity);
     this.#unlink(block);
     this.#dropCopy(block);
-    this.#state[block] = FREE;
-    this.#freed.push(block);
+    this.#give([block]);
+  }
+
+  #give(blocks: readonly number[]): void {
+    if (blocks.length === 0) return;
+    for (const block of blocks) this.#state[block] = FREE;
+    this.#used -= blocks.length;
+    this.#store.give(blocks);
   }
 
   #dropCopy(block: number): void {

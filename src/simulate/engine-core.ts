@@ -5,6 +5,7 @@
  */
 import assert from 'node:assert';
 import { type BlockEvents, BlockPool } from './block-pool.js';
+import type { BlockStore } from './block-store.js';
 import type { EngineSettings } from './engine-settings.js';
 import { EngineSequence, type LoadOutcome, type SequenceRequest } from './sequence.js';
 import { decodeMs, prefillBatchTokens, prefillMs } from './timing.js';
@@ -72,17 +73,19 @@ export class EngineCore<Owner> {
 
   /**
    * `events`, when given, hears what becomes resident and what goes, while the pass is scheduled. `model` makes the
-   * tokens; by default they are drawn from the `drawable` ones by a digest of the tokens before.
+   * tokens; by default they are drawn from the `drawable` ones by a digest of the tokens before. `store` has the free
+   * blocks; by default plain memory.
    */
   constructor(
     settings: EngineSettings,
     drawable: { ids: Uint32Array; eosId: number },
     events: BlockEvents | null = null,
     model: TokenModel | null = null,
+    store?: BlockStore,
   ) {
     this.settings = settings;
     this.#events = events;
-    this.pool = new BlockPool(settings.numGpuBlocks, events);
+    this.pool = new BlockPool(settings.numGpuBlocks, events, store);
     const { eosRate, seed } = settings;
     this.#model = model ?? new TokenSource({ ...drawable, eosRate, seed });
   }

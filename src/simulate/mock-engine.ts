@@ -15,6 +15,7 @@ import { type Clock, systemClock } from '../runtime/clock.js';
 import { seededRandom } from '../runtime/random.js';
 import { createAnswerVocabulary } from './answer-vocabulary.js';
 import type { KvConnector } from './disagg/kv-connector.js';
+import { KvMemory } from './disagg/kv-memory.js';
 import { type ConnectorContext, type DisaggOptions, openConnector } from './disagg/open-connector.js';
 import { EngineCore } from './engine-core.js';
 import { type EngineSettings, resolveEngineSettings } from './engine-settings.js';
@@ -109,6 +110,8 @@ export interface MockEngine {
   readonly cacheEvents: CacheEvents | null;
   /** Pages of a tiny model; null without one. */
   readonly pages: KvPages | null;
+  /** Where the pages are when the transfer engine moves them; null otherwise. */
+  readonly memory: KvMemory | null;
   /** Its KV connector: offers, pulls and counters; null without one. */
   readonly connector: KvConnector | null;
   /** Closes every connection and stops the simulation. */
@@ -147,10 +150,20 @@ export async function startMockEngine(options: MockEngineOptions = {}): Promise<
     blocks: numGpuBlocks,
     random: seededRandom(faultSeed),
   });
-  const { pages, model: tinyModel } = tinyOf(options, settings, vocabulary);
-  const core = new EngineCore<SequenceOwner>(settings, vocabulary, events?.encoder ?? fetched, tinyModel);
+  const memory = openMemory(options, settings, host, clock);
+  const { pages, model: tinyModel } = tinyOf(options, settings, vocabulary, memory);
+  const core = new EngineCore<SequenceOwner>(
+    settings,
+    vocabulary,
+    events?.encoder ?? fetched,
+    tinyModel,
+    memory ?? undefined,
+  );
   const engine = new LiveEngine(core, { clock, defer: setImmediate, onPass: () => events?.flush() });
-  const connector = await openDisagg(options, { host, engine, pages, clock });
+  const connector = await openDisagg(options, { host, engine, pages, memory, clock }).catch(async error => {
+    await memory?.close();
+    throw error;
+  });
   const changes = new EngineChanges(core, options.adapters ?? {});
   let answers = 0;
   let idPrefix = '';
@@ -184,6 +197,7 @@ export async function startMockEngine(options: MockEngineOptions = {}): Promise<
     events: events?.publisher ?? null,
     cacheEvents: fetched,
     pages,
+    memory,
     connector,
     close: async () => {
       engine.close();
@@ -192,25 +206,39 @@ export async function startMockEngine(options: MockEngineOptions = {}): Promise<
   };
 }
 
-function tinyOf(
-  { tiny = false, kvMemory, adapters }: MockEngineOptions,
-  { numGpuBlocks, blockSize, eosRate, seed }: EngineSettings,
-  drawable: { readonly ids: Uint32Array; readonly eosId: number },
-): { readonly pages: KvPages | null; readonly model: TinyModel | null } {
+function openMemory(
+  { tiny = false, kvMemory, adapters, disagg }: MockEngineOptions,
+  { numGpuBlocks: blocks, blockSize, seed }: EngineSettings,
+  host: string,
+  clock: Clock,
+): KvMemory | null {
   if (tiny && adapters !== undefined)
     throw new ConfigError('adapters are not for tiny', { param: 'adapters' });
-  if (!tiny) {
-    if (kvMemory === undefined) return { pages: null, model: null };
-    throw new ConfigError('kvMemory needs tiny', { param: 'kvMemory' });
-  }
-  const pages = new KvPages(numGpuBlocks, blockSize, kvMemory);
+  if (!tiny && kvMemory !== undefined) throw new ConfigError('kvMemory needs tiny', { param: 'kvMemory' });
+  const transfer = disagg?.transfer;
+  if (transfer === undefined) return null;
+  if (!tiny || kvMemory !== undefined || disagg?.engines !== undefined)
+    throw new ConfigError('disagg.transfer needs tiny, and neither kvMemory nor disagg.engines', {
+      param: 'disagg.transfer',
+    });
+  return KvMemory.open({ ...transfer, blocks, blockSize, seed, host, clock });
+}
+
+function tinyOf(
+  { tiny = false, kvMemory }: MockEngineOptions,
+  { numGpuBlocks, blockSize, eosRate, seed }: EngineSettings,
+  drawable: { readonly ids: Uint32Array; readonly eosId: number },
+  memory: KvMemory | null,
+): { readonly pages: KvPages | null; readonly model: TinyModel | null } {
+  if (!tiny) return { pages: null, model: null };
+  const pages = memory?.pages ?? new KvPages(numGpuBlocks, blockSize, kvMemory);
   const { ids, eosId } = drawable;
   return { pages, model: new TinyModel({ ids, eosId, eosRate, seed }, pages) };
 }
 
 async function openDisagg(
   { disagg, engine: kind = 'vllm' }: MockEngineOptions,
-  context: Pick<ConnectorContext, 'host' | 'pages' | 'clock'> & { readonly engine: LiveEngine },
+  context: Pick<ConnectorContext, 'host' | 'pages' | 'memory' | 'clock'> & { readonly engine: LiveEngine },
 ): Promise<KvConnector | null> {
   if (disagg === undefined) return null;
   for (const [param, engine] of [
@@ -220,13 +248,14 @@ async function openDisagg(
     if (disagg[param] !== undefined && kind !== engine)
       throw new ConfigError(`disagg.${param} is for ${engine}; got ${kind}`, { param: `disagg.${param}` });
   }
-  const { host, pages, clock, engine } = context;
+  const { host, pages, memory, clock, engine } = context;
   return openConnector(disagg, {
     engineId: webcrypto.randomUUID(),
     host,
     engine: engine.core.settings,
     pool: engine.core.pool,
     pages,
+    memory,
     isParallel: kind !== 'vllm' || disagg.connector === 'mooncake',
     clock,
     onRoom: () => engine.wake(),

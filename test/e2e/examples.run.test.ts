@@ -5,12 +5,13 @@ import { readdirSync } from 'node:fs';
 import { createInterface } from 'node:readline';
 import OpenAI from 'openai';
 import t from 'tap';
+import { addonStatus, loadAddon } from '#millrace/runtime/addon.js';
 
 const FOLDER = new URL('../../../examples/', import.meta.url);
 const SERVERS = ['express.js', 'fastify.js', 'fetch.js'];
 
-function start(file: string) {
-  const child = spawn(process.execPath, [new URL(file, FOLDER).pathname], {
+function start(file: string, ...args: string[]) {
+  const child = spawn(process.execPath, [new URL(file, FOLDER).pathname, ...args], {
     env: { ...process.env, PORT: '0' },
     stdio: ['ignore', 'pipe', 'inherit'],
   });
@@ -22,7 +23,10 @@ function start(file: string) {
 const EXTENSION = 'lmdeploy-adapter.js';
 
 t.test('all of them are run', async t => {
-  t.same(readdirSync(FOLDER).sort(), [...SERVERS, 'no-http.js', 'disagg.yaml', EXTENSION].sort());
+  t.same(
+    readdirSync(FOLDER).sort(),
+    [...SERVERS, 'no-http.js', 'transfer.js', 'disagg.yaml', EXTENSION].sort(),
+  );
 });
 
 for (const file of SERVERS) {
@@ -56,6 +60,21 @@ t.test('no-http.js', async t => {
     /\w+\n\[length\]\n\[32 tokens\]\na request sent by hand should go to http:\/\/127\.0\.0\.1:\d+\n$/,
   );
 });
+
+const withoutAddon = loadAddon() === null ? { skip: `no addon: ${addonStatus().reason}` } : {};
+for (const transport of ['shm', 'tcp']) {
+  t.test(`transfer.js over ${transport}`, withoutAddon, async t => {
+    const child = start('transfer.js', transport);
+    let said = '';
+    child.stdout!.on('data', chunk => {
+      said += chunk;
+    });
+    t.same(await once(child, 'exit'), [0, null]);
+    t.match(said, new RegExp(`decode: 262144 bytes over ${transport} in `));
+    t.match(said, /block 2, token 5, head 7 says 2, 5, 7$/m);
+    t.match(said, /the lease ended \(the reader is done\)/);
+  });
+}
 
 t.test('disagg.yaml: the end of a prefill worker disturbs no answer', async t => {
   const main = new URL('../../../dist/cli/main.js', import.meta.url).pathname;

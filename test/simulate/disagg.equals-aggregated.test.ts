@@ -3,7 +3,7 @@
 import t from 'tap';
 import { ManualClock } from '#millrace/runtime/clock.js';
 import { randomInteger, seededRandom } from '#millrace/runtime/random.js';
-import { idsOf, leakOf, prefill, startPair, startTiny, until } from './disagg-probe.js';
+import { idsOf, leakOf, needsOf, prefill, startPair, startTiny, until } from './disagg-probe.js';
 import { type Json, postJson, postSse } from './http-probe.js';
 
 const seed = Number(process.env.SEED ?? 20_261_121);
@@ -11,8 +11,8 @@ t.comment(`SEED=${seed}`);
 const random = seededRandom(seed);
 const promptOf = (length: number): number[] => Array.from({ length }, () => randomInteger(random, 50_000));
 
-for (const carrier of ['local', 'http'] as const) {
-  t.test(`random prompts over the ${carrier} carrier`, async t => {
+for (const carrier of ['local', 'http', 'shm', 'tcp'] as const) {
+  t.test(`random prompts over the ${carrier} carrier`, needsOf(carrier), async t => {
     const alone = await startTiny(t);
     const [p, d] = await startPair(t, carrier);
     let cached: number[] = [];
@@ -83,32 +83,35 @@ t.test('choices, streams and several tokens per step', async t => {
   t.same([leakOf(p), leakOf(d)], [null, null]);
 });
 
-t.test('Mooncake: both at once, in any order, joined by the transfer id', async t => {
-  const alone = await startTiny(t);
-  for (const carrier of ['local', 'http'] as const) {
-    const [p, d] = await startPair(t, carrier, { disagg: { connector: 'mooncake' } });
-    const { port, host } = p.connector!.options.carrier;
-    for (let round = 0; round < 10; round++) {
-      const prompt = promptOf(1 + randomInteger(random, 90));
-      const transfer_id = `transfer-${round}`;
-      const sides = [
-        () => prefill(p.url, prompt, { kv_transfer_params: { do_remote_decode: true, transfer_id } }),
-        () =>
-          idsOf(d.url, prompt, 12, {
-            do_remote_prefill: true,
-            transfer_id,
-            remote_engine_id: p.connector!.engineId,
-            remote_bootstrap_addr: `http://${host}:${port}`,
-          }),
-      ];
-      if (round % 2 === 0) sides.reverse();
-      const [first, second] = await Promise.all(sides.map(send => send()));
-      t.same(round % 2 === 0 ? first : second, await idsOf(alone.url, prompt, 12));
-      await until(() => p.connector!.desk.open === 0);
-    }
-    t.same([leakOf(p), leakOf(d)], [null, null]);
-  }
-});
+for (const carrier of ['local', 'http', 'shm'] as const)
+  t.test(
+    `Mooncake: both at once, in any order, joined by the transfer id, ${carrier}`,
+    needsOf(carrier),
+    async t => {
+      const alone = await startTiny(t);
+      const [p, d] = await startPair(t, carrier, { disagg: { connector: 'mooncake' } });
+      const { port, host } = p.connector!.options.carrier;
+      for (let round = 0; round < 10; round++) {
+        const prompt = promptOf(1 + randomInteger(random, 90));
+        const transfer_id = `transfer-${round}`;
+        const sides = [
+          () => prefill(p.url, prompt, { kv_transfer_params: { do_remote_decode: true, transfer_id } }),
+          () =>
+            idsOf(d.url, prompt, 12, {
+              do_remote_prefill: true,
+              transfer_id,
+              remote_engine_id: p.connector!.engineId,
+              remote_bootstrap_addr: `http://${host}:${port}`,
+            }),
+        ];
+        if (round % 2 === 0) sides.reverse();
+        const [first, second] = await Promise.all(sides.map(send => send()));
+        t.same(round % 2 === 0 ? first : second, await idsOf(alone.url, prompt, 12));
+        await until(() => p.connector!.desk.open === 0);
+      }
+      t.same([leakOf(p), leakOf(d)], [null, null]);
+    },
+  );
 
 t.test('one flipped bit in a pinned block changes the answer of decode', async t => {
   const [p, d] = await startPair(t, 'http');

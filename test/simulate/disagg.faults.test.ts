@@ -3,7 +3,7 @@ import t from 'tap';
 import { ManualClock } from '#millrace/runtime/clock.js';
 import { randomInteger, seededRandom } from '#millrace/runtime/random.js';
 import { LocalEngines } from '#millrace/simulate/disagg/local-carrier.js';
-import { idsOf, leakOf, prefill, startPair, startTiny, until } from './disagg-probe.js';
+import { idsOf, leakOf, needsOf, prefill, startPair, startTiny, until } from './disagg-probe.js';
 import { post, postJson, postSse } from './http-probe.js';
 
 const seed = Number(process.env.SEED ?? 20_261_122);
@@ -39,8 +39,8 @@ t.test('a lease ends without heartbeats and lives with them', async t => {
   t.same([leakOf(p), leakOf(d)], [null, null]);
 });
 
-for (const carrier of ['local', 'http'] as const)
-  t.test(`a read under way outlives its offer, ${carrier}`, async t => {
+for (const carrier of ['local', 'http', 'shm', 'tcp'] as const)
+  t.test(`a read under way outlives its offer, ${carrier}`, needsOf(carrier), async t => {
     const clock = new ManualClock();
     const [p, d] = await startPair(t, carrier, { clock, disagg: { leaseMs: 1000, pullDeadlineMs: 60_000 } });
     const prompt = promptOf(60);

@@ -76,18 +76,26 @@ t.test('the end of an agent with transfers in flight', needsAddon, async t => {
   await agents.close();
 });
 
+// The engine may be done with a queue before the other side ends, where this process waits for its processor.
+const ROUNDS = 20;
+
 t.test('the end of the peer', needsAddon, async t => {
-  const agents = twoAgents('memory', LARGE, 1);
-  t.teardown(() => agents.close());
-  const plan = largePlan(agents);
-  const lost = once(agents.near, 'peerLost');
-  const posts = Array.from({ length: QUEUE }, () => codeOf(plan.post()));
-  await agents.far.close();
-  const codes = new Set(await Promise.all(posts));
-  codes.delete('OK');
-  t.same([...codes], ['PEER_LOST']);
-  t.equal((await lost)[0], agents.peer);
-  t.equal(await codeOf(plan.post()), 'PEER_LOST');
+  for (let round = 0; round < ROUNDS; round++) {
+    const agents = twoAgents('memory', LARGE, 1);
+    const plan = largePlan(agents);
+    const lost = once(agents.near, 'peerLost');
+    const posts = Array.from({ length: QUEUE }, () => codeOf(plan.post()));
+    await agents.far.close();
+    const codes = new Set(await Promise.all(posts));
+    t.equal((await lost)[0], agents.peer);
+    t.equal(await codeOf(plan.post()), 'PEER_LOST');
+    await agents.close();
+    codes.delete('OK');
+    if (codes.size === 0) continue;
+    t.same([...codes], ['PEER_LOST'], `in round ${round}`);
+    return;
+  }
+  t.fail('no transfer was in flight when the peer ended');
 });
 
 t.test('a listener that throws takes no event from the others', needsAddon, async t => {

@@ -1,5 +1,5 @@
 // A process whose agent, its own peer, moves blocks from a host pool to one on a device and back; prints the transports that
-// were taken. Run by core.random.test.ts with the driver double.
+// were taken. Run by device.double.test.ts with the driver double.
 import assert from 'node:assert/strict';
 import { createAgent, TransferError } from '#millrace/transfer/index.js';
 

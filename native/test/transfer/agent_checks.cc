@@ -9,12 +9,13 @@
 #include "metadata.h"
 #include "node.h"
 #include "transport_contract.h"
+#include "transports.h"
 
 namespace millrace::kv::test {
 namespace {
 
-uint32_t crc32c_by_bits(const std::vector<uint8_t>& bytes) {
-  uint32_t crc = ~0u;
+uint32_t crc32c_by_bits(uint32_t before, std::span<const uint8_t> bytes) {
+  uint32_t crc = ~before;
   for (const uint8_t byte : bytes) {
     crc ^= byte;
     for (int bit = 0; bit < 8; bit++) crc = (crc >> 1) ^ ((crc & 1) != 0 ? 0x82f6'3b78u : 0);
@@ -105,15 +106,21 @@ void many_submitters(uint32_t each) {
 void crc_random(std::mt19937& random, uint32_t cases) {
   const uint8_t digits[] = {'1', '2', '3', '4', '5', '6', '7', '8', '9'};
   check(crc32c(0, digits, 9) == 0xe306'9283u, "the check value of the polynomial");
+  // Where bytes begin and how many they are decides which of a way's loops they go through.
+  std::vector<uint8_t> buffer(64 * 1024 + 64);
+  for (uint8_t& byte : buffer) byte = static_cast<uint8_t>(random());
   for (uint32_t i = 0; i < cases; i++) {
-    std::vector<uint8_t> bytes(random() % (i % 16 == 0 ? 8192 : 64));
-    for (uint8_t& byte : bytes) byte = static_cast<uint8_t>(random());
-    const uint32_t expected = crc32c_by_bits(bytes);
+    const size_t most = i % 64 == 0 ? 64 * 1024 : i % 8 == 0 ? 8192 : 600;
+    const std::span<const uint8_t> bytes(buffer.data() + random() % 64, random() % (most + 1));
+    const auto before = static_cast<uint32_t>(i % 2 == 0 ? 0 : random());
+    const uint32_t expected = crc32c_by_bits(before, bytes);
     const size_t cut = random() % (bytes.size() + 1);
-    const uint32_t first = crc32c(0, bytes.data(), cut);
-    check(crc32c(0, bytes.data(), bytes.size()) == expected, "by instruction");
-    check(crc32c_portable(0, bytes.data(), bytes.size()) == expected, "by tables");
-    check(crc32c(first, bytes.data() + cut, bytes.size() - cut) == expected, "in two parts");
+    for (const Crc32cWay& way : crc32c_ways()) {
+      check(way.of(before, bytes.data(), bytes.size()) == expected, way.name);
+      const uint32_t first = way.of(before, bytes.data(), cut);
+      check(way.of(first, bytes.data() + cut, bytes.size() - cut) == expected, "in two parts");
+    }
+    check(crc32c(before, bytes.data(), bytes.size()) == expected, "by the fastest way");
   }
 }
 
@@ -154,6 +161,8 @@ void transport_contracts() {
   MemoryOptions stuck;
   stuck.faults.drop = 10'000;
   contract_suite({[] { return memory_transport({}); }, [stuck] { return memory_transport(stuck); }});
+  contract_suite({shm_transport, {}});
+  contract_suite({cma_transport, {}});
 }
 
 }  // namespace millrace::kv::test

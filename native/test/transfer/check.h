@@ -40,8 +40,14 @@ void crc_random(std::mt19937& random, uint32_t cases);
 void metadata_random(std::mt19937& random, uint32_t cases);
 void transport_contracts();
 
+// What the agent learns of the ways to a peer.
+void cost_checks(std::mt19937& random, uint32_t cases);
+
 // Leases between two agents.
 void lease_checks();
+
+// Ports in shared memory, with threads and with nonsense.
+void port_checks(std::mt19937& random, uint32_t cases);
 
 // Transfers under aborts and deaths.
 void abort_random(std::mt19937& random, uint32_t operations);

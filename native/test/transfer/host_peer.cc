@@ -171,6 +171,8 @@ void PeerProcess::serve(const PeerSetup& setup, int channel) {
         break;
       }
       case 'f':
+        // What was said before this was asked counts, though both may have been read in one wake-up.
+        while (transport->progress(&completions)) continue;
         for (uint32_t i = 0; i < generations.size(); i++) pool->table()->release(i, generations[i]);
         pool->table()->settle();
         count = pool->table()->stats().free;

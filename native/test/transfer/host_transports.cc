@@ -85,11 +85,10 @@ void ends_early(MakeTransport make, bool is_wrapped) {
   std::vector<uint32_t> odd;
   for (uint32_t block = 1; block < 32; block += 2) odd.push_back(block);
   std::vector<std::unique_ptr<Request>> requests;
-  for (uint64_t id = 1; id <= 4; id++) {
+  for (uint64_t id = 1; id <= 3; id++) {
     requests.push_back(std::make_unique<Request>(side, peer, setup.layout, id % 2 == 0 ? Direction::kWrite : Direction::kRead, id));
     requests.back()->set_blocks(odd);
     if (id == 3) requests.back()->operation.deadline_ns = 1;
-    if (id == 4) requests.back()->operation.remote_pool = 99;
     check(side.transport->submit(kPeer, requests.back()->operation) == Status::kOk, "taken");
   }
   check(side.transport->submit(kPeer, requests[0]->operation) == Status::kInvalid, "one id, one operation");
@@ -97,7 +96,9 @@ void ends_early(MakeTransport make, bool is_wrapped) {
   side.transport->cancel(77);
   check(side.wait(1) == Status::kCancelled && side.wait(3) == Status::kDeadline, "cancelled, and too late");
   check(side.wait(2) == Status::kOk, "the others go on");
-  check(side.wait(4) == Status::kNotFound, "a pool that is never announced is not found");
+  requests[0]->operation.id = 4;
+  requests[0]->operation.remote_pool = 99;
+  check(side.transport->submit(kPeer, requests[0]->operation) == Status::kUnsupported, "a pool that is not shared goes another way");
   check(side.transport->remove_pool(side.pool.get()) == Status::kNotFound, "a pool that was not added");
   check(peer.frees_all(), "no operation is left in a block");
 

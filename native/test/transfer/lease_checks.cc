@@ -9,9 +9,43 @@ namespace {
 constexpr uint32_t kBlocks = 16;
 constexpr uint32_t kBlockBytes = 4096;
 
+// Speaks on the memory transport, and is no agent.
+class Stranger final : public TransportHost {
+ public:
+  Stranger() {
+    std::string error;
+    metadata_.name = "stranger";
+    metadata_.uuid = {7};
+    metadata_.epoch = 1;
+    transport_ = memory_transport({}).make({this, metadata_.name, metadata_.uuid, metadata_.epoch, ""}, &error);
+    check(transport_ != nullptr, error);
+    metadata_.transports.push_back({"memory", {}});
+    transport_->describe(&metadata_.transports[0].described);
+  }
+  uint32_t meets(Node& node) {
+    std::string error;
+    Metadata theirs;
+    check(Metadata::decode(node.agent->metadata(), &theirs, &error) == Status::kOk, error);
+    check(transport_->add_peer(1, theirs.transports[0].described, &error) == Status::kOk, error);
+    uint32_t peer = 0;
+    check(node.agent->add_peer(metadata_.encode(), &peer, &error) == Status::kOk, error);
+    return peer;
+  }
+  void says(const std::vector<uint8_t>& bytes) { check(transport_->notify(1, bytes) == Status::kOk, "said"); }
+
+  Pool* pool(uint32_t) override { return nullptr; }
+  void notified(uint32_t, std::span<const uint8_t>) override {}
+  void peer_lost(uint32_t, const std::string&) override {}
+  uint64_t now_ns() override { return 0; }
+
+ private:
+  Metadata metadata_;
+  std::unique_ptr<Transport> transport_;
+};
+
 struct Sides {
-  explicit Sides(const MemoryOptions& user_options = {})
-      : owner(Node::make(memory_transport({}), kBlocks, kBlockBytes)),
+  explicit Sides(const MemoryOptions& user_options = {}, const MemoryOptions& owner_options = {})
+      : owner(Node::make(memory_transport(owner_options), kBlocks, kBlockBytes)),
         user(Node::make(memory_transport(user_options), kBlocks, kBlockBytes)) {
     user_peer = user.meet(owner);
     owner_peer = owner.meet(user);
@@ -56,7 +90,7 @@ void pins(Sides& sides) {
   check(table.release(block, generation) == Status::kOk, "not pinned any more");
 }
 
-// A transfer under a lease: it begins when the lease is granted, and a lease that was never given stops it.
+// A transfer under a lease: it begins when the lease is granted, and one that is not there any more, or never was, stops it.
 void transfers(Sides& sides) {
   std::string error;
   Agent& owner = *sides.owner.agent;
@@ -80,9 +114,11 @@ void transfers(Sides& sides) {
   check(holds(*sides.owner.pool, block, 33), "the bytes are there");
   check(sides.ended(lease).status == Status::kOk, "the last transfer ends it");
   check(owner.release_lease(static_cast<uint64_t>(lease)) == Status::kOk, "released");
-  request.lease = static_cast<uint64_t>(lease) + 1000;
-  const Event refused = sides.user.completion(sides.user.agent->submit(request, &error));
-  check(refused.status == Status::kNotAllowed, std::string("no lease: ") + status_name(refused.status));
+  for (const uint64_t none : {static_cast<uint64_t>(lease), static_cast<uint64_t>(lease) + 1000}) {
+    request.lease = none;
+    const Event refused = sides.user.completion(sides.user.agent->submit(request, &error));
+    check(refused.status == Status::kNotAllowed, std::string("no lease: ") + status_name(refused.status));
+  }
 }
 
 TransferRequest write_of(const Sides& sides, uint32_t local, uint32_t block, uint32_t generation) {
@@ -97,13 +133,97 @@ TransferRequest write_of(const Sides& sides, uint32_t local, uint32_t block, uin
   return request;
 }
 
-void wait_until_free(BlockTable& table, uint32_t block) {
+// The progress thread has been through all that had come before.
+void turn_around(Agent& agent) {
+  for (int i = 0; i < 4; i++) agent.metadata();
+}
+
+void wait_for(const std::string& what, const std::function<bool()>& holds) {
   const auto until = std::chrono::steady_clock::now() + kWaitMax;
-  while (table.state(block) != BlockState::kFree) {
-    table.settle();
-    check(std::chrono::steady_clock::now() < until, "free in the end");
+  while (!holds()) {
+    check(std::chrono::steady_clock::now() < until, what);
     std::this_thread::yield();
   }
+}
+
+// A grant that answers an earlier use of a lease comes when the lease has ended, and is named again. It grants nothing.
+void late_grant() {
+  MemoryOptions slow;
+  slow.notes_allowed = std::make_shared<std::atomic<uint32_t>>(0);
+  Sides sides({}, slow);
+  std::string error;
+  Agent& owner = *sides.owner.agent;
+  Agent& user = *sides.user.agent;
+  uint32_t generation, local_generation;
+  const uint32_t block = sides.owner.take(1, true, &generation);
+  const uint32_t local = sides.user.take(2, false, &local_generation);
+  const int64_t lease = owner.lease(sides.owner.pool_id, {&block, 1}, 60'000, sides.owner_peer, &error);
+  check(lease > 0, error);
+  check(user.hold_lease(sides.user_peer, static_cast<uint64_t>(lease)) == Status::kOk, "held");
+  check(user.drop_lease(sides.user_peer, static_cast<uint64_t>(lease)) == Status::kOk, "dropped");
+  check(sides.ended(lease).status == Status::kOk, "ended by the peer, whom the grant has not reached");
+  TransferRequest request;
+  request.peer = sides.user_peer;
+  request.local_pool = sides.user.pool_id;
+  request.remote_pool = sides.owner.pool_id;
+  request.local_blocks = {local};
+  request.remote_blocks = {block};
+  request.remote_generations = {generation};
+  request.lease = static_cast<uint64_t>(lease);
+  const int64_t id = user.submit(request, &error);
+  check(id > 0, error);
+  turn_around(user);
+  slow.notes_allowed->store(1);
+  wait_for("the grant has gone", [&] { return owner.stats().find("\"notesSent\":1,") != std::string::npos; });
+  turn_around(user);
+  check(user.stats().find("\"submitted\":0,") != std::string::npos, "a late grant begins nothing");
+  slow.notes_allowed->store(1000);
+  check(sides.user.completion(id).status == Status::kNotAllowed, "its own answer does");
+  check(holds(*sides.user.pool, local, 2), "no byte");
+}
+
+// A lease that is revoked while a transfer under it is being stopped: what is posted then ends too.
+void named_while_revoked() {
+  MemoryOptions slow;
+  slow.faults.drop = 10'000;
+  slow.faults.linger = 10'000;
+  Sides sides(slow);
+  std::string error;
+  Agent& owner = *sides.owner.agent;
+  uint32_t generation, local_generation;
+  const uint32_t block = sides.owner.take(0, false, &generation);
+  const uint32_t local = sides.user.take(33, true, &local_generation);
+  const int64_t lease = owner.lease(sides.owner.pool_id, {&block, 1}, 60'000, sides.owner_peer, &error);
+  check(lease > 0, error);
+  TransferRequest request = write_of(sides, local, block, generation);
+  request.lease = static_cast<uint64_t>(lease);
+  std::vector<int64_t> ids{sides.user.agent->submit(request, &error)};
+  wait_for("begun", [&] { return sides.user.agent->stats().find("\"submitted\":1") != std::string::npos; });
+  check(owner.release_lease(static_cast<uint64_t>(lease)) == Status::kOk, "taken back");
+  for (int i = 0; i < 200; i++) ids.push_back(sides.user.agent->submit(request, &error));
+  for (const int64_t id : ids)
+    check(id > 0 && sides.user.completion(id).status == Status::kNotAllowed, "each is stopped or refused");
+}
+
+// Words about leases that no agent says: whoever says them is cut off.
+void hostile() {
+  for (const std::vector<uint8_t>& words : std::vector<std::vector<uint8_t>>{
+           {1}, {2, 0}, std::vector<uint8_t>(16, 1), std::vector<uint8_t>(18, 3), {5}, {255, 1, 2},
+           std::vector<uint8_t>(1 + 16 * 2049, 4)}) {
+    Node node = Node::make(memory_transport({}), kBlocks, kBlockBytes);
+    Stranger stranger;
+    const uint32_t peer = stranger.meets(node);
+    stranger.says(words);
+    const Event lost = node.wait("the loss of the peer", [&](const Event& e) { return e.kind == EventKind::kPeerLost; });
+    check(lost.peer == peer, "cut off");
+  }
+}
+
+void wait_until_free(BlockTable& table, uint32_t block) {
+  wait_for("free in the end", [&] {
+    table.settle();
+    return table.state(block) == BlockState::kFree;
+  });
 }
 
 // The owner takes back a block that the peer is writing to: it stays in quarantine until the peer has stopped.
@@ -123,9 +243,7 @@ void takes_back() {
   request.lease = static_cast<uint64_t>(lease);
   const int64_t id = sides.user.agent->submit(request, &error);
   check(id > 0, error);
-  const auto until = std::chrono::steady_clock::now() + kWaitMax;
-  while (sides.user.agent->stats().find("\"submitted\":1") == std::string::npos)
-    check(std::chrono::steady_clock::now() < until, "begun");
+  wait_for("begun", [&] { return sides.user.agent->stats().find("\"submitted\":1") != std::string::npos; });
   check(table.release(block, generation) == Status::kOk, "released");
   check(table.state(block) == BlockState::kQuarantine, "but held for the peer");
   check(owner.release_lease(static_cast<uint64_t>(lease)) == Status::kOk, "taken back");
@@ -162,6 +280,9 @@ void lease_checks() {
   Sides sides;
   pins(sides);
   transfers(sides);
+  late_grant();
+  named_while_revoked();
+  hostile();
   takes_back();
   peer_lost();
 }

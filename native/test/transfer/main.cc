@@ -13,7 +13,9 @@ int main(int, char** argv) {
   millrace::kv::test::crc_random(random, cases / 10 + 1);
   millrace::kv::test::metadata_random(random, cases);
   millrace::kv::test::transport_contracts();
+  millrace::kv::test::cost_checks(random, cases / 10 + 1);
   millrace::kv::test::lease_checks();
+  millrace::kv::test::port_checks(random, cases);
   millrace::kv::test::abort_random(random, cases * 5);
   millrace::kv::test::host_forged();
   millrace::kv::test::tcp_checks(random, cases / 10 + 20);

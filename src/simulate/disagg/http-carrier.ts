@@ -1,13 +1,10 @@
 /**
- * Carries blocks between mock engines of any processes, over a side channel of its own: HTTP on one port, which is also
- * what routers see as bootstrap server (GET /health, GET /query). A body of blocks has its length in front, leaves page
- * by page as the socket takes it, and goes straight into the pages of the puller. One per engine, on its thread.
+ * Carries blocks between mock engines of any processes over their side channels. A body of blocks has its length in front,
+ * leaves page by page as the socket takes it, and goes straight into the pages of the puller. One per engine, on its thread.
  *
- *     POST /pull KvAsk → 200 pages, one after the other | 409 {"error":"…"}      POST /notify → 204 | 404
+ *     POST /pull KvAsk → 200 pages, one after the other | 409 {"error":"…"}
  */
-import { createServer, type IncomingMessage, request, type Server, type ServerResponse } from 'node:http';
-import type { AddressInfo } from 'node:net';
-import type { Clock } from '../../runtime/clock.js';
+import type { IncomingMessage, ServerResponse } from 'node:http';
 import type { KvPages } from '../tiny/kv-pages.js';
 import {
   HandoverError,
@@ -18,64 +15,53 @@ import {
   type KvRead,
   type KvSource,
 } from './kv-carrier.js';
-
-const ASK_BYTES_MAX = 4 * 1024 * 1024;
-const ERROR_BYTES_MAX = 4096;
-const NOTIFY_DEADLINE_MS = 2000;
+import {
+  readJson,
+  refusalOf,
+  refuse,
+  SideChannel,
+  type SideChannelOptions,
+  whenGone,
+} from './side-channel.js';
 
 /** What a carrier needs. */
-export interface HttpCarrierOptions {
-  readonly source: KvSource;
+export interface HttpCarrierOptions extends SideChannelOptions {
   /** Null for an engine that only models its KV. */
   readonly pages: KvPages | null;
-  readonly host: string;
-  /** 0 lets the system choose. */
-  readonly port: number;
-  /** Times notices. */
-  readonly clock: Clock;
-}
-
-interface Notice {
-  readonly engineId: string | null;
-  readonly key: string;
-  readonly notice: KvNotice;
 }
 
 /** See the head of the file. */
 export class HttpCarrier implements KvCarrier {
-  readonly host: string;
-  readonly port: number;
-  readonly #server: Server;
+  readonly #channel: SideChannel;
   readonly #pages: KvPages | null;
-  readonly #clock: Clock;
-  readonly #closed = new AbortController();
 
-  private constructor(server: Server, { host, pages, clock }: HttpCarrierOptions) {
-    this.#server = server;
-    this.#clock = clock;
-    this.host = host;
-    this.port = (server.address() as AddressInfo).port;
+  private constructor(channel: SideChannel, pages: KvPages | null) {
+    this.#channel = channel;
     this.#pages = pages;
   }
 
   /** Opens the side channel. Rejects with the reason when it cannot listen. */
   static async open(options: HttpCarrierOptions): Promise<HttpCarrier> {
-    const { source, pages, host, port } = options;
-    const server = createServer((incoming, outgoing) => {
-      void serve(incoming, outgoing, source, pages).catch(() => outgoing.destroy());
+    const { source, pages } = options;
+    const channel = await SideChannel.open(options, {
+      'POST /pull': (incoming, outgoing) => servePull(incoming, outgoing, source, pages),
     });
-    server.keepAliveTimeout = 1;
-    await new Promise<void>((resolve, reject) => {
-      server.once('error', reject).listen(port, host, resolve);
-    });
-    return new HttpCarrier(server, options);
+    return new HttpCarrier(channel, pages);
+  }
+
+  get host(): string {
+    return this.#channel.host;
+  }
+
+  get port(): number {
+    return this.#channel.port;
   }
 
   async pull(peer: KvPeer, ask: KvAsk, into: readonly number[], signal: AbortSignal): Promise<void> {
-    const both = AbortSignal.any([signal, this.#closed.signal]);
+    const both = AbortSignal.any([signal, this.#channel.closed]);
     try {
-      const answer = await post(peer, '/pull', ask, both);
-      if (answer.statusCode !== 200) throw new HandoverError(await errorOf(answer));
+      const answer = await this.#channel.post(peer, '/pull', ask, both);
+      if (answer.statusCode !== 200) throw await refusalOf(answer);
       await fill(answer, into, this.#pages);
     } catch (error) {
       both.throwIfAborted();
@@ -84,54 +70,12 @@ export class HttpCarrier implements KvCarrier {
   }
 
   notify(peer: KvPeer, key: string, notice: KvNotice): void {
-    const late = new AbortController();
-    const timer = this.#clock.after(NOTIFY_DEADLINE_MS, () => late.abort());
-    const signal = AbortSignal.any([late.signal, this.#closed.signal]);
-    const said: Notice = { engineId: peer.engineId, key, notice };
-    // A peer that is gone needs no notice; one that missed it has its lease.
-    void post(peer, '/notify', said, signal).then(
-      answer => {
-        timer.cancel();
-        answer.on('error', () => {}).resume();
-      },
-      () => timer.cancel(),
-    );
+    this.#channel.notify(peer, key, notice);
   }
 
-  async close(): Promise<void> {
-    this.#closed.abort(new HandoverError('the engine closes'));
-    const closed = new Promise<void>(resolve => this.#server.close(() => resolve()));
-    this.#server.closeAllConnections();
-    await closed;
+  close(): Promise<void> {
+    return this.#channel.close();
   }
-}
-
-function post(peer: KvPeer, path: string, body: object, signal: AbortSignal): Promise<IncomingMessage> {
-  const { host, port } = peer;
-  return new Promise((resolve, reject) => {
-    const call = request({ host, port, path, method: 'POST', agent: false, signal }, resolve);
-    call.on('error', reject).end(JSON.stringify(body));
-  });
-}
-
-async function errorOf(answer: IncomingMessage): Promise<string> {
-  const text = String(await bytesOf(answer, ERROR_BYTES_MAX));
-  try {
-    return String((JSON.parse(text) as { error: unknown }).error);
-  } catch {
-    return `the peer answered ${answer.statusCode}`;
-  }
-}
-
-async function bytesOf(stream: IncomingMessage, bytesMax: number): Promise<Buffer> {
-  const chunks: Buffer[] = [];
-  let bytes = 0;
-  for await (const chunk of stream as AsyncIterable<Buffer>) {
-    bytes += chunk.length;
-    if (bytes > bytesMax) throw new HandoverError(`a message of the side channel has over ${bytesMax} bytes`);
-    chunks.push(chunk);
-  }
-  return Buffer.concat(chunks);
 }
 
 /** Writes the body into the pages, block after block. */
@@ -152,44 +96,22 @@ async function fill(answer: IncomingMessage, into: readonly number[], pages: KvP
   if (at < wanted) throw new HandoverError(`the peer sent ${at} of ${wanted} bytes`);
 }
 
-async function serve(
-  incoming: IncomingMessage,
-  outgoing: ServerResponse,
-  source: KvSource,
-  pages: KvPages | null,
-): Promise<void> {
-  const { method, url } = incoming;
-  if (method === 'GET' && url === '/health') outgoing.end('OK');
-  else if (method === 'GET' && url === '/query') {
-    outgoing.end(JSON.stringify({ 0: { engine_id: source.engineId } }));
-  } else if (method === 'POST' && url === '/notify') {
-    const said = await readJson<Notice>(incoming);
-    outgoing.writeHead(source.notice(said.engineId, said.key, said.notice) ? 204 : 404).end();
-  } else if (method === 'POST' && url === '/pull') await servePull(incoming, outgoing, source, pages);
-  else outgoing.writeHead(404).end();
-}
-
-async function readJson<Value>(incoming: IncomingMessage): Promise<Value> {
-  return JSON.parse(String(await bytesOf(incoming, ASK_BYTES_MAX))) as Value;
-}
-
 async function servePull(
   incoming: IncomingMessage,
   outgoing: ServerResponse,
   source: KvSource,
   pages: KvPages | null,
 ): Promise<void> {
-  const gone = new AbortController();
-  outgoing.on('close', () => gone.abort(new HandoverError('the puller went away')));
+  const gone = whenGone(outgoing);
   let read: KvRead;
   try {
-    read = await source.read(await readJson<KvAsk>(incoming), gone.signal);
+    read = await source.read(await readJson<KvAsk>(incoming), gone);
   } catch (error) {
-    outgoing.writeHead(409).end(JSON.stringify({ error: (error as Error).message }));
+    refuse(outgoing, 409, error);
     return;
   }
   try {
-    await send(outgoing, read, pages, gone.signal);
+    await send(outgoing, read, pages, gone);
   } finally {
     read.end();
   }
@@ -202,7 +124,7 @@ async function send(
   pages: KvPages | null,
   gone: AbortSignal,
 ): Promise<void> {
-  const whenGone = new Promise<void>(resolve => {
+  const whenOver = new Promise<void>(resolve => {
     if (gone.aborted) resolve();
     else gone.addEventListener('abort', () => resolve(), { once: true });
   });
@@ -211,9 +133,9 @@ async function send(
   for (let at = 0; at < Math.min(read.blocks.length, read.stallAfter) && pages !== null; at++) {
     // A copy: the socket keeps it for longer than the pin may last.
     const isTaken = outgoing.write(Buffer.from(pages.bytesOf(read.blocks[at]!)));
-    if (!isTaken) await Promise.race([new Promise(resolve => outgoing.once('drain', resolve)), whenGone]);
+    if (!isTaken) await Promise.race([new Promise(resolve => outgoing.once('drain', resolve)), whenOver]);
     if (gone.aborted) return;
   }
   if (read.stallAfter >= read.blocks.length) outgoing.end();
-  await whenGone;
+  await whenOver;
 }

@@ -105,15 +105,19 @@ export class TinyModel implements TokenModel {
     for (let at = 0; at < TINY_WIDTH; at++) this.#normed[at] = stream[at]! * scale;
   }
 
-  /** Index of the first float of K (`part` 0) or V (1) of a slot. */
-  #index(block: number, layer: number, part: number, slot: number): number {
-    return (((block * LAYERS + layer) * 2 + part) * this.#pages.blockSize + slot) * TINY_ROW;
+  /** Index of the first float of K (`part` 0) or V (1) of a layer of a block. */
+  #index(block: number, layer: number, part: number): number {
+    return ((block * LAYERS + layer) * 2 + part) * this.#pages.blockSize * TINY_ROW;
   }
 
   #store(blocks: readonly number[], at: number, layer: number, part: number, weights: Float64Array): void {
-    const { blockSize, floats } = this.#pages;
-    multiply(weights, this.#normed, this.#row);
-    floats.set(this.#row, this.#index(blocks[Math.floor(at / blockSize)]!, layer, part, at % blockSize));
+    const { blockSize, slotStride, headStride, floats } = this.#pages;
+    const row = this.#row;
+    multiply(weights, this.#normed, row);
+    const start =
+      this.#index(blocks[Math.floor(at / blockSize)]!, layer, part) + (at % blockSize) * slotStride;
+    for (let head = 0, from = 0; head < HEADS; head++)
+      for (let dim = 0; dim < HEAD_DIM; dim++) floats[start + head * headStride + dim] = row[from++]!;
   }
 
   /**
@@ -121,7 +125,7 @@ export class TinyModel implements TokenModel {
    * normed inputs keep the scores small, and where a broken page makes them large, infinity is as good as any answer.
    */
   #attend(blocks: readonly number[], position: number, layer: number, head: number): void {
-    const { blockSize, floats } = this.#pages;
+    const { blockSize, slotStride, headStride, floats } = this.#pages;
     const first = head * HEAD_DIM;
     const valueOffset = blockSize * TINY_ROW;
     // Written out for eight numbers per head: in registers this is twice as fast as in loops over arrays.
@@ -131,9 +135,9 @@ export class TinyModel implements TokenModel {
     ) as unknown as Eight;
     let [sum, m0, m1, m2, m3, m4, m5, m6, m7] = [0, 0, 0, 0, 0, 0, 0, 0, 0];
     for (let at = 0, left = position + 1; left > 0; at++, left -= blockSize) {
-      const start = this.#index(blocks[at]!, layer, 0, 0) + first;
-      const end = start + Math.min(left, blockSize) * TINY_ROW;
-      for (let k = start, v = start + valueOffset; k < end; k += TINY_ROW, v += TINY_ROW) {
+      const start = this.#index(blocks[at]!, layer, 0) + head * headStride;
+      const end = start + Math.min(left, blockSize) * slotStride;
+      for (let k = start, v = start + valueOffset; k < end; k += slotStride, v += slotStride) {
         const score =
           q0 * floats[k]! +
           q1 * floats[k + 1]! +
