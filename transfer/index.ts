@@ -6,6 +6,7 @@ export {
   type CreatePoolOptions,
   createAgent,
   probeTransports,
+  type RegisterDevicePoolOptions,
   type RegisterPoolOptions,
   type TransferAgent,
   type TransferAgentOptions,
