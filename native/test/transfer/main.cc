@@ -29,6 +29,7 @@ int main(int count, char** argv) {
       {"forged", host_forged},
       {"tcp", [&] { tcp_checks(random, cases / 10 + 20); }},
       {"hostile", [&] { tcp_hostile(random, cases * 10); }},
+      {"ucx", [&] { ucx_checks(random, cases / 10 + 20); }},
   };
   bool has_run = false;
   for (const auto& group : groups) {
