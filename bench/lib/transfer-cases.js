@@ -147,10 +147,9 @@ export const CASES = [
   ucx(16 * KIB),
   ucx(64 * KIB),
   {
-    ...ucx(64 * KIB, 0),
+    ...ucx(64 * KIB),
     figure: 'ucx, 64 KiB against ucx_perftest',
     yardstick: 'ucx_perftest',
-    target: null,
   },
   {
     ...read,
