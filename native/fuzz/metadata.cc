@@ -1,7 +1,5 @@
-// Bytes of a stranger, for libFuzzer: clang++ -std=c++20 -g -O1 -fsanitize=fuzzer,address,undefined -Inative/include
-// -Inative/transfer native/fuzz/metadata.cc native/transfer/{metadata,layout,status,crc32c}.cc. What is accepted must be
-// accepted again, with the same meaning, after it was written anew. metadata_random in native/test/transfer does as much
-// with any compiler, by damage at random.
+// Metadata of a stranger: what is accepted must be accepted again, with the same meaning, after it was written anew.
+// metadata_random in native/test/transfer does as much with any compiler, by damage at random.
 #include <cstdlib>
 #include <cstring>
 

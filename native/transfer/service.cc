@@ -54,10 +54,7 @@ Status BlockHold::serve(Pool& pool, Direction direction, std::span<const uint32_
   if (const Status status = enter(pool, blocks, generations, error); status != Status::kOk || table_ == nullptr)
     return status;
   for (const uint32_t block : blocks_) {
-    const BlockState state = table_->state(block);
-    const bool allowed = state == BlockState::kFilling ||
-                         state == (direction == Direction::kWrite ? BlockState::kReserved : BlockState::kReady);
-    if (allowed) continue;
+    if (is_served(direction, table_->state(block))) continue;
     *error = std::string("a peer may not ") + (direction == Direction::kWrite ? "write" : "read") + " block " +
              std::to_string(block) + " of pool " + std::to_string(pool.id) + " in its state";
     leave();

@@ -14,6 +14,12 @@
 
 namespace millrace::kv {
 
+// Whether a peer may work on a block in this state, in its direction: a ready block has readers who trust that it does not
+// change, and in a reserved one there is nothing to read.
+inline bool is_served(Direction direction, BlockState state) {
+  return state == BlockState::kFilling || state == (direction == Direction::kWrite ? BlockState::kReserved : BlockState::kReady);
+}
+
 // Blocks of one pool with an operation of ours in flight. A pool without a table has no counts: then it only checks ranges.
 class BlockHold {
  public:

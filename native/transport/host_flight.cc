@@ -45,7 +45,7 @@ Status HostTransport::submit(uint32_t id, const Operation& operation) {
                     (operation.remote_generations.empty() || operation.remote_generations.size() == blocks) &&
                     !flights_.contains(operation.id);
   if (!fits) return Status::kInvalid;
-  if (operation.local->kind() != MemoryKind::kHost) return Status::kUnsupported;
+  if ((info_.memory_kinds >> static_cast<uint32_t>(operation.local->kind()) & 1) == 0) return Status::kUnsupported;
   // Not shared this way, or not any more: it goes another way where there is one.
   const Peer& peer = *found->second;
   if (!peer.identities.contains(operation.remote_pool) && !peer.pools.contains(operation.remote_pool)) return Status::kUnsupported;
@@ -61,7 +61,7 @@ Status HostTransport::submit(uint32_t id, const Operation& operation) {
   const Status status = operation.transform->lower(pairs.sources, pairs.targets, static_cast<uint32_t>(blocks), &flight->runs, &error);
   if (status != Status::kOk) return status;
   flight->operation = operation;
-  flight->peer = found->second.get();
+  flight->peer = found->second;
   flight->submitted_ns = now_ns();
   waiting_++;
   Flight& placed = *flights_.emplace(operation.id, std::move(flight)).first->second;
@@ -71,7 +71,7 @@ Status HostTransport::submit(uint32_t id, const Operation& operation) {
 
 void HostTransport::start(Flight& flight) {
   const Operation& operation = flight.operation;
-  const RemotePool& pool = flight.peer->pools.at(operation.remote_pool);
+  const RemotePool& pool = *flight.peer->pools.at(operation.remote_pool);
   const bool is_read = operation.direction == Direction::kRead;
   const uint64_t source_bytes = is_read ? pool.facts.bytes : operation.local->bytes();
   const uint64_t target_bytes = is_read ? operation.local->bytes() : pool.facts.bytes;
@@ -88,8 +88,10 @@ void HostTransport::start(Flight& flight) {
 }
 
 void HostTransport::set_moving(Flight& flight) {
-  const RemotePool& pool = flight.peer->pools.at(flight.operation.remote_pool);
-  flight.move = begin(flight.peer->process, pool, flight.operation, flight.runs, flight.bytes);
+  flight.pool = flight.peer->pools.at(flight.operation.remote_pool);
+  const Status status =
+      begin(flight.peer->process, *flight.pool, flight.operation, flight.runs, flight.bytes, &flight.move);
+  if (status != Status::kOk) return complete(flight.operation.id, status);
   flight.phase = Phase::kMoving;
   waiting_--;
   moving_[flight.operation.priority].push_back(flight.operation.id);
@@ -147,7 +149,7 @@ void HostTransport::granted(Peer& peer, const HostSocket::Incoming& incoming) {
   if (incoming.payload.size() != sizeof status) return;
   std::memcpy(&status, incoming.payload.data(), sizeof status);
   // Of an operation that was cancelled meanwhile: its release is on its way already.
-  if (found == flights_.end() || found->second->peer != &peer || found->second->phase != Phase::kAwaitGrant) return;
+  if (found == flights_.end() || found->second->peer.get() != &peer || found->second->phase != Phase::kAwaitGrant) return;
   if (status == static_cast<int32_t>(Status::kOk)) return set_moving(*found->second);
   // Refused whole; there is nothing to give back.
   found->second->has_asked_grant = false;
@@ -202,42 +204,77 @@ void HostTransport::run_slice() {
     const auto found = flights_.find(id);
     if (found == flights_.end()) continue;
     Flight& flight = *found->second;
+    if (flight.ended.has_value()) continue;
     bool is_done = false;
     Status status = Status::kOk;
     do {
       status = flight.move->step(kStepBytes, &is_done);
       now = now_ns();
-    } while (status == Status::kOk && !is_done && now < end);
+    } while (status == Status::kOk && !is_done && flight.move->is_ready() && now < end);
     if (status != Status::kOk) {
       complete(id, status);
     } else if (is_done) {
       finish(flight);
     } else if (const std::optional<Status> over = overdue(flight, now); over.has_value()) {
       complete(id, *over);
+    } else if (!flight.move->is_ready()) {
+      parked_.push_back(id);
     } else {
       turns.push_back(id);
     }
   }
 }
 
+// True while there are any: a device tells nobody when it is done.
+bool HostTransport::run_parked() {
+  if (parked_.empty()) return false;
+  const uint64_t now = now_ns();
+  std::vector<uint64_t> ids;
+  ids.swap(parked_);
+  for (const uint64_t id : ids) {
+    const auto found = flights_.find(id);
+    if (found == flights_.end()) continue;
+    Flight& flight = *found->second;
+    if (!flight.ended.has_value()) {
+      if (const std::optional<Status> over = overdue(flight, now); over.has_value()) complete(id, *over);
+      else if (flight.move->is_ready()) moving_[flight.operation.priority].push_back(id);
+      else parked_.push_back(id);
+    } else if (flight.move->is_quiet()) {
+      complete_now(id, *flight.ended);
+    } else {
+      parked_.push_back(id);
+    }
+  }
+  return true;
+}
+
 void HostTransport::finish(Flight& flight) {
   const Operation& operation = flight.operation;
-  Peer& peer = *flight.peer;
-  const RemotePool& pool = peer.pools.at(operation.remote_pool);
+  const std::shared_ptr<Peer> peer = flight.peer;
+  const RemotePool& pool = *flight.pool;
   const bool is_checked = pool.table != nullptr && operation.direction == Direction::kRead;
   const Status status = is_checked ? check_after(flight, pool) : Status::kOk;
   const std::vector<uint8_t> notification(operation.notification.begin(), operation.notification.end());
   complete(operation.id, status);
   // After the release: who is told may commit the blocks at once.
-  if (status == Status::kOk && !notification.empty()) peer.socket.send(HostMessage::kNotify, 0, notification);
+  if (status == Status::kOk && !notification.empty()) peer->socket.send(HostMessage::kNotify, 0, notification);
 }
 
 void HostTransport::cancel(uint64_t id) {
   if (flights_.contains(id)) complete(id, Status::kCancelled);
 }
 
-// Whatever the phase: steps are whole when anybody else runs, so nothing of it touches memory after this.
+// Whatever the phase: steps are whole when anybody else runs, so that only a device can still be at its bytes.
 void HostTransport::complete(uint64_t id, Status status) {
+  Flight& flight = *flights_.at(id);
+  if (flight.ended.has_value()) return;
+  if (flight.move == nullptr || flight.move->is_quiet()) return complete_now(id, status);
+  flight.ended = status;
+  parked_.push_back(id);
+}
+
+// Nothing of it touches memory any more.
+void HostTransport::complete_now(uint64_t id, Status status) {
   const auto found = flights_.find(id);
   const std::unique_ptr<Flight> flight = std::move(found->second);
   flights_.erase(found);
@@ -252,7 +289,7 @@ void HostTransport::complete(uint64_t id, Status status) {
 void HostTransport::complete_all_of(const Peer& peer, Status status, std::optional<uint32_t> pool) {
   std::vector<uint64_t> ids;
   for (const auto& [id, flight] : flights_) {
-    if (flight->peer == &peer && (!pool.has_value() || flight->operation.remote_pool == *pool)) ids.push_back(id);
+    if (flight->peer.get() == &peer && (!pool.has_value() || flight->operation.remote_pool == *pool)) ids.push_back(id);
   }
   for (const uint64_t id : ids) complete(id, status);
 }
