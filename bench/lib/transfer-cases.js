@@ -45,17 +45,20 @@ const shmSoon = batchBytes => ({
   yardstick: 'memcpy and read',
 });
 
-/** @param {number} blockBytes @param {number} target */
-const ucx = (blockBytes, target) => ({
+/**
+ * Pools here are the agent's own memory, which UCX reaches by copies through its buffers or by cma. What it does with memory that
+ * it allocated and mapped itself (posix), native/bench measures, as no pool of this API is such memory: so no target here.
+ * @param {number} blockBytes
+ */
+const ucx = blockBytes => ({
   ...read,
-  figure: `ucx, batches of ${blockBytes / KIB} KiB`,
+  figure: `ucx, pools of the agent, batches of ${blockBytes / KIB} KiB`,
   transport: 'ucx',
   blockBytes,
   batchBlocks: (4 * MIB) / blockBytes,
   poolBatches: 32,
   roundBatches: 16,
   yardstick: 'memcpy',
-  target,
 });
 
 /** @param {'shm' | 'tcp'} transport @param {'unknown' | 'later'} reader @param {number} target */
@@ -140,14 +143,13 @@ export const CASES = [
     target: 0.9,
   },
   integrity('tcp', 'unknown', 0.9),
-  ucx(4 * KIB, 0.75),
-  ucx(16 * KIB, 0.85),
-  ucx(64 * KIB, 0.95),
+  ucx(4 * KIB),
+  ucx(16 * KIB),
+  ucx(64 * KIB),
   {
-    ...ucx(64 * KIB, 0),
+    ...ucx(64 * KIB),
     figure: 'ucx, 64 KiB against ucx_perftest',
     yardstick: 'ucx_perftest',
-    target: null,
   },
   {
     ...read,

@@ -17,6 +17,7 @@ constexpr uint64_t kStepBytes = uint64_t{1} << 20;
 // Who waits for a completion is told of it so soon, and posts anew while others still move; to tell of each of many small ones
 // alone would cost more than they do.
 constexpr uint64_t kTellNs = 20'000;
+constexpr size_t kSpareRuns = 8;
 constexpr uint64_t kWaitingScanNs = 10 * kMillisecond;
 // A little less than what is promised, as times are looked at every 10 ms.
 constexpr uint64_t kSilenceNs = (kPeerLossMs - 100) * kMillisecond;
@@ -49,6 +50,10 @@ Status HostTransport::submit(uint32_t id, const Operation& operation) {
   const Peer& peer = *found->second;
   if (!peer.identities.contains(operation.remote_pool) && !peer.pools.contains(operation.remote_pool)) return Status::kUnsupported;
   auto flight = std::make_unique<Flight>();
+  if (!spare_runs_.empty()) {
+    flight->runs = std::move(spare_runs_.back());
+    spare_runs_.pop_back();
+  }
   const bool is_read = operation.direction == Direction::kRead;
   const BlockPairs pairs = in_copy_order(is_read ? operation.remote_blocks : operation.local_blocks,
                                          is_read ? operation.local_blocks : operation.remote_blocks);
@@ -276,6 +281,9 @@ void HostTransport::complete_now(uint64_t id, Status status) {
   if (flight->phase != Phase::kMoving) waiting_--;
   if (flight->has_asked_grant && !flight->peer->is_lost) flight->peer->socket.send(HostMessage::kRelease, id, {});
   completions_.push_back({id, status, status == Status::kOk ? flight->bytes : 0});
+  flight->move.reset();
+  flight->runs.clear();
+  if (spare_runs_.size() < kSpareRuns) spare_runs_.push_back(std::move(flight->runs));
 }
 
 void HostTransport::complete_all_of(const Peer& peer, Status status, std::optional<uint32_t> pool) {

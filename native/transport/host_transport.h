@@ -162,6 +162,8 @@ class HostTransport : public Transport {
   std::map<int, Peer*> by_descriptor_;
   std::map<uint64_t, std::unique_ptr<Flight>> flights_;
   size_t waiting_ = 0;
+  // Of completed operations: long lists would else be new pages every time.
+  std::vector<std::vector<Run>> spare_runs_;
   // Pools that came and are not yet in the page tables.
   bool has_unmapped_ = false;
   // Moving ones, by priority; ids of flights that have completed meanwhile are skipped.

@@ -251,6 +251,12 @@ bool UcxPeer::touches(const Pool& pool) const {
   return std::any_of(flights_.begin(), flights_.end(), [&](const auto& entry) { return entry.second->operation.local == &pool; });
 }
 
+bool UcxPeer::is_moving() const {
+  return std::any_of(parts_.begin(), parts_.end(), [](const auto& entry) {
+    return entry.second.phase == Phase::kMoving || entry.second.phase == Phase::kFlushing;
+  });
+}
+
 bool UcxPeer::work(uint64_t until_ns) {
   bool has_worked = false;
   if (is_ready_ && !notes_.empty()) {

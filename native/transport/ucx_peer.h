@@ -47,6 +47,8 @@ class UcxPeer {
   void release_keys();
 
   bool is_quiet() const { return flights_.empty(); }
+  // UCX moves bytes, or we do.
+  bool is_moving() const;
   bool touches(const Pool& pool) const;
   // Whether an operation with this pool of the peer's would be direct.
   bool is_direct(uint32_t remote_pool);

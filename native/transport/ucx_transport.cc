@@ -20,6 +20,10 @@ constexpr uint64_t kSliceNs = 200'000;
 constexpr uint64_t kTickNs = 100'000'000;
 // Not called for so long, this side was standing still: the timer wakes it oftener.
 constexpr uint64_t kPauseNs = 300'000'000;
+// What is in flight is looked after without a pause for so long after it last moved, and then every millisecond: a peer that
+// makes room for more messages sends no event of it.
+constexpr uint64_t kEagerNs = 2'000'000;
+constexpr uint64_t kBusyTickNs = 1'000'000;
 constexpr int kProgressesMax = 64;
 constexpr int kEventsMax = 32;
 // What the end of the transport waits for: messages to go, and for endpoints to close.
@@ -236,6 +240,13 @@ bool UcxTransport::poll_events() {
   return count > 0;
 }
 
+void UcxTransport::set_timer(bool is_busy) {
+  if (std::exchange(is_timer_busy_, is_busy) == is_busy) return;
+  const long period = static_cast<long>(is_busy ? kBusyTickNs : kTickNs);
+  const itimerspec every{{0, period}, {0, period}};
+  timerfd_settime(timer_, 0, &every, nullptr);
+}
+
 bool UcxTransport::progress(std::vector<Completion>* completions) {
   const uint64_t now = shared_.host->now_ns();
   if (now - seen_ns_ > kPauseNs) shared_.awake_ns = now;
@@ -264,6 +275,13 @@ bool UcxTransport::progress(std::vector<Completion>* completions) {
   shared_.completions.clear();
   // The host may remove or add peers in this call.
   for (const auto& [peer, why] : std::exchange(shared_.lost, {})) shared_.host->peer_lost(peer, why);
+  bool is_busy = false;
+  for (const auto& [key, line] : lines_) is_busy = is_busy || !line->link.is_idle() || line->peer.is_moving();
+  set_timer(is_busy);
+  if (has_worked) moved_ns_ = now;
+  else if (is_busy && now - moved_ns_ < kEagerNs) return true;
+  // Looked at with every tick, armed or not.
+  if (is_busy) shared_.is_armed = false;
   if (!has_worked && !shared_.is_armed) {
     const UcsStatus status = shared_.api().worker_arm(shared_.worker);
     shared_.is_armed = status == kUcsOk;

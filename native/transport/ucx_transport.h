@@ -87,6 +87,7 @@ class UcxTransport final : public Transport {
   void tick(uint64_t now);
   bool tend(Line& line, uint64_t until);
   void expire(uint64_t now);
+  void set_timer(bool is_busy);
 
   TransportInfo info_{};
   UcxShared shared_;
@@ -95,6 +96,8 @@ class UcxTransport final : public Transport {
   int worker_descriptor_ = -1;
   uint64_t tick_ns_ = 0;
   uint64_t seen_ns_ = 0;
+  uint64_t moved_ns_ = 0;
+  bool is_timer_busy_ = false;
   // By the key for messages to us.
   Lines lines_;
   std::map<uint32_t, Line*> peers_;
