@@ -1,5 +1,6 @@
 // Promise: a transfer settles once, however it ends, and only when its bytes are quiet: by a signal, a deadline, the loss of
-// its peer, or the end of its agent or thread. An idle agent holds no process, and many threads may load and leave, 20 at once: 60, or 200 in the long run.
+// its peer, or the end of its agent or thread. An idle agent holds no process, and many threads may load and
+// leave, 20 at once: 60, or 200 in the long run.
 import { once } from 'node:events';
 import { readdirSync } from 'node:fs';
 import { Worker } from 'node:worker_threads';
