@@ -1,5 +1,5 @@
 /**
- * Builds a bench of the transfer engine and runs it: `node native/bench/run.mjs copy_bench|tcp_bench|ucx_bench [words]`. Only
+ * Builds a bench of the transfer engine and runs it: `node native/bench/run.mjs tcp_bench|ucx_bench [words]`. Only
  * files that changed are compiled, with -O3. The program's output and exit code are this script's.
  */
 import { spawnSync } from 'node:child_process';
