@@ -77,12 +77,22 @@ const STAGES = ['frontend', 'ring', 'preprocess', 'router', 'engines', 'discover
 const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
   preprocess: ['router/hashing'],
   engines: ['types:router'],
-  simulate: STAGES,
+  simulate: [...STAGES, 'transfer'],
   plane: [...STAGES, 'simulate', 'config', 'worker-config', 'disagg-config'],
   config: ['settings', 'setting-values', 'worker-config', 'disagg-config'],
   'worker-config': ['disagg-config'],
   settings: ['setting-values', 'worker-config'],
-  cli: [...STAGES, 'simulate', 'plane', 'config', 'worker-config', 'settings', 'setting-values', 'index'],
+  cli: [
+    ...STAGES,
+    'simulate',
+    'plane',
+    'transfer',
+    'config',
+    'worker-config',
+    'settings',
+    'setting-values',
+    'index',
+  ],
   index: [...STAGES, 'simulate', 'plane', 'config', 'worker-config'],
 };
 

@@ -45,7 +45,9 @@ export interface CreatePoolOptions {
   readonly blocks: number;
   /** Default: what the layout needs. Required for a tensor list. */
   readonly bytes?: number;
-  /** Shown in the process's memory map. */
+  /** Makes it in the memory of this GPU, by the driver's number. Default: host memory. */
+  readonly device?: number;
+  /** Shown in the process's memory map; of host memory. */
   readonly name?: string;
   /** Keeps the states of its blocks (`Pool.table`). Default false. */
   readonly blockTable?: boolean;
@@ -57,6 +59,19 @@ export interface RegisterPoolOptions {
   readonly blocks: number;
   /** Held until the pool is closed, and not to be transferred to another thread. A resizable buffer is refused. */
   readonly buffer: ArrayBufferLike | ArrayBufferView;
+  /** Keeps the states of its blocks (`Pool.table`). Default false. */
+  readonly blockTable?: boolean;
+}
+
+/** A pool over memory of a GPU, whose owner keeps it until the pool is closed. */
+export interface RegisterDevicePoolOptions {
+  readonly layout: Layout;
+  readonly blocks: number;
+  /** The GPU by the driver's number. */
+  readonly device: number;
+  /** Where the memory begins on the device, above 0. */
+  readonly address: bigint | number;
+  readonly bytes: number;
   /** Keeps the states of its blocks (`Pool.table`). Default false. */
   readonly blockTable?: boolean;
 }
@@ -90,6 +105,8 @@ export interface TransferEvents {
 const NAME_BYTES_MAX = 128;
 const POOL_NAME_BYTES_MAX = 200;
 const HOST_BYTES_MAX = 255;
+const DEVICE_MAX = 1023;
+const ADDRESS_MAX = 2n ** 64n - 1n;
 const EVENTS = 256;
 /** Polls in one turn of the event loop. */
 const POLLS_MAX = 16;
@@ -110,6 +127,14 @@ export function probeTransports(): TransportInfo[] {
 /** Opens an agent. Throws UNSUPPORTED without the addon, INVALID for a wrong option. */
 export function createAgent(given: TransferAgentOptions = {}): TransferAgent {
   return new TransferAgent(native(), given);
+}
+
+/** An address on a device, from 1. */
+function deviceAddress(value: unknown): bigint {
+  const address =
+    typeof value === 'bigint' ? value : BigInt(wholeNumber('address', value, 1, Number.MAX_SAFE_INTEGER));
+  if (address < 1n || address > ADDRESS_MAX) invalid('address', String(value), `1 to ${ADDRESS_MAX}`);
+  return address;
 }
 
 /** The memory of a buffer or a view, which is marked so that no thread can take it away. */
@@ -166,11 +191,15 @@ export class TransferAgent extends EventEmitter<TransferEvents> {
     return this.#flights.size;
   }
 
-  /** Makes a pool of zeroed memory that other processes can map. Throws INVALID, or SYSTEM when there is not so much memory. */
+  /**
+   * Makes a pool of zeroed memory that other processes can map. Throws INVALID, SYSTEM when there is not so much memory, and
+   * for a device UNSUPPORTED without its driver or NOT_FOUND without the device.
+   */
   createPool(given: CreatePoolOptions): Pool {
-    options('pool', given, ['layout', 'blocks', 'bytes', 'name', 'blockTable']);
+    options('pool', given, ['layout', 'blocks', 'bytes', 'name', 'blockTable', 'device']);
     const words = layoutWords(given.layout, given.blocks);
     const size = poolBytes(given.bytes ?? layoutBytes(given.layout, given.blocks));
+    if (given.device !== undefined) return this.#devicePool(given, given.device, 0n, size, words);
     const { addon, handle } = this.#native;
     const id = addon.transferPoolCreate(
       handle,
@@ -184,16 +213,48 @@ export class TransferAgent extends EventEmitter<TransferEvents> {
     return this.#pool(id, size, given);
   }
 
-  /** Makes the memory of the caller a pool, where it lies. */
-  registerPool(given: RegisterPoolOptions): Pool {
-    options('pool', given, ['layout', 'blocks', 'buffer', 'blockTable']);
+  /**
+   * Makes the memory of the caller a pool, where it lies. Of a device: what a block holds must be there, the streams that made
+   * it waited for, before a transfer may read it.
+   */
+  registerPool(given: RegisterPoolOptions | RegisterDevicePoolOptions): Pool {
+    options('pool', given, ['layout', 'blocks', 'buffer', 'blockTable', 'device', 'address', 'bytes']);
     const words = layoutWords(given.layout, given.blocks);
+    if ('device' in given) {
+      if ('buffer' in given) invalid('pool.buffer', 'given', 'nothing where a device is given');
+      const size = poolBytes(given.bytes);
+      return this.#devicePool(given, given.device, deviceAddress(given.address), size, words);
+    }
+    for (const key of ['address', 'bytes'])
+      if (key in given) invalid(`pool.${key}`, 'given', 'nothing without a device');
     const memory = memoryOf(given.buffer);
     if (memory.length === 0) invalid('buffer', 'empty', 'at least one byte');
     const { addon, handle } = this.#native;
     const hasTable = given.blockTable ? 1 : 0;
     const id = addon.transferPoolWrap(handle, memory, words, modelOf(given.layout), hasTable);
     return this.#pool(id, memory.length, given);
+  }
+
+  #devicePool(
+    given: { layout: Layout; blocks: number; blockTable?: boolean },
+    device: number,
+    address: bigint,
+    size: number,
+    words: Uint32Array,
+  ): Pool {
+    const { addon, handle } = this.#native;
+    const id = addon.transferPoolDevice(
+      handle,
+      wholeNumber('device', device, 0, DEVICE_MAX),
+      Number(address & 0xffff_ffffn),
+      Number(address >> 32n),
+      size >>> 0,
+      Math.floor(size / 2 ** 32),
+      words,
+      modelOf(given.layout),
+      given.blockTable ? 1 : 0,
+    );
+    return this.#pool(id, size, given);
   }
 
   #pool(id: number, size: number, given: { layout: Layout; blocks: number; blockTable?: boolean }): Pool {

@@ -6,6 +6,7 @@ export {
   type CreatePoolOptions,
   createAgent,
   probeTransports,
+  type RegisterDevicePoolOptions,
   type RegisterPoolOptions,
   type TransferAgent,
   type TransferAgentOptions,
@@ -29,3 +30,4 @@ export type { Peer, Plan, PlanOptions, PlanRange, PostOptions, TransportName } f
 export type { Lease, Pool } from './pool.js';
 export type { PortCompletion } from './port-flights.js';
 export { openTransferPort, type PortPlan, type PortPlanOptions, type TransferPort } from './transfer-port.js';
+export { type UcxInfo, type UcxTransport, ucxInfo } from './ucx/ucx-info.js';

@@ -68,7 +68,8 @@ export class Pool {
 
   /**
    * The pool's memory, the same object each time. Detached (length 0) once the pool or the agent is closed. Never put it in a
-   * transfer list: it would be copied. UNSUPPORTED for a registered pool, whose memory the caller has, and for over 4 GiB.
+   * transfer list: it would be copied. Another thread maps the pool by `TransferPort.openPool`. UNSUPPORTED for a registered
+   * pool, whose memory the caller has, for one on a device, and for over 4 GiB.
    */
   get buffer(): ArrayBuffer {
     const buffer = this.#native.addon.transferPoolBuffer(this.#native.handle, this.id);

@@ -22,6 +22,39 @@ async function agentPostUs(plan, rounds) {
   return median(times);
 }
 
+/** Median microseconds from the engine's completion to the event loop of the agent's thread. */
+async function agentCompletionUs(plan, transfers) {
+  const times = [];
+  for (let i = 0; i < transfers; i++) {
+    const { doneNs } = await plan.post();
+    times.push((Number(process.hrtime.bigint()) - doneNs) / 1000);
+  }
+  return median(times);
+}
+
+/**
+ * Median microseconds to wake a thread on this machine, by blocking waits and nothing else: half of a round trip. What no way
+ * to an event loop can be faster than.
+ */
+async function wakeFloorUs(trips) {
+  const words = new Int32Array(new SharedArrayBuffer(128));
+  const thread = new Worker(new URL('./ring-echo.js', import.meta.url), {
+    workerData: { mode: 'floor', words, trips },
+  });
+  const ended = once(thread, 'exit');
+  await once(thread, 'message');
+  const times = [];
+  for (let trip = 1; trip <= trips; trip++) {
+    const startMs = performance.now();
+    Atomics.store(words, 0, trip);
+    Atomics.notify(words, 0);
+    while (Atomics.load(words, 16) !== trip) Atomics.wait(words, 16, trip - 1);
+    times.push((performance.now() - startMs) * 500);
+  }
+  await ended;
+  return median(times);
+}
+
 /**
  * One row: two agents of this process joined by `transport`, and a thread with a port of one of them.
  * @param {{transport: string, blockBytes: number, blocks: number, rounds: number, transfers: number}} options
@@ -40,6 +73,7 @@ export async function portRow({ transport, blockBytes, blocks, rounds, transfers
     remote: { pool: remote.id, blocks: [0] },
   });
   const yardstickPostUs = await agentPostUs(plan, rounds);
+  const yardstickCompletionUs = await agentCompletionUs(plan, transfers);
   const port = near.createPort({ entries: 256, blocksMax: Math.min(POSTS * blocks, 1_048_576) });
   const { description } = port;
   const thread = new Worker(new URL('./transfer-port-thread.js', import.meta.url), {
@@ -62,5 +96,7 @@ export async function portRow({ transport, blockBytes, blocks, rounds, transfers
     ...row,
     yardstick: 'Plan.post of one block on the thread of the agent',
     yardstickPostUs,
+    yardstickCompletionUs,
+    wakeFloorUs: await wakeFloorUs(transfers),
   };
 }

@@ -42,6 +42,7 @@ MillraceAddon::MillraceAddon(Napi::Env env, Napi::Object exports) {
                function<&MillraceAddon::transfer_open>("transferOpen"),
                function<&MillraceAddon::transfer_pool_create>("transferPoolCreate"),
                function<&MillraceAddon::transfer_pool_wrap>("transferPoolWrap"),
+               function<&MillraceAddon::transfer_pool_device>("transferPoolDevice"),
                function<&MillraceAddon::transfer_pool_buffer>("transferPoolBuffer"),
                function<&MillraceAddon::transfer_pool_page_bytes>("transferPoolPageBytes"),
                function<&MillraceAddon::transfer_pool_close>("transferPoolClose"),

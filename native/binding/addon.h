@@ -59,6 +59,7 @@ class MillraceAddon : public Napi::Addon<MillraceAddon> {
   Napi::Value transfer_open(Call& call);
   Napi::Value transfer_pool_create(Call& call);
   Napi::Value transfer_pool_wrap(Call& call);
+  Napi::Value transfer_pool_device(Call& call);
   Napi::Value transfer_pool_buffer(Call& call);
   Napi::Value transfer_pool_page_bytes(Call& call);
   Napi::Value transfer_pool_close(Call& call);

@@ -111,6 +111,10 @@ napi_value TransferAgent::buffer(uint32_t id, std::string* error) {
     *error = "pool " + std::to_string(id) + " is not open";
     return nullptr;
   }
+  if (pool->kind() != kv::MemoryKind::kHost) {
+    *error = "pool " + std::to_string(id) + " is in the memory of a device";
+    return nullptr;
+  }
   Memory& memory = found->second;
   if (memory.is_external) return memory.array.Value();
   napi_value buffer = nullptr;

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "addon.h"
+#include "cuda_pool.h"
 #include "millrace/transfer_descriptor.h"
 #include "transfer_words.h"
 
@@ -133,6 +134,30 @@ Napi::Value MillraceAddon::transfer_pool_wrap(Call& call) {
   }
   if (status != kv::Status::kOk) return transfer_result(call, status, std::move(error));
   const int64_t id = agent->add_pool(std::move(pool), layout, has_table, call.argument(1), &error);
+  return transfer_result(call, id, std::move(error));
+}
+
+Napi::Value MillraceAddon::transfer_pool_device(Call& call) {
+  TransferAgent* agent = transfer_of(call);
+  const uint32_t device = call.u32(1, "device");
+  const uint64_t address = call.u64(2, "addressLow", "addressHigh");
+  const uint64_t bytes = call.u64(4, "bytesLow", "bytesHigh");
+  const auto words = call.array<uint32_t>(6, "layout");
+  const std::string model = call.text(7, "model", kv::kModelBytesMax);
+  const bool has_table = call.u32(8, "hasTable") != 0;
+  call.require(device <= static_cast<uint32_t>(kv::kDeviceMax), "device", "must be at most 1023");
+  if (call.failed()) return {};
+  kv::Layout layout;
+  std::string error;
+  kv::Status status = read_layout(words, bytes, model, &layout, &error);
+  std::unique_ptr<kv::Pool> pool;
+  const auto number = static_cast<int32_t>(device);
+  if (status == kv::Status::kOk) {
+    status = address == 0 ? kv::create_device_pool(number, bytes, &pool, &error)
+                          : kv::register_device_pool(number, address, bytes, &pool, &error);
+  }
+  if (status != kv::Status::kOk) return transfer_result(call, status, std::move(error));
+  const int64_t id = agent->add_pool(std::move(pool), layout, has_table, nullptr, &error);
   return transfer_result(call, id, std::move(error));
 }
 

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "agent.h"
+#include "cuda_pool.h"
 
 namespace kv = millrace::kv;
 
@@ -126,6 +127,15 @@ int32_t read_layout(const mkv_layout* given, uint64_t pool_bytes, kv::Layout* ou
   return result(kv::Layout::tensor_list(shape, planes, from.blocks, pool_bytes, model, out, &error), error);
 }
 
+kv::Status make_pool(const mkv_pool_params& from, std::unique_ptr<kv::Pool>* out, std::string* error) {
+  if (static_cast<kv::MemoryKind>(from.memory_kind) == kv::MemoryKind::kDevice) {
+    if (from.address == nullptr) return kv::create_device_pool(from.device, from.bytes, out, error);
+    return kv::register_device_pool(from.device, reinterpret_cast<uintptr_t>(from.address), from.bytes, out, error);
+  }
+  if (from.address != nullptr) return kv::Pool::wrap(from.address, from.bytes, kv::MemoryKind::kHost, 0, out, error);
+  return kv::Pool::create(from.bytes, from.name == nullptr ? "millrace-kv" : from.name, out, error);
+}
+
 bool read_request(const mkv_agent& agent, const mkv_transfer_params& from, kv::TransferRequest* out) {
   const uint32_t count = from.block_count;
   if (!at_most(from.direction, 1, "direction") || !at_most(from.integrity, 2, "integrity") ||
@@ -198,11 +208,7 @@ int32_t mkv_pool_open(mkv_agent* agent, const mkv_pool_params* params, uint32_t*
   if (const int32_t status = read_layout(from.layout, from.bytes, &layout); status != MKV_OK) return status;
   std::unique_ptr<kv::Pool> made;
   std::string error;
-  const kv::Status status =
-      from.address == nullptr
-          ? kv::Pool::create(from.bytes, from.name == nullptr ? "millrace-kv" : from.name, &made, &error)
-          : kv::Pool::wrap(from.address, from.bytes, static_cast<kv::MemoryKind>(from.memory_kind), from.device, &made,
-                           &error);
+  const kv::Status status = make_pool(from, &made, &error);
   if (status != kv::Status::kOk) return fail(status, std::move(error));
   made->set_layout(layout);
   return result(agent->agent->add_pool(std::move(made), pool, &error), error);

@@ -94,7 +94,8 @@ typedef struct mkv_pool_params {
   uint64_t bytes;
   /* Memory of the caller, which stays until the pool is closed; NULL: new memory that other processes can map. */
   void* address;
-  /* 0 host, 1 device; and the device's number. */
+  /* 0 host, 1 device; and the device's number, as the CUDA driver counts (what torch.cuda calls its index). `address` is
+     then memory of that device; what it holds must be there before a transfer is told of it. */
   uint32_t memory_kind;
   int32_t device;
   const char* name;
@@ -148,7 +149,7 @@ MKV_API void mkv_agent_close(mkv_agent* agent);
 
 /* Writes the pool's id. */
 MKV_API int32_t mkv_pool_open(mkv_agent* agent, const mkv_pool_params* params, uint32_t* pool);
-/* NULL for a pool that is not open. */
+/* NULL for a pool that is not open. Of a device pool the address there, which the host must not touch. */
 MKV_API void* mkv_pool_address(mkv_agent* agent, uint32_t pool);
 /* MKV_BUSY while a transfer or a lease is in it. */
 MKV_API int32_t mkv_pool_close(mkv_agent* agent, uint32_t pool);

@@ -26,10 +26,10 @@ uint64_t clock_ns(clockid_t clock) {
   return static_cast<uint64_t>(time.tv_sec) * 1'000'000'000 + static_cast<uint64_t>(time.tv_nsec);
 }
 
-bool may_use(const AgentOptions& options, const std::string& name) {
-  if (options.transports.empty()) return true;
+bool may_use(const AgentOptions& options, const TransportInfo& info) {
+  if (options.transports.empty()) return !info.only_by_name;
   for (const std::string& allowed : options.transports)
-    if (allowed == name) return true;
+    if (allowed == info.name) return true;
   return false;
 }
 
@@ -121,7 +121,7 @@ Status Agent::make_transports(State& state, std::string* error) {
     bool is_there = false;
     for (const auto& other : state.transports) is_there = is_there || other->name == info.name;
     // One of the caller's goes before a built-in one of the same name.
-    if (is_there || !info.available || !may_use(state.options, info.name)) continue;
+    if (is_there || !info.available || !may_use(state.options, info)) continue;
     if (state.transports.size() == kTransportsMax) break;
     auto made = std::make_unique<TransportState>();
     made->name = info.name;

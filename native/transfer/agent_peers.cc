@@ -132,6 +132,16 @@ Status Agent::add_peer(std::span<const uint8_t> bytes, uint32_t* peer_out, std::
   return status;
 }
 
+// Of agents that are no peers now, the one that began longest ago: nobody will bring its metadata any more.
+void Agent::State::forget_oldest(const Tables& now) {
+  auto oldest = known.end();
+  for (auto it = known.begin(); it != known.end(); ++it) {
+    const auto& [since, peer] = it->second;
+    if (now.peers.count(peer) == 0 && (oldest == known.end() || since < oldest->second.first)) oldest = it;
+  }
+  if (oldest != known.end()) known.erase(oldest);
+}
+
 Status Agent::State::add_peer_now(const Metadata& metadata, uint32_t* peer_out, std::string* error) {
   error->clear();
   if (metadata.uuid == uuid && metadata.epoch != epoch) {
@@ -154,10 +164,11 @@ Status Agent::State::add_peer_now(const Metadata& metadata, uint32_t* peer_out, 
       now = tables();
     }
   }
-  if (id == 0 && (now->peers.size() == kPeersMax || (before == known.end() && known.size() == 4 * kPeersMax))) {
+  if (id == 0 && now->peers.size() == kPeersMax) {
     *error = "peers: at most " + std::to_string(kPeersMax);
     return Status::kFull;
   }
+  if (id == 0 && known.size() >= kKnownMax) forget_oldest(*now);
   const bool is_new = id == 0;
   if (is_new) id = now->peers_made + 1;
   auto peer = std::make_shared<Peer>();

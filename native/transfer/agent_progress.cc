@@ -129,6 +129,8 @@ void Agent::State::begin(uint32_t slot) {
   operation.priority = request.priority;
   operation.local = record.pool->pool.get();
   operation.remote_pool = request.remote_pool;
+  const PoolDescription* const remote = record.peer->pool(request.remote_pool);
+  operation.remote_kind = remote == nullptr ? MemoryKind::kHost : remote->kind;
   operation.part = request.part;
   operation.remote_blocks = request.remote_blocks;
   operation.local_blocks = request.local_blocks;
@@ -154,20 +156,28 @@ void Agent::State::choose(uint32_t slot) {
   Record& record = records[slot];
   const uint32_t ways = record.peer->ways.load(std::memory_order_relaxed) & ~record.tried;
   const uint64_t bytes = record.operation.transform->bytes_per_block() * record.operation.local_blocks.size();
+  const uint32_t kinds = 1u << static_cast<uint32_t>(record.operation.local->kind()) |
+                         1u << static_cast<uint32_t>(record.operation.remote_kind);
+  bool lacks_kind = false;
+  const uint64_t now = now_ns();
   uint64_t least = UINT64_MAX;
   record.way = -1;
   for (size_t way = 0; way < transports.size(); way++) {
     if ((ways >> way & 1) == 0) continue;
     if (!record.request.transport.empty() && record.request.transport != transports[way]->name) continue;
-    const Cost cost = transports[way]->transport->cost(record.peer->id, record.operation, bytes);
-    const Cost expected = cost_of(record, static_cast<int>(way)).expected(cost, now_ns());
-    const double seconds = static_cast<double>(bytes) / static_cast<double>(std::max<uint64_t>(expected.bytes_per_second, 1));
-    const uint64_t total = expected.latency_ns + static_cast<uint64_t>(std::min(seconds * 1e9, 9e18));
+    if ((kinds & ~transports[way]->transport->info().memory_kinds) != 0) {
+      lacks_kind = true;
+      continue;
+    }
+    const Cost said = transports[way]->transport->cost(record.peer->id, record.operation, bytes);
+    const Cost cost = cost_of(record, static_cast<int>(way)).expected(said, now);
+    const double seconds = static_cast<double>(bytes) / static_cast<double>(std::max<uint64_t>(cost.bytes_per_second, 1));
+    const uint64_t total = cost.latency_ns + static_cast<uint64_t>(std::min(seconds * 1e9, 9e18));
     if (total >= least) continue;
     least = total;
     record.way = static_cast<int>(way);
   }
-  if (record.way < 0) return complete(slot, record.tried != 0 ? Status::kUnsupported : Status::kPeerLost, 0);
+  if (record.way < 0) return complete(slot, record.tried != 0 || lacks_kind ? Status::kUnsupported : Status::kPeerLost, 0);
   record.stage = Stage::kWaiting;
   transports[record.way]->waiting.insert({{record.request.priority, record.sequence}, slot});
 }

@@ -29,6 +29,7 @@ inline constexpr uint64_t kInboxBytesMax = 64ull << 20;
 inline constexpr uint32_t kTransformsMax = 64;
 // How long closing waits for cancelled operations before it ends the transports themselves.
 inline constexpr uint64_t kCloseNs = 5'000'000'000;
+inline constexpr size_t kKnownMax = 4 * kPeersMax;
 inline constexpr uint32_t kLeasesMax = 1u << 16;
 
 // First byte of every notification on a transport: who it is for.
@@ -237,7 +238,8 @@ struct Agent::State final : TransportHost, PortHost {
   int progressing = -1;
   uint64_t next_sequence = 1;
   uint32_t pools_made = 0;
-  std::map<Uuid, std::pair<uint64_t, uint32_t>> known;  // epoch and peer of each agent that was ever added
+  // Epoch and peer of agents that were added, for the fencing of earlier lives; at most kKnownMax.
+  std::map<Uuid, std::pair<uint64_t, uint32_t>> known;
   std::map<std::pair<uint32_t, uint64_t>, HeldLease> held;
   uint64_t turns_made = 0;
   uint64_t next_lease_check_ns = 0;
@@ -306,6 +308,7 @@ struct Agent::State final : TransportHost, PortHost {
   Status add_pool_now(std::unique_ptr<Pool>& pool, uint32_t* id_out, std::string* error);
   Status remove_pool_now(uint32_t id);
   std::vector<uint8_t> metadata_now();
+  void forget_oldest(const Tables& now);
   Status add_peer_now(const Metadata& metadata, uint32_t* peer_out, std::string* error);
   Status remove_peer_now(uint32_t peer, Status cause);
 

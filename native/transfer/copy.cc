@@ -1,154 +1,40 @@
-// Copies of runs, plain and with streaming stores, in slices that can be taken up again, with checksums on the way. See copy.h.
+// Copies of runs in slices that can be taken up again, and what is copied how. See copy.h.
 #include "copy.h"
 
 #include <algorithm>
 #include <cassert>
 #include <cstring>
 
-#include "crc32c.h"
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-#define MILLRACE_STREAMS 1
-#endif
-
 namespace millrace::kv {
 namespace {
 
-// A stretch is copied in parts of this size, and while one is stored the next is prefetched: far enough ahead to hide the
-// memory's latency, and small enough to be in the first-level cache still when its turn comes. Measured with blocks of
-// 16 KiB in pages of 4 KiB, ratio to memcpy at 4 and 256 MiB: parts of 4 KiB 1.10 and 1.15, 8 KiB 1.22 and 1.33, 16 KiB 1.30
-// and 1.37.
+// A stretch is copied in parts of this size, and what lies as many bytes further on in the list is fetched meanwhile: far
+// enough ahead to hide the memory's latency, and near enough to be in the first-level cache still when its turn comes.
+// Measured with blocks of 16 KiB in pages of 4 KiB, ratio to memcpy at 4 and 256 MiB: 4 KiB 1.10 and 1.15, 8 KiB 1.22 and
+// 1.33, 16 KiB 1.30 and 1.37.
 constexpr uint64_t kPartBytes = 16'384;
 // Pieces up to this size are copied by a loop over the run instead of one call each.
 constexpr uint64_t kSmallBytes = 1024;
 // Smaller ones than this gain nothing from streaming (0.80 of memcpy at 128 bytes, 0.92 at 256, 1.09 at 512).
 constexpr uint64_t kStreamPieceBytes = 512;
-constexpr uint64_t kLineBytes = 64;
 
-// From how many bytes on an operation streams, by who reads next. With nobody reading it gains at 1 MiB already (1.19); with a
-// reader at once it loses at 4 MiB (0.80 of memcpy) and 16 MiB (0.93), and gains from 64 MiB on (1.06), where the bytes would
-// not stay in a cache anyway.
+// From how many bytes on an operation streams, by who reads next. With nobody reading it gains at 1 MiB already (1.3 times
+// memcpy); where somebody reads at once, it and the reader together lose up to 4 MiB (0.78 at 1 MiB, 0.86 to 0.96 at 4 MiB)
+// and gain from 16 MiB on (1.15 to 1.2), where the bytes would not stay in a cache anyway.
 constexpr uint64_t kStreamLaterBytes = uint64_t{256} << 10;
-constexpr uint64_t kStreamUnknownBytes = uint64_t{32} << 20;
-constexpr uint64_t kStreamSoonBytes = uint64_t{64} << 20;
+constexpr uint64_t kStreamBytes = uint64_t{16} << 20;
 
-struct Strided {
-  uint8_t* target;
-  const uint8_t* source;
-  uint64_t length;
-  uint64_t target_stride;
-  uint64_t source_stride;
-  uint32_t count;
-};
-
-void copy_strided_plain(const Strided& run) {
+void copy_pieces(const Strided& run) {
   for (uint32_t piece = 0; piece < run.count; piece++) {
     std::memcpy(run.target + piece * run.target_stride, run.source + piece * run.source_stride, run.length);
   }
 }
 
-struct Kernels {
-  // `length` bytes, while the lines of `ahead` are prefetched; a store fence is left to the caller.
-  void (*stream)(uint8_t* target, const uint8_t* source, uint64_t length, const uint8_t* ahead, uint64_t ahead_length);
-  // Whole lines of small pieces; targets begin on lines.
-  void (*stream_strided)(const Strided& run);
-};
-
-#if MILLRACE_STREAMS
-
-// Lines that a piece of a strided run is prefetched ahead of its copy.
-constexpr uint32_t kPiecesAhead = 16;
-
-__attribute__((target("avx512f"))) void stream_avx512(uint8_t* target, const uint8_t* source, uint64_t length,
-                                                      const uint8_t* ahead, uint64_t ahead_length) {
-  const uint64_t head = std::min<uint64_t>(-reinterpret_cast<uintptr_t>(target) % kLineBytes, length);
-  if (head > 0) std::memcpy(target, source, head);
-  uint64_t at = head;
-  for (; at + kLineBytes <= length; at += kLineBytes) {
-    if (at < ahead_length) _mm_prefetch(reinterpret_cast<const char*>(ahead + at), _MM_HINT_T0);
-    _mm512_stream_si512(reinterpret_cast<__m512i*>(target + at), _mm512_loadu_si512(source + at));
-  }
-  if (at < length) std::memcpy(target + at, source + at, length - at);
-}
-
-__attribute__((target("avx512f"))) void stream_strided_avx512(const Strided& run) {
-  for (uint32_t piece = 0; piece < run.count; piece++) {
-    const uint8_t* source = run.source + piece * run.source_stride;
-    uint8_t* target = run.target + piece * run.target_stride;
-    const bool has_ahead = piece + kPiecesAhead < run.count;
-    const uint8_t* ahead = source + (has_ahead ? kPiecesAhead * run.source_stride : 0);
-    for (uint64_t at = 0; at < run.length; at += kLineBytes) {
-      _mm_prefetch(reinterpret_cast<const char*>(ahead + at), _MM_HINT_T0);
-      _mm512_stream_si512(reinterpret_cast<__m512i*>(target + at), _mm512_loadu_si512(source + at));
-    }
-  }
-}
-
-__attribute__((target("avx2"))) void store_line_avx2(uint8_t* target, const uint8_t* source) {
-  const __m256i low = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(source));
-  const __m256i high = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(source + 32));
-  _mm256_stream_si256(reinterpret_cast<__m256i*>(target), low);
-  _mm256_stream_si256(reinterpret_cast<__m256i*>(target + 32), high);
-}
-
-__attribute__((target("avx2"))) void stream_avx2(uint8_t* target, const uint8_t* source, uint64_t length,
-                                                 const uint8_t* ahead, uint64_t ahead_length) {
-  const uint64_t head = std::min<uint64_t>(-reinterpret_cast<uintptr_t>(target) % kLineBytes, length);
-  if (head > 0) std::memcpy(target, source, head);
-  uint64_t at = head;
-  for (; at + kLineBytes <= length; at += kLineBytes) {
-    if (at < ahead_length) _mm_prefetch(reinterpret_cast<const char*>(ahead + at), _MM_HINT_T0);
-    store_line_avx2(target + at, source + at);
-  }
-  if (at < length) std::memcpy(target + at, source + at, length - at);
-}
-
-__attribute__((target("avx2"))) void stream_strided_avx2(const Strided& run) {
-  for (uint32_t piece = 0; piece < run.count; piece++) {
-    const uint8_t* source = run.source + piece * run.source_stride;
-    uint8_t* target = run.target + piece * run.target_stride;
-    const bool has_ahead = piece + kPiecesAhead < run.count;
-    const uint8_t* ahead = source + (has_ahead ? kPiecesAhead * run.source_stride : 0);
-    for (uint64_t at = 0; at < run.length; at += kLineBytes) {
-      _mm_prefetch(reinterpret_cast<const char*>(ahead + at), _MM_HINT_T0);
-      store_line_avx2(target + at, source + at);
-    }
-  }
-}
-
-// What this processor can do; null functions where it cannot stream.
-Kernels find_kernels() {
-  if (__builtin_cpu_supports("avx512f")) return {stream_avx512, stream_strided_avx512};
-  if (__builtin_cpu_supports("avx2")) return {stream_avx2, stream_strided_avx2};
-  return {nullptr, nullptr};
-}
-
-// Streaming stores are ordered against nothing else until this.
-void fence_stores() { _mm_sfence(); }
-
-#else
-
-Kernels find_kernels() { return {nullptr, nullptr}; }
-void fence_stores() {}
-
-#endif
-
-const Kernels& kernels() {
-  static const Kernels found = find_kernels();
-  return found;
-}
-
 }  // namespace
 
 CopyPath choose_path(uint64_t bytes, Reader reader) {
-  if (kernels().stream == nullptr) return CopyPath::kPlain;
-  uint64_t least = kStreamUnknownBytes;
-  switch (reader) {
-    case Reader::kLater: least = kStreamLaterBytes; break;
-    case Reader::kUnknown: break;
-    case Reader::kSoon: least = kStreamSoonBytes; break;
-  }
+  if (copy_lines().stream == nullptr) return CopyPath::kPlain;
+  const uint64_t least = reader == Reader::kLater ? kStreamLaterBytes : kStreamBytes;
   return bytes >= least ? CopyPath::kStream : CopyPath::kPlain;
 }
 
@@ -224,10 +110,10 @@ uint32_t check_every(Integrity integrity) {
 
 Copy::Copy(std::span<const Run> runs, const uint8_t* source, uint8_t* target, CopyPath path, Integrity integrity)
     : cursor_(runs),
-      verified_(runs),
+      ahead_(runs),
       source_(source),
       target_(target),
-      path_(kernels().stream == nullptr ? CopyPath::kPlain : path),
+      path_(copy_lines().stream == nullptr ? CopyPath::kPlain : path),
       every_(check_every(integrity)) {}
 
 // As many whole pieces of the run as the slice takes, at least one.
@@ -240,29 +126,49 @@ uint64_t Copy::copy_small_pieces(uint64_t bytes_most) {
                         run.target_stride,      run.source_stride,      pieces};
   const bool is_lines = (reinterpret_cast<uintptr_t>(strided.target) | run.length | run.target_stride) % kLineBytes == 0;
   if (path_ == CopyPath::kStream && is_lines && run.length >= kStreamPieceBytes) {
-    kernels().stream_strided(strided);
+    copy_lines().stream_strided(strided);
   } else {
-    copy_strided_plain(strided);
+    copy_pieces(strided);
   }
   cursor_.advance_pieces(pieces);
+  lead_ = 0;
   return run.length * pieces;
+}
+
+// What is to be fetched while the next `length` bytes are copied.
+Ahead Copy::look_ahead(uint64_t length) {
+  if (lead_ == 0) ahead_ = cursor_;
+  // Pieces of other sizes than those being copied make the lead uneven; what is missing is fetched at once.
+  while (lead_ < kPartBytes && !ahead_.at_end()) {
+    const Stretch stretch = ahead_.peek(kPartBytes - lead_);
+    fetch_lines(source_ + stretch.source, stretch.length);
+    ahead_.advance(stretch.length);
+    lead_ += stretch.length;
+  }
+  if (ahead_.at_end()) return {};
+  const Stretch next = ahead_.peek(length);
+  ahead_.advance(next.length);
+  lead_ += next.length;
+  return {target_ + next.target, source_ + next.source, next.length};
 }
 
 uint64_t Copy::copy_stretch(uint64_t bytes_most) {
   const bool is_checked_run = is_checked(cursor_.run());
-  const bool is_part = path_ == CopyPath::kStream || is_checked_run;
   // Parts end on lines of the target, so that only the first and the last of a piece have a broken one.
   const uint64_t broken = reinterpret_cast<uintptr_t>(target_ + cursor_.peek(1).target) % kLineBytes;
-  const Stretch stretch = cursor_.peek(is_part ? kPartBytes - broken : bytes_most);
+  const bool is_plain = path_ == CopyPath::kPlain && !is_checked_run;
+  const Stretch stretch = cursor_.peek(is_plain ? bytes_most : kPartBytes - broken);
+  const Ahead ahead = is_plain ? Ahead{} : look_ahead(stretch.length);
   cursor_.advance(stretch.length);
-  const uint8_t* source = source_ + stretch.source;
-  // While it is on its way through the cache for the copy.
-  if (is_checked_run) read_crc_ = crc32c(read_crc_, source, stretch.length);
-  if (path_ == CopyPath::kPlain) {
-    std::memcpy(target_ + stretch.target, source, stretch.length);
+  lead_ -= std::min(lead_, stretch.length);
+  uint8_t* const target = target_ + stretch.target;
+  const uint8_t* const source = source_ + stretch.source;
+  if (is_checked_run) {
+    checked_.copy(target, source, stretch.length, ahead);
+  } else if (path_ == CopyPath::kStream) {
+    copy_lines().stream(target, source, stretch.length, ahead);
   } else {
-    const Stretch next = cursor_.at_end() ? Stretch{} : cursor_.peek(kPartBytes);
-    kernels().stream(target_ + stretch.target, source, stretch.length, source_ + next.source, next.length);
+    std::memcpy(target, source, stretch.length);
   }
   return stretch.length;
 }
@@ -276,22 +182,9 @@ bool Copy::step(uint64_t bytes_most) {
   }
   if (path_ == CopyPath::kStream) fence_stores();
   bytes_ += moved;
-  return cursor_.at_end();
-}
-
-bool Copy::verify_step(uint64_t bytes_most) {
-  uint64_t seen = 0;
-  while (seen < bytes_most && !verified_.at_end()) {
-    if (!is_checked(verified_.run())) {
-      verified_.skip_run();
-      continue;
-    }
-    const Stretch stretch = verified_.peek(bytes_most - seen);
-    written_crc_ = crc32c(written_crc_, target_ + stretch.target, stretch.length);
-    verified_.advance(stretch.length);
-    seen += stretch.length;
-  }
-  return verified_.at_end();
+  if (!cursor_.at_end()) return false;
+  is_same_ = checked_.is_same();
+  return true;
 }
 
 }  // namespace millrace::kv

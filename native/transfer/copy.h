@@ -1,14 +1,16 @@
-// Copies runs from one pool to another (K3): plain or streaming, in slices that can be resumed, with a checksum on the way
-// where one is wanted. No threads and no memory of its own; whoever made a Copy steps it, from one thread at a time.
+// Copies runs from one pool to another (K3): plain or streaming, in slices that can be resumed, checked on the way where that
+// is wanted. No threads and no memory of its own; whoever made a Copy steps it, from one thread at a time.
 //
 // Plain is memcpy, which leaves the bytes in the cache for a reader who comes at once. Streaming writes around the cache
-// and prefetches the next piece of the list while it stores this one, which a memcpy cannot, as it does not know the list.
+// and fetches what comes later in the list while it stores what comes now, which a memcpy cannot, as it does not know the
+// list. What is checked always goes through the cache, where it is read again at once.
 #pragma once
 
 #include <cstdint>
 #include <span>
 #include <string>
 
+#include "copy_crc.h"
 #include "plan.h"
 #include "transport.h"
 
@@ -66,28 +68,27 @@ class Copy {
   // Copies on until `bytes_most` bytes or a little more have moved; true when all have. All bytes are visible to other
   // threads and processes that learn of it after this returned.
   bool step(uint64_t bytes_most);
-  // After the last step: reads the target on, in slices too; true when all that was to be checked is.
-  bool verify_step(uint64_t bytes_most);
-  bool needs_verify() const { return every_ > 0; }
-  // kCorrupt when what the target holds is not what was read from the source. After the last verify_step.
-  Status verdict() const { return read_crc_ == written_crc_ ? Status::kOk : Status::kCorrupt; }
+  // kCorrupt when what the target held, shortly after it was written, is not what was read from the source. After the
+  // last step.
+  Status verdict() const { return is_same_ ? Status::kOk : Status::kCorrupt; }
   uint64_t bytes() const { return bytes_; }
-  // CRC-32C of the checked runs' bytes as they were read, in the order of the runs.
-  uint32_t crc() const { return read_crc_; }
 
  private:
   bool is_checked(const Run& run) const { return every_ > 0 && run.block % every_ == 0; }
   uint64_t copy_small_pieces(uint64_t bytes_most);
   uint64_t copy_stretch(uint64_t bytes_most);
+  Ahead look_ahead(uint64_t length);
 
   RunCursor cursor_;
-  RunCursor verified_;
+  // So many bytes further on in the list.
+  RunCursor ahead_;
+  uint64_t lead_ = 0;
   const uint8_t* source_;
   uint8_t* target_;
   CopyPath path_;
   uint32_t every_;
-  uint32_t read_crc_ = 0;
-  uint32_t written_crc_ = 0;
+  CheckedCopy checked_;
+  bool is_same_ = true;
   uint64_t bytes_ = 0;
 };
 

@@ -41,6 +41,20 @@ class Transform {
   static Status make(const Layout& source, const Layout& target, const Part& part,
                      std::shared_ptr<const Transform>* out, std::string* error);
 
+  // What of one or more neighbouring planes goes where, in every block alike: `count` rows of `length` bytes.
+  struct Piece {
+    uint64_t source;
+    uint64_t target;
+    uint64_t source_block_stride;
+    uint64_t target_block_stride;
+    uint64_t length;
+    uint64_t source_stride;
+    uint64_t target_stride;
+    uint32_t count;
+  };
+  // In the order in which `lower` goes through them.
+  const std::vector<Piece>& pieces() const { return pieces_; }
+
   // Bytes of one block that are copied, and in how many runs when no neighbours merge.
   uint64_t bytes_per_block() const { return bytes_per_block_; }
   uint32_t runs_per_block() const { return static_cast<uint32_t>(pieces_.size()); }
@@ -52,18 +66,6 @@ class Transform {
                std::string* error) const;
 
  private:
-  // What of one or more neighbouring planes goes where, in every block alike.
-  struct Piece {
-    uint64_t source;
-    uint64_t target;
-    uint64_t source_block_stride;
-    uint64_t target_block_stride;
-    uint64_t length;
-    uint64_t source_stride;
-    uint64_t target_stride;
-    uint32_t count;
-  };
-
   void add(const Piece& piece);
 
   std::vector<Piece> pieces_;

@@ -38,6 +38,13 @@ bool in_range(uint64_t bytes, std::string* error) {
   return false;
 }
 
+bool is_whole(uint64_t address, uint64_t bytes, std::string* error) {
+  if (!in_range(bytes, error)) return false;
+  if (address != 0 && address <= UINTPTR_MAX - bytes) return true;
+  *error = "address must not be null and its bytes must not wrap around; got " + std::to_string(address);
+  return false;
+}
+
 struct Memfd {
   int descriptor = -1;
   void* address = MAP_FAILED;
@@ -174,23 +181,34 @@ Status Pool::create(uint64_t bytes, const std::string& name, std::unique_ptr<Poo
 
 Status Pool::wrap(void* address, uint64_t bytes, MemoryKind kind, int32_t device, std::unique_ptr<Pool>* out,
                   std::string* error) {
-  if (!in_range(bytes, error)) return Status::kInvalid;
   const auto begin = reinterpret_cast<uintptr_t>(address);
-  if (begin == 0 || begin > UINTPTR_MAX - bytes) {
-    *error = "address must not be null and its bytes must not wrap around; got " + std::to_string(begin);
-    return Status::kInvalid;
-  }
-  if (kind == MemoryKind::kHost) {
-    const uintptr_t first = round_up(begin, kHugePageBytes);
-    const uintptr_t last = (begin + bytes) / kHugePageBytes * kHugePageBytes;
-    if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-  }
+  if (kind == MemoryKind::kDevice) return wrap_device(device, begin, bytes, nullptr, out, error);
+  if (!is_whole(begin, bytes, error)) return Status::kInvalid;
+  const uintptr_t first = round_up(begin, kHugePageBytes);
+  const uintptr_t last = (begin + bytes) / kHugePageBytes * kHugePageBytes;
+  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
   std::unique_ptr<Pool> pool(new Pool);
   pool->address_ = static_cast<uint8_t*>(address);
   pool->bytes_ = bytes;
   pool->page_bytes_ = small_page_bytes();
-  pool->kind_ = kind;
+  *out = std::move(pool);
+  return Status::kOk;
+}
+
+Status Pool::wrap_device(int32_t device, uint64_t address, uint64_t bytes, std::shared_ptr<void> keep,
+                         std::unique_ptr<Pool>* out, std::string* error) {
+  if (!is_whole(address, bytes, error)) return Status::kInvalid;
+  if (device < 0 || device > kDeviceMax) {
+    *error = "device must be from 0 to " + std::to_string(kDeviceMax) + "; got " + std::to_string(device);
+    return Status::kInvalid;
+  }
+  std::unique_ptr<Pool> pool(new Pool);
+  pool->address_ = reinterpret_cast<uint8_t*>(address);
+  pool->bytes_ = bytes;
+  pool->page_bytes_ = small_page_bytes();
+  pool->kind_ = MemoryKind::kDevice;
   pool->device_ = device;
+  pool->keep_ = std::move(keep);
   *out = std::move(pool);
   return Status::kOk;
 }

@@ -17,6 +17,7 @@ namespace millrace::kv {
 
 inline constexpr uint64_t kPoolBytesMax = uint64_t{1} << 46;
 inline constexpr uint32_t kPoolNameBytesMax = 200;
+inline constexpr int32_t kDeviceMax = 1023;
 
 // A block table in a memfd of its own, sealed so that nobody but its maker can write there: what a peer on the host maps to
 // see generations move.
@@ -50,6 +51,10 @@ class Pool {
   // is advised to be in huge pages, as copies between processes depend on it; the kernel may follow late or never.
   static Status wrap(void* address, uint64_t bytes, MemoryKind kind, int32_t device, std::unique_ptr<Pool>* out,
                      std::string* error);
+  // Memory of a device, at its address there. `keep` is dropped when the pool goes: what gives the memory back where it
+  // was made for this pool, null where the caller keeps it. `device` is the driver's number of the device.
+  static Status wrap_device(int32_t device, uint64_t address, uint64_t bytes, std::shared_ptr<void> keep,
+                            std::unique_ptr<Pool>* out, std::string* error);
   // A pool of another process, by its descriptor, which is taken over, whatever the outcome. kNotAllowed for a descriptor
   // that is no sealed memfd, kMismatch for one of another size.
   static Status map(int descriptor, uint64_t bytes, std::unique_ptr<Pool>* out, std::string* error);
@@ -60,6 +65,7 @@ class Pool {
   // have to, page by page; false when there are none left.
   bool map_more(uint64_t bytes);
 
+  // Of device memory, where only the device may look.
   uint8_t* address() const { return address_; }
   uint64_t bytes() const { return bytes_; }
   // Of the memory that backs it; for wrapped memory the least that it can be.
@@ -89,6 +95,7 @@ class Pool {
   uint64_t page_bytes_ = 0;
   MemoryKind kind_ = MemoryKind::kHost;
   int32_t device_ = 0;
+  std::shared_ptr<void> keep_;
   int descriptor_ = -1;
   // Bytes that are in the page tables, where that is not all.
   uint64_t present_bytes_ = 0;

@@ -45,9 +45,11 @@ struct TransportInfo {
   bool available;
   // Why not, or what limits it (page size, missing library), in one sentence for people.
   std::string reason;
-  uint32_t memory_kinds;  // bits 1 << MemoryKind, of the local side
+  uint32_t memory_kinds;  // bits 1 << MemoryKind; of either side
   bool same_host_only;
   bool one_sided;  // works while the peer's progress thread stands still
+  // An agent uses it only where its options name it: the others do here all that it does, and better.
+  bool only_by_name = false;
 };
 
 // What a transport says of itself counts until the agent has measured the way to a peer: see measured_cost.h.
@@ -65,6 +67,8 @@ struct Operation {
   uint8_t priority = 0;  // 0 first
   Pool* local = nullptr;
   uint32_t remote_pool = 0;
+  // Of the peer's pool, as its metadata says.
+  MemoryKind remote_kind = MemoryKind::kHost;
   std::shared_ptr<const Transform> transform;
   Part part;
   // As the peer knows them and as we do; same length.

@@ -181,8 +181,8 @@ Cost CmaTransport::cost(uint32_t, const Operation& operation, uint64_t) {
   return {operation.direction == Direction::kRead ? kReadLatencyNs : kGrantLatencyNs, kBytesPerSecond};
 }
 
-HostPool CmaTransport::announce(const Pool& pool) const {
-  return {pool.id, 0, pool.bytes(), reinterpret_cast<uintptr_t>(pool.address()), 0, 0, 0};
+HostAnnouncement CmaTransport::announce(const Pool& pool) const {
+  return {{pool.id, 0, pool.bytes(), reinterpret_cast<uintptr_t>(pool.address()), 0, 0, 0}, {}, -1};
 }
 
 Status CmaTransport::greet(const HostProcess& process, const HostDescribed& described, std::string* reason) {
@@ -202,16 +202,17 @@ Status CmaTransport::greet(const HostProcess& process, const HostDescribed& desc
   return Status::kNotAllowed;
 }
 
-Status CmaTransport::reach(RemotePool* pool, int descriptor, std::string* error) {
+Status CmaTransport::reach(const HostUuid&, RemotePool* pool, int descriptor, std::string* error) {
   if (descriptor >= 0) close(descriptor);
   if (descriptor < 0 && pool->facts.address != 0 && pool->facts.address <= UINT64_MAX - pool->facts.bytes) return Status::kOk;
   *error = "pool " + std::to_string(pool->facts.id) + " came without an address that can be";
   return Status::kInvalid;
 }
 
-std::unique_ptr<HostTransport::Move> CmaTransport::begin(const HostProcess& process, const RemotePool& pool,
-                                                         const Operation& operation, std::span<const Run> runs, uint64_t) {
-  return std::make_unique<CmaMove>(process.pid, pool, operation, runs);
+Status CmaTransport::begin(const HostProcess& process, const RemotePool& pool, const Operation& operation,
+                           std::span<const Run> runs, uint64_t, std::unique_ptr<Move>* out) {
+  *out = std::make_unique<CmaMove>(process.pid, pool, operation, runs);
+  return Status::kOk;
 }
 
 }  // namespace millrace::kv

@@ -19,12 +19,12 @@ class CmaTransport final : public HostTransport {
 
  protected:
   bool can_share(const Pool&) const override { return true; }
-  HostPool announce(const Pool& pool) const override;
+  HostAnnouncement announce(const Pool& pool) const override;
   // Reads the peer's identity out of its memory: says whether the kernel lets us, and that this is the process.
   Status greet(const HostProcess& process, const HostDescribed& described, std::string* reason) override;
-  Status reach(RemotePool* pool, int descriptor, std::string* error) override;
-  std::unique_ptr<Move> begin(const HostProcess& process, const RemotePool& pool, const Operation& operation,
-                              std::span<const Run> runs, uint64_t bytes) override;
+  Status reach(const HostUuid& peer, RemotePool* pool, int descriptor, std::string* error) override;
+  Status begin(const HostProcess& process, const RemotePool& pool, const Operation& operation, std::span<const Run> runs,
+               uint64_t bytes, std::unique_ptr<Move>* out) override;
 
  private:
   class CmaMove;

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "copy.h"
+#include "copy_order.h"
 
 namespace millrace::kv {
 namespace {
@@ -13,6 +14,10 @@ constexpr uint64_t kMillisecond = 1'000'000;
 // One call of progress works so long on bytes, and looks at the clock after so many of them.
 constexpr uint64_t kSliceNs = 200'000;
 constexpr uint64_t kStepBytes = uint64_t{1} << 20;
+// Who waits for a completion is told of it so soon, and posts anew while others still move; to tell of each of many small ones
+// alone would cost more than they do.
+constexpr uint64_t kTellNs = 20'000;
+constexpr size_t kSpareRuns = 8;
 constexpr uint64_t kWaitingScanNs = 10 * kMillisecond;
 // A little less than what is promised, as times are looked at every 10 ms.
 constexpr uint64_t kSilenceNs = (kPeerLossMs - 100) * kMillisecond;
@@ -40,19 +45,23 @@ Status HostTransport::submit(uint32_t id, const Operation& operation) {
                     (operation.remote_generations.empty() || operation.remote_generations.size() == blocks) &&
                     !flights_.contains(operation.id);
   if (!fits) return Status::kInvalid;
-  if (operation.local->kind() != MemoryKind::kHost) return Status::kUnsupported;
+  if ((info_.memory_kinds >> static_cast<uint32_t>(operation.local->kind()) & 1) == 0) return Status::kUnsupported;
   // Not shared this way, or not any more: it goes another way where there is one.
   const Peer& peer = *found->second;
   if (!peer.identities.contains(operation.remote_pool) && !peer.pools.contains(operation.remote_pool)) return Status::kUnsupported;
   auto flight = std::make_unique<Flight>();
+  if (!spare_runs_.empty()) {
+    flight->runs = std::move(spare_runs_.back());
+    spare_runs_.pop_back();
+  }
   const bool is_read = operation.direction == Direction::kRead;
-  const uint32_t* source = (is_read ? operation.remote_blocks : operation.local_blocks).data();
-  const uint32_t* target = (is_read ? operation.local_blocks : operation.remote_blocks).data();
+  const BlockPairs pairs = in_copy_order(is_read ? operation.remote_blocks : operation.local_blocks,
+                                         is_read ? operation.local_blocks : operation.remote_blocks);
   std::string error;
-  const Status status = operation.transform->lower(source, target, static_cast<uint32_t>(blocks), &flight->runs, &error);
+  const Status status = operation.transform->lower(pairs.sources, pairs.targets, static_cast<uint32_t>(blocks), &flight->runs, &error);
   if (status != Status::kOk) return status;
   flight->operation = operation;
-  flight->peer = found->second.get();
+  flight->peer = found->second;
   flight->submitted_ns = now_ns();
   waiting_++;
   Flight& placed = *flights_.emplace(operation.id, std::move(flight)).first->second;
@@ -62,7 +71,7 @@ Status HostTransport::submit(uint32_t id, const Operation& operation) {
 
 void HostTransport::start(Flight& flight) {
   const Operation& operation = flight.operation;
-  const RemotePool& pool = flight.peer->pools.at(operation.remote_pool);
+  const RemotePool& pool = *flight.peer->pools.at(operation.remote_pool);
   const bool is_read = operation.direction == Direction::kRead;
   const uint64_t source_bytes = is_read ? pool.facts.bytes : operation.local->bytes();
   const uint64_t target_bytes = is_read ? operation.local->bytes() : pool.facts.bytes;
@@ -79,8 +88,10 @@ void HostTransport::start(Flight& flight) {
 }
 
 void HostTransport::set_moving(Flight& flight) {
-  const RemotePool& pool = flight.peer->pools.at(flight.operation.remote_pool);
-  flight.move = begin(flight.peer->process, pool, flight.operation, flight.runs, flight.bytes);
+  flight.pool = flight.peer->pools.at(flight.operation.remote_pool);
+  const Status status =
+      begin(flight.peer->process, *flight.pool, flight.operation, flight.runs, flight.bytes, &flight.move);
+  if (status != Status::kOk) return complete(flight.operation.id, status);
   flight.phase = Phase::kMoving;
   waiting_--;
   moving_[flight.operation.priority].push_back(flight.operation.id);
@@ -138,7 +149,7 @@ void HostTransport::granted(Peer& peer, const HostSocket::Incoming& incoming) {
   if (incoming.payload.size() != sizeof status) return;
   std::memcpy(&status, incoming.payload.data(), sizeof status);
   // Of an operation that was cancelled meanwhile: its release is on its way already.
-  if (found == flights_.end() || found->second->peer != &peer || found->second->phase != Phase::kAwaitGrant) return;
+  if (found == flights_.end() || found->second->peer.get() != &peer || found->second->phase != Phase::kAwaitGrant) return;
   if (status == static_cast<int32_t>(Status::kOk)) return set_moving(*found->second);
   // Refused whole; there is nothing to give back.
   found->second->has_asked_grant = false;
@@ -179,9 +190,10 @@ bool HostTransport::run_waiting() {
 }
 
 void HostTransport::run_slice() {
-  const uint64_t end = now_ns() + kSliceNs;
-  uint64_t now = 0;
-  while (!moving_.empty() && now < end) {
+  const uint64_t begin = now_ns();
+  const uint64_t end = begin + kSliceNs;
+  uint64_t now = begin;
+  while (!moving_.empty() && now < (completions_.empty() ? end : begin + kTellNs)) {
     std::deque<uint64_t>& turns = moving_.begin()->second;
     if (turns.empty()) {
       moving_.erase(moving_.begin());
@@ -192,54 +204,92 @@ void HostTransport::run_slice() {
     const auto found = flights_.find(id);
     if (found == flights_.end()) continue;
     Flight& flight = *found->second;
+    if (flight.ended.has_value()) continue;
     bool is_done = false;
     Status status = Status::kOk;
     do {
       status = flight.move->step(kStepBytes, &is_done);
       now = now_ns();
-    } while (status == Status::kOk && !is_done && now < end);
+    } while (status == Status::kOk && !is_done && flight.move->is_ready() && now < end);
     if (status != Status::kOk) {
       complete(id, status);
     } else if (is_done) {
       finish(flight);
     } else if (const std::optional<Status> over = overdue(flight, now); over.has_value()) {
       complete(id, *over);
+    } else if (!flight.move->is_ready()) {
+      parked_.push_back(id);
     } else {
       turns.push_back(id);
     }
   }
 }
 
+// True while there are any: a device tells nobody when it is done.
+bool HostTransport::run_parked() {
+  if (parked_.empty()) return false;
+  const uint64_t now = now_ns();
+  std::vector<uint64_t> ids;
+  ids.swap(parked_);
+  for (const uint64_t id : ids) {
+    const auto found = flights_.find(id);
+    if (found == flights_.end()) continue;
+    Flight& flight = *found->second;
+    if (!flight.ended.has_value()) {
+      if (const std::optional<Status> over = overdue(flight, now); over.has_value()) complete(id, *over);
+      else if (flight.move->is_ready()) moving_[flight.operation.priority].push_back(id);
+      else parked_.push_back(id);
+    } else if (flight.move->is_quiet()) {
+      complete_now(id, *flight.ended);
+    } else {
+      parked_.push_back(id);
+    }
+  }
+  return true;
+}
+
 void HostTransport::finish(Flight& flight) {
   const Operation& operation = flight.operation;
-  Peer& peer = *flight.peer;
-  const RemotePool& pool = peer.pools.at(operation.remote_pool);
+  const std::shared_ptr<Peer> peer = flight.peer;
+  const RemotePool& pool = *flight.pool;
   const bool is_checked = pool.table != nullptr && operation.direction == Direction::kRead;
   const Status status = is_checked ? check_after(flight, pool) : Status::kOk;
   const std::vector<uint8_t> notification(operation.notification.begin(), operation.notification.end());
   complete(operation.id, status);
   // After the release: who is told may commit the blocks at once.
-  if (status == Status::kOk && !notification.empty()) peer.socket.send(HostMessage::kNotify, 0, notification);
+  if (status == Status::kOk && !notification.empty()) peer->socket.send(HostMessage::kNotify, 0, notification);
 }
 
 void HostTransport::cancel(uint64_t id) {
   if (flights_.contains(id)) complete(id, Status::kCancelled);
 }
 
-// Whatever the phase: steps are whole when anybody else runs, so nothing of it touches memory after this.
+// Whatever the phase: steps are whole when anybody else runs, so that only a device can still be at its bytes.
 void HostTransport::complete(uint64_t id, Status status) {
+  Flight& flight = *flights_.at(id);
+  if (flight.ended.has_value()) return;
+  if (flight.move == nullptr || flight.move->is_quiet()) return complete_now(id, status);
+  flight.ended = status;
+  parked_.push_back(id);
+}
+
+// Nothing of it touches memory any more.
+void HostTransport::complete_now(uint64_t id, Status status) {
   const auto found = flights_.find(id);
   const std::unique_ptr<Flight> flight = std::move(found->second);
   flights_.erase(found);
   if (flight->phase != Phase::kMoving) waiting_--;
   if (flight->has_asked_grant && !flight->peer->is_lost) flight->peer->socket.send(HostMessage::kRelease, id, {});
   completions_.push_back({id, status, status == Status::kOk ? flight->bytes : 0});
+  flight->move.reset();
+  flight->runs.clear();
+  if (spare_runs_.size() < kSpareRuns) spare_runs_.push_back(std::move(flight->runs));
 }
 
 void HostTransport::complete_all_of(const Peer& peer, Status status, std::optional<uint32_t> pool) {
   std::vector<uint64_t> ids;
   for (const auto& [id, flight] : flights_) {
-    if (flight->peer == &peer && (!pool.has_value() || flight->operation.remote_pool == *pool)) ids.push_back(id);
+    if (flight->peer.get() == &peer && (!pool.has_value() || flight->operation.remote_pool == *pool)) ids.push_back(id);
   }
   for (const uint64_t id : ids) complete(id, status);
 }

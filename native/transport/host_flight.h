@@ -30,17 +30,21 @@ struct HostTransport::Peer {
   // Why `serve` returned false.
   std::string fault;
   std::map<uint32_t, HostPoolIdentity> identities;
-  std::map<uint32_t, RemotePool> pools;
+  std::map<uint32_t, std::shared_ptr<RemotePool>> pools;
 };
 
 struct HostTransport::Flight {
   Operation operation;
-  Peer* peer = nullptr;
+  std::shared_ptr<Peer> peer;
+  // Once it moves.
+  std::shared_ptr<RemotePool> pool;
   std::vector<Run> runs;
   uint64_t bytes = 0;
   uint64_t submitted_ns = 0;
   Phase phase = Phase::kAwaitPool;
   bool has_asked_grant = false;
+  // Why it ended, while a device is still at its bytes.
+  std::optional<Status> ended;
   std::unique_ptr<Move> move;
 };
 

@@ -3,8 +3,10 @@
 
 #include <sys/epoll.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 
@@ -15,24 +17,36 @@ namespace {
 
 // Messages of one peer that are served before others have their turn.
 constexpr int kMessagesPerTurn = 64;
+// How long grants are kept for a process whose end cannot be seen (of another pid namespace).
+constexpr uint64_t kUnseenEndNs = uint64_t{kPeerLossMs} * 1'000'000;
 
 }  // namespace
 
 struct HostService::Connection {
   Connection(int descriptor, int epoll) : socket(descriptor, epoll) {}
+  ~Connection() {
+    if (pidfd >= 0) close(pidfd);
+  }
   HostSocket socket;
   bool is_greeted = false;
   HostUuid uuid{};
+  // Where devices are in use, of the process at the other end; it is one of its own where that is this one.
+  int pidfd = -1;
+  bool is_own_process = false;
   std::map<uint64_t, Grant> grants;
   uint64_t granted_blocks = 0;
   std::vector<std::vector<uint8_t>> held;
 };
 
-HostService::HostService(TransportHost* host, int epoll, Announce announce)
-    : host_(host), epoll_(epoll), announce_(std::move(announce)) {}
+HostService::HostService(TransportHost* host, int epoll, Announce announce, bool has_devices)
+    : host_(host), epoll_(epoll), announce_(std::move(announce)), has_devices_(has_devices) {}
 
 HostService::~HostService() {
   while (!connections_.empty()) drop(connections_.begin()->first);
+  for (Leftover& leftover : leftovers_) {
+    for (Grant& grant : leftover.grants) withdraw(grant);
+    if (leftover.pidfd >= 0) close(leftover.pidfd);
+  }
   if (listener_ >= 0) close(listener_);
 }
 
@@ -88,6 +102,7 @@ bool HostService::ready(int descriptor) {
     accept_all();
     return true;
   }
+  if (process_ended(descriptor)) return true;
   const auto found = connections_.find(descriptor);
   if (found == connections_.end()) return false;
   Connection& connection = *found->second;
@@ -112,6 +127,9 @@ void HostService::accept_all() {
     auto connection = std::make_unique<Connection>(descriptor, epoll_);
     HostProcess process;
     const bool is_ours = connection->socket.process(&process) && process.uid == geteuid();
+    connection->is_own_process = is_ours && process.pid == getpid();
+    if (has_devices_ && is_ours && process.pid > 0 && !connection->is_own_process)
+      connection->pidfd = static_cast<int>(syscall(SYS_pidfd_open, process.pid, 0));
     if (is_ours && connections_.size() < kHostPeersMax) connections_.emplace(descriptor, std::move(connection));
   }
 }
@@ -144,15 +162,16 @@ bool HostService::greet(Connection& connection, const HostSocket::Incoming& inco
 }
 
 void HostService::tell_pool(Connection& connection, const Pool& pool) {
-  HostPool facts = announce_(pool);
+  const HostAnnouncement announced = announce_(pool);
+  HostPool facts = announced.facts;
   facts.has_table = pool.table() != nullptr ? 1 : 0;
   std::vector<int> descriptors;
-  if (facts.has_memory != 0) descriptors.push_back(pool.descriptor());
+  if (facts.has_memory != 0) descriptors.push_back(announced.descriptor);
   if (pool.shared_table() != nullptr) {
     facts.table_bytes = pool.shared_table()->bytes();
     descriptors.push_back(pool.shared_table()->descriptor());
   }
-  connection.socket.send(HostMessage::kPool, pool.id, bytes_of(facts), {}, descriptors);
+  connection.socket.send(HostMessage::kPool, pool.id, bytes_of(facts), announced.extra, descriptors);
 }
 
 Status HostService::enter(Pool* pool, uint32_t block, uint32_t generation, bool is_write) {
@@ -222,12 +241,45 @@ void HostService::notified(Connection& connection, std::span<const uint8_t> byte
 
 void HostService::drop(int descriptor) {
   const auto found = connections_.find(descriptor);
+  if (has_devices_ && !found->second->is_own_process) keep_until_gone(*found->second);
   for (auto& [operation, grant] : found->second->grants) withdraw(grant);
   removed_.erase(found->second->uuid);
   connections_.erase(found);
 }
 
+// Of a process that is gone altogether, or will be: until then its device may write. In our own process the transport that
+// had the grants has given them back before it closed the socket.
+void HostService::keep_until_gone(Connection& connection) {
+  if (connection.grants.empty()) return;
+  Leftover leftover{std::exchange(connection.pidfd, -1), host_->now_ns() + kUnseenEndNs, {}};
+  for (auto& [operation, grant] : connection.grants) leftover.grants.push_back(std::move(grant));
+  connection.grants.clear();
+  epoll_event event{};
+  event.events = EPOLLIN;
+  event.data.fd = leftover.pidfd;
+  if (leftover.pidfd >= 0) epoll_ctl(epoll_, EPOLL_CTL_ADD, leftover.pidfd, &event);
+  leftovers_.push_back(std::move(leftover));
+}
+
+// True when the descriptor is that of a process whose grants were kept.
+bool HostService::process_ended(int pidfd) {
+  const auto found = std::find_if(leftovers_.begin(), leftovers_.end(),
+                                  [pidfd](const Leftover& leftover) { return leftover.pidfd == pidfd; });
+  if (pidfd < 0 || found == leftovers_.end()) return false;
+  for (Grant& grant : found->grants) withdraw(grant);
+  epoll_ctl(epoll_, EPOLL_CTL_DEL, pidfd, nullptr);
+  close(pidfd);
+  leftovers_.erase(found);
+  return true;
+}
+
 void HostService::send_heartbeats() {
+  const uint64_t now = leftovers_.empty() ? 0 : host_->now_ns();
+  std::erase_if(leftovers_, [&](Leftover& leftover) {
+    if (leftover.pidfd >= 0 || now < leftover.until_ns) return false;
+    for (Grant& grant : leftover.grants) withdraw(grant);
+    return true;
+  });
   for (auto& [descriptor, connection] : connections_) {
     if (connection->is_greeted && connection->socket.queued_bytes() == 0) {
       connection->socket.send(HostMessage::kHeartbeat, 0, {});

@@ -1,6 +1,8 @@
 // The serving half of a host transport: takes connections of peers, tells them our pools, counts their work on our
 // blocks in and out (grants), and hands their notifications up. A peer that dies takes its grants with it: the kernel
-// closes its socket after its memory is gone, so none of its writes can come later. Progress thread only.
+// closes its socket after its memory is gone, so none of its writes can come later. But a device may still write for a
+// process whose socket is closed: where there are devices, grants stay until the process is gone altogether, as then the
+// driver has ended its work. Progress thread only.
 #pragma once
 
 #include <functional>
@@ -23,9 +25,10 @@ inline constexpr size_t kGrantsMax = 65'536;
 
 class HostService {
  public:
-  using Announce = std::function<HostPool(const Pool&)>;
+  using Announce = std::function<HostAnnouncement(const Pool&)>;
 
-  HostService(TransportHost* host, int epoll, Announce announce);
+  // `has_devices`: peers work on our blocks with devices too.
+  HostService(TransportHost* host, int epoll, Announce announce, bool has_devices);
   ~HostService();
   HostService(const HostService&) = delete;
 
@@ -42,6 +45,7 @@ class HostService {
 
   // True when the descriptor was ours, and what came there has been dealt with.
   bool ready(int descriptor);
+  // Called every kHeartbeatMs.
   void send_heartbeats();
 
  private:
@@ -51,6 +55,12 @@ class HostService {
     std::vector<uint32_t> blocks;
   };
   struct Connection;
+  // What a process had when its connection broke.
+  struct Leftover {
+    int pidfd = -1;
+    uint64_t until_ns = 0;
+    std::vector<Grant> grants;
+  };
 
   void accept_all();
   bool serve(Connection& connection, const HostSocket::Incoming& incoming);
@@ -62,10 +72,13 @@ class HostService {
   void withdraw(Grant& grant);
   void tell_pool(Connection& connection, const Pool& pool);
   void drop(int descriptor);
+  void keep_until_gone(Connection& connection);
+  bool process_ended(int pidfd);
 
   TransportHost* host_;
   int epoll_;
   Announce announce_;
+  bool has_devices_;
   int listener_ = -1;
   HostUuid uuid_{};
   HostUuid token_{};
@@ -75,6 +88,7 @@ class HostService {
   std::map<HostUuid, uint32_t> peers_;
   std::set<HostUuid> removed_;
   std::map<int, std::unique_ptr<Connection>> connections_;
+  std::vector<Leftover> leftovers_;
 };
 
 }  // namespace millrace::kv

@@ -1,4 +1,4 @@
-// The control line between two processes on one host (K3), shared by the shm and cma transports: a Unix socket that keeps
+// The control line between two processes on one host (K3), shared by the shm, cma and cuda transports: a Unix socket that keeps
 // message borders, carries descriptors, says which process and user is at the other end, and closes when that process
 // dies. Bytes of blocks never go through it. Owned and used by the agent's progress thread; nothing here blocks.
 #pragma once
@@ -28,7 +28,7 @@ inline constexpr uint64_t kHostQueueBytesMax = uint64_t{4} << 20;
 enum class HostMessage : uint32_t {
   kHello = 1,       // HostHello; the first of who connects
   kWelcome = 2,     // HostUuid of who was connected to; pools follow
-  kPool = 3,        // HostPool; descriptors: the memory unless it has an address only, then the table if there is one
+  kPool = 3,        // HostPool and what the transport adds; descriptors: the memory if it has one, then the table's
   kPoolGone = 4,    // id: pool
   kGrant = 5,       // id: operation; HostGrant and its pairs; may I work there?
   kGranted = 6,     // id: operation; int32 Status
@@ -71,6 +71,14 @@ struct HostGrant {
 struct HostProcess {
   int32_t pid = 0;
   uint32_t uid = 0;
+};
+
+// What a peer is told of a pool.
+struct HostAnnouncement {
+  HostPool facts{};
+  std::vector<uint8_t> extra;
+  // Of the memory, where `facts.has_memory`; stays the announcer's.
+  int descriptor = -1;
 };
 
 class HostSocket {

@@ -1,4 +1,4 @@
-// What shm and cma have in common: peers, their pools, operations in turns, and their ends. See host_transport.h.
+// What shm, cma and cuda have in common: peers, their pools, operations in turns, and their ends. See host_transport.h.
 #include "host_transport.h"
 
 #include <fcntl.h>
@@ -61,12 +61,20 @@ bool add_to(int epoll, int descriptor) {
 
 }  // namespace
 
-HostTransport::HostTransport(TransportHost* host, const TransportInfo& info) : host_(host), info_(info) {}
+HostTransport::HostTransport(TransportHost* host, const TransportInfo& info, size_t extra_bytes)
+    : host_(host), info_(info), extra_bytes_(extra_bytes) {}
 
-HostTransport::~HostTransport() {
+void HostTransport::drop_all() {
+  for (const auto& [id, flight] : flights_) {
+    if (flight->has_asked_grant && !flight->peer->is_lost) flight->peer->socket.send(HostMessage::kRelease, id, {});
+  }
   flights_.clear();
   service_.reset();
   peers_.clear();
+}
+
+HostTransport::~HostTransport() {
+  drop_all();
   if (timer_ >= 0) close(timer_);
   if (epoll_ >= 0) close(epoll_);
 }
@@ -89,7 +97,8 @@ Status HostTransport::open(std::string* error) {
     *error = std::string("opening a host transport: ") + std::strerror(errno);
     return Status::kSystem;
   }
-  service_ = std::make_unique<HostService>(host_, epoll_, [this](const Pool& pool) { return announce(pool); });
+  const bool has_devices = (info_.memory_kinds & 1u << static_cast<uint32_t>(MemoryKind::kDevice)) != 0;
+  service_ = std::make_unique<HostService>(host_, epoll_, [this](const Pool& pool) { return announce(pool); }, has_devices);
   is_timer_short_ = true;
   arm_timer();
   return service_->listen(name_of(uuid_), uuid_, token_, error);
@@ -106,7 +115,7 @@ void HostTransport::arm_timer() {
 }
 
 Status HostTransport::add_pool(Pool* pool) {
-  if (pool->kind() != MemoryKind::kHost || !can_share(*pool)) return Status::kUnsupported;
+  if ((info_.memory_kinds >> static_cast<uint32_t>(pool->kind()) & 1) == 0 || !can_share(*pool)) return Status::kUnsupported;
   if (service_->has_pool(pool)) return Status::kInvalid;
   service_->add_pool(pool);
   return Status::kOk;
@@ -131,8 +140,7 @@ void HostTransport::describe(std::vector<uint8_t>* out) {
   const std::span<const uint8_t> head = bytes_of(described);
   out->insert(out->end(), head.begin(), head.end());
   for (const auto& [id, pool] : service_->pools()) {
-    const bool has_memory = announce(*pool).has_memory != 0;
-    const HostPoolIdentity identity = identity_of(id, has_memory ? pool->descriptor() : -1);
+    const HostPoolIdentity identity = identity_of(id, announce(*pool).descriptor);
     const std::span<const uint8_t> bytes = bytes_of(identity);
     out->insert(out->end(), bytes.begin(), bytes.end());
   }
@@ -176,7 +184,7 @@ Status HostTransport::add_peer(uint32_t peer, std::span<const uint8_t> bytes, st
     *reason = std::string("the peer's socket cannot be reached from here: ") + std::strerror(errno);
     return Status::kUnsupported;
   }
-  auto added = std::make_unique<Peer>(descriptor, epoll_);
+  auto added = std::make_shared<Peer>(descriptor, epoll_);
   added->id = peer;
   added->uuid = described.uuid;
   added->identities = std::move(identities);
@@ -228,6 +236,7 @@ Status HostTransport::notify(uint32_t id, std::span<const uint8_t> bytes) {
 bool HostTransport::progress(std::vector<Completion>* completions) {
   bool has_worked = poll_events();
   has_worked |= run_waiting();
+  has_worked |= run_parked();
   if (!moving_.empty()) {
     has_worked = true;
     run_slice();
@@ -246,7 +255,7 @@ bool HostTransport::progress(std::vector<Completion>* completions) {
 bool HostTransport::map_more() {
   for (auto& [id, peer] : peers_) {
     for (auto& [number, pool] : peer->pools) {
-      if (pool.memory != nullptr && pool.memory->map_more(kMapSliceBytes)) return true;
+      if (pool->memory != nullptr && pool->memory->map_more(kMapSliceBytes)) return true;
     }
   }
   return false;
@@ -318,10 +327,12 @@ bool HostTransport::serve(Peer& peer, const HostSocket::Incoming& incoming) {
 }
 
 bool HostTransport::add_remote_pool(Peer& peer, const HostSocket::Incoming& incoming) {
-  RemotePool pool;
+  auto placed = std::make_shared<RemotePool>();
+  RemotePool& pool = *placed;
   peer.fault = "a pool's announcement does not fit";
-  if (incoming.payload.size() != sizeof pool.facts) return false;
+  if (incoming.payload.size() != sizeof pool.facts + extra_bytes_) return false;
   std::memcpy(&pool.facts, incoming.payload.data(), sizeof pool.facts);
+  pool.extra.assign(incoming.payload.begin() + sizeof pool.facts, incoming.payload.end());
   if (peer.pools.contains(pool.facts.id) || pool.facts.bytes < 1 || pool.facts.bytes > kPoolBytesMax) return false;
   const int memory = pool.facts.has_memory != 0 ? peer.socket.take_descriptor() : -1;
   const int table = pool.facts.table_bytes != 0 ? peer.socket.take_descriptor() : -1;
@@ -330,14 +341,14 @@ bool HostTransport::add_remote_pool(Peer& peer, const HostSocket::Incoming& inco
     return false;
   }
   const HostPoolIdentity found = identity_of(pool.facts.id, memory);
-  if (reach(&pool, memory, &peer.fault) != Status::kOk) return false;
+  if (reach(peer.uuid, &pool, memory, &peer.fault) != Status::kOk) return false;
   if ((pool.facts.table_bytes != 0) != (pool.table != nullptr)) return false;
   const auto said = peer.identities.find(pool.facts.id);
   if (said != peer.identities.end() && (said->second.inode != found.inode || said->second.device != found.device)) {
     peer.fault = "pool " + std::to_string(pool.facts.id) + " is not the memory that its metadata names";
     return false;
   }
-  peer.pools.emplace(pool.facts.id, std::move(pool));
+  peer.pools.emplace(pool.facts.id, std::move(placed));
   has_unmapped_ = true;
   waiting_scan_ns_ = 0;
   return true;

@@ -1,11 +1,13 @@
-// What the shm and cma transports share (K3): peers on this host, their pools as told over the control line, operations
-// and their order, generations, grants, loss. How bytes are reached and moved is left to the two. All of it belongs to
+// What the shm, cma and cuda transports share (K3): peers on this host, their pools as told over the control line, operations
+// and their order, generations, grants, loss. How bytes are reached and moved is left to the three. All of it belongs to
 // the agent's progress thread and runs in slices there.
 //
 // An operation waits for the peer's pool to be announced, then (writes into a pool with a block table, and reads
 // where the table cannot be mapped) for the peer's grant, which counts it into the blocks so that the peer cannot hand
 // them out anew; then its bytes move, one slice at a
-// time, by priority and in turns among equals; reads compare generations before and after. Only the waiting needs the
+// time, by priority and in turns among equals; reads compare generations before and after. A device
+// may still be at bytes that this thread has no more to do with: then an operation that has ended is completed, its grant
+// given back and its peer's memory let go when they are quiet, and not before. Only the waiting needs the
 // peer's progress thread, so silence of a peer ends waiting operations and no others: that a process is dead, its socket
 // and its pidfd say at once, and nothing else says it for certain.
 #pragma once
@@ -67,11 +69,16 @@ class HostTransport : public Transport {
   int wait_descriptor() override { return epoll_; }
 
  protected:
+  // Stays for as long as an operation uses it, whatever becomes of the peer.
   struct RemotePool {
     HostPool facts{};
-    // Of shm: mapped here.
+    // What the announcement says beyond the facts; of the transport's own format.
+    std::vector<uint8_t> extra;
+    // Of shm, and of host pools of cuda: mapped here.
     std::unique_ptr<Pool> memory;
     std::unique_ptr<TableMemory> table;
+    // What else a transport keeps of it.
+    std::shared_ptr<void> held;
   };
 
   // The bytes of one operation on their way.
@@ -80,21 +87,30 @@ class HostTransport : public Transport {
     virtual ~Move() = default;
     // Goes on by about so many bytes; `*is_done` when there are no more. A failure ends the move.
     virtual Status step(uint64_t bytes_most, bool* is_done) = 0;
+    // False while a step would only wait for a device.
+    virtual bool is_ready() { return true; }
+    // Nobody touches the bytes between two steps; false while a device does. Done is quiet; a failed step need not be.
+    virtual bool is_quiet() { return true; }
   };
 
-  HostTransport(TransportHost* host, const TransportInfo& info);
+  // `extra_bytes`: of RemotePool::extra.
+  HostTransport(TransportHost* host, const TransportInfo& info, size_t extra_bytes = 0);
   // Once, before anything else. kSystem with the reason.
   Status open(std::string* error);
+  // For destructors, before what moves depend on goes: drops all operations, whose bytes are quiet, and the peers.
+  void drop_all();
 
   // Whether peers can reach this pool this way, and what they are told of it.
   virtual bool can_share(const Pool& pool) const = 0;
-  virtual HostPool announce(const Pool& pool) const = 0;
+  virtual HostAnnouncement announce(const Pool& pool) const = 0;
   // Whether this process can be reached at all, once connected.
   virtual Status greet(const HostProcess& process, const HostDescribed& described, std::string* reason) = 0;
   // Makes the pool reachable; the descriptor is taken over, -1 where none came.
-  virtual Status reach(RemotePool* pool, int descriptor, std::string* error) = 0;
-  virtual std::unique_ptr<Move> begin(const HostProcess& process, const RemotePool& pool, const Operation& operation,
-                                      std::span<const Run> runs, uint64_t bytes) = 0;
+  virtual Status reach(const HostUuid& peer, RemotePool* pool, int descriptor, std::string* error) = 0;
+  // A failure ends the operation.
+  virtual Status begin(const HostProcess& process, const RemotePool& pool, const Operation& operation,
+                       std::span<const Run> runs, uint64_t bytes, std::unique_ptr<Move>* out) = 0;
+  const HostUuid& uuid() const { return uuid_; }
   uint64_t now_ns() { return host_->now_ns(); }
 
  private:
@@ -105,6 +121,7 @@ class HostTransport : public Transport {
   bool poll_events();
   void tick();
   bool run_waiting();
+  bool run_parked();
   void run_slice();
   bool map_more();
   void peer_ready(Peer& peer);
@@ -121,13 +138,16 @@ class HostTransport : public Transport {
   void set_moving(Flight& flight);
   std::optional<Status> overdue(const Flight& flight, uint64_t now) const;
   void finish(Flight& flight);
+  // Completes it, or has it completed when its bytes are quiet.
   void complete(uint64_t id, Status status);
+  void complete_now(uint64_t id, Status status);
   void complete_all_of(const Peer& peer, Status status, std::optional<uint32_t> pool = std::nullopt);
   void arm_timer();
   std::string name_of(const HostUuid& uuid) const;
 
   TransportHost* host_;
   TransportInfo info_;
+  size_t extra_bytes_;
   int epoll_ = -1;
   int timer_ = -1;
   bool is_timer_short_ = false;
@@ -137,15 +157,19 @@ class HostTransport : public Transport {
   uint64_t heartbeat_ns_ = 0;
   uint64_t waiting_scan_ns_ = 0;
   std::unique_ptr<HostService> service_;
-  std::map<uint32_t, std::unique_ptr<Peer>> peers_;
+  std::map<uint32_t, std::shared_ptr<Peer>> peers_;
   // Sockets and pidfds.
   std::map<int, Peer*> by_descriptor_;
   std::map<uint64_t, std::unique_ptr<Flight>> flights_;
   size_t waiting_ = 0;
+  // Of completed operations: long lists would else be new pages every time.
+  std::vector<std::vector<Run>> spare_runs_;
   // Pools that came and are not yet in the page tables.
   bool has_unmapped_ = false;
   // Moving ones, by priority; ids of flights that have completed meanwhile are skipped.
   std::map<uint8_t, std::deque<uint64_t>> moving_;
+  // Those that a device works at, polled at every call of `progress`.
+  std::vector<uint64_t> parked_;
   std::vector<Completion> completions_;
 };
 

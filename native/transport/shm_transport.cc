@@ -24,18 +24,12 @@ class ShmTransport::ShmMove final : public Move {
   explicit ShmMove(const Copy& copy) : copy_(copy) {}
 
   Status step(uint64_t bytes_most, bool* is_done) override {
-    if (!is_copied_) {
-      is_copied_ = copy_.step(bytes_most);
-      *is_done = is_copied_ && !copy_.needs_verify();
-      return Status::kOk;
-    }
-    *is_done = copy_.verify_step(bytes_most);
+    *is_done = copy_.step(bytes_most);
     return *is_done ? copy_.verdict() : Status::kOk;
   }
 
  private:
   Copy copy_;
-  bool is_copied_ = false;
 };
 
 TransportInfo ShmTransport::probe() {
@@ -67,24 +61,26 @@ Cost ShmTransport::cost(uint32_t, const Operation& operation, uint64_t) {
   return {operation.direction == Direction::kRead ? kReadLatencyNs : kGrantLatencyNs, kBytesPerSecond};
 }
 
-HostPool ShmTransport::announce(const Pool& pool) const { return {pool.id, 1, pool.bytes(), 0, 0, 0, 0}; }
+HostAnnouncement ShmTransport::announce(const Pool& pool) const {
+  return {{pool.id, 1, pool.bytes(), 0, 0, 0, 0}, {}, pool.descriptor()};
+}
 
 Status ShmTransport::greet(const HostProcess&, const HostDescribed&, std::string*) { return Status::kOk; }
 
-Status ShmTransport::reach(RemotePool* pool, int descriptor, std::string* error) {
+Status ShmTransport::reach(const HostUuid&, RemotePool* pool, int descriptor, std::string* error) {
   if (descriptor >= 0) return Pool::map(descriptor, pool->facts.bytes, &pool->memory, error);
   *error = "pool " + std::to_string(pool->facts.id) + " came without its memory";
   return Status::kInvalid;
 }
 
-std::unique_ptr<HostTransport::Move> ShmTransport::begin(const HostProcess&, const RemotePool& pool,
-                                                         const Operation& operation, std::span<const Run> runs,
-                                                         uint64_t bytes) {
+Status ShmTransport::begin(const HostProcess&, const RemotePool& pool, const Operation& operation,
+                           std::span<const Run> runs, uint64_t bytes, std::unique_ptr<Move>* out) {
   const bool is_read = operation.direction == Direction::kRead;
   uint8_t* remote = pool.memory->address();
   uint8_t* local = operation.local->address();
-  return std::make_unique<ShmMove>(Copy(runs, is_read ? remote : local, is_read ? local : remote,
+  *out = std::make_unique<ShmMove>(Copy(runs, is_read ? remote : local, is_read ? local : remote,
                                         choose_path(bytes, operation.reader), operation.integrity));
+  return Status::kOk;
 }
 
 }  // namespace millrace::kv

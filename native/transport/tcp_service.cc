@@ -206,8 +206,7 @@ bool TcpService::touches(const Pool& pool) const {
 }
 
 void TcpService::forget_pool(uint32_t pool) {
-  for (const auto& [uuid, session] : sessions_)
-    std::erase_if(session->transforms, [&](const Session::Known& known) { return known.own_pool == pool; });
+  for (const auto& [uuid, session] : sessions_) session->layouts.forget_pool(pool);
 }
 
 }  // namespace millrace::kv

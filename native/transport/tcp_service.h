@@ -9,6 +9,7 @@
 #include <memory>
 #include <set>
 
+#include "remote_layouts.h"
 #include "service.h"
 #include "tcp_shared.h"
 
@@ -63,14 +64,7 @@ class TcpService final : public TcpConnectionOwner, public TcpWatched {
     uint64_t epoch = 0;
     uint32_t connections = 0;
     uint64_t heard_ns = 0;
-    std::map<uint32_t, Layout> layouts;
-    struct Known {
-      uint32_t own_pool, peer_pool;
-      Direction direction;
-      Part part;
-      std::shared_ptr<const Transform> transform;
-    };
-    std::vector<Known> transforms;
+    RemoteLayouts layouts;
     std::vector<std::vector<uint8_t>> held;
     size_t held_bytes = 0;
   };
@@ -89,10 +83,8 @@ class TcpService final : public TcpConnectionOwner, public TcpWatched {
   void drop_stranger();
   Status greet(Served& served, std::span<const uint8_t> payload, std::string* why);
   TcpVerdict judge(const TcpHello& hello, std::string* text) const;
-  Status take_layout(Session& session, std::span<const uint8_t> payload, std::string* why);
   Status take_request(Served& served, const TcpHeader& header, std::span<const uint8_t> payload, std::string* why);
   Status accept(Session& session, Serving& serving, std::string* text);
-  Status transform_of(Session& session, const Serving& serving, std::shared_ptr<const Transform>* out, std::string* text);
   void cancel(Served& served, const TcpHeader& header);
   void notified(Session& session, std::span<const uint8_t> bytes);
   Status start(Serving& serving);

@@ -4,15 +4,6 @@
 #include "tcp_service.h"
 
 namespace millrace::kv {
-namespace {
-
-constexpr size_t kTransformsMax = 64;
-
-bool same(const Part& a, const Part& b) {
-  return a.first_layer == b.first_layer && a.layers == b.layers && a.first_head == b.first_head && a.heads == b.heads;
-}
-
-}  // namespace
 
 Status TcpService::frame(TcpConnection& connection, const TcpHeader& header, std::span<const uint8_t> payload, std::string* why) {
   Served& served = *served_.at(&connection);
@@ -24,7 +15,7 @@ Status TcpService::frame(TcpConnection& connection, const TcpHeader& header, std
   Session& session = *served.session;
   session.heard_ns = shared_.host->now_ns();
   switch (header.kind) {
-    case TcpKind::kLayout: return take_layout(session, payload, why);
+    case TcpKind::kLayout: return session.layouts.take(payload, why);
     case TcpKind::kRead:
     case TcpKind::kWrite: return take_request(served, header, payload, why);
     case TcpKind::kCancel: cancel(served, header); return Status::kOk;
@@ -42,24 +33,6 @@ Status TcpService::frame(TcpConnection& connection, const TcpHeader& header, std
       return Status::kFull;
     default: *why = "a frame of kind " + std::to_string(static_cast<int>(header.kind)) + " is not for a responder"; return Status::kInvalid;
   }
-}
-
-Status TcpService::take_layout(Session& session, std::span<const uint8_t> payload, std::string* why) {
-  TcpLayout told;
-  if (const Status status = TcpLayout::decode(payload, &told, why); status != Status::kOk) return status;
-  if (session.layouts.size() == kTcpPoolsMax && !session.layouts.contains(told.pool)) {
-    *why = "layouts of one agent are at most " + std::to_string(kTcpPoolsMax);
-    return Status::kFull;
-  }
-  Layout& known = session.layouts[told.pool];
-  std::vector<uint8_t> before, now;
-  if (known.blocks() != 0) known.encode(&before);
-  told.layout.encode(&now);
-  if (before == now) return Status::kOk;
-  // Requests that run keep the transform that they were accepted with.
-  std::erase_if(session.transforms, [&](const Session::Known& entry) { return entry.peer_pool == told.pool; });
-  known = told.layout;
-  return Status::kOk;
 }
 
 Status TcpService::take_request(Served& served, const TcpHeader& header, std::span<const uint8_t> payload, std::string* why) {
@@ -107,48 +80,7 @@ Status TcpService::accept(Session& session, Serving& serving, std::string* text)
     return Status::kNotFound;
   }
   serving.pool = found->second;
-  if (const Status status = transform_of(session, serving, &serving.transform, text); status != Status::kOk) return status;
-  const uint64_t count = request.peer_blocks.size();
-  if (count > 1 && count * serving.transform->runs_per_block() > kTcpPartRunsMax) {
-    *text = "runs of a request must be at most " + std::to_string(kTcpPartRunsMax);
-    return Status::kInvalid;
-  }
-  if (serving.transform->bytes_per_block() * count != request.bytes) {
-    *text = "bytes differ: " + std::to_string(request.bytes) + " at the initiator, " +
-            std::to_string(serving.transform->bytes_per_block() * count) + " at the responder";
-    return Status::kMismatch;
-  }
-  // Before anything is granted: what would be found at the first byte.
-  const bool reads = serving.direction == Direction::kRead;
-  shared_.runs.clear();
-  const Status lowered = serving.transform->lower((reads ? request.peer_blocks : request.own_blocks).data(),
-                                                  (reads ? request.own_blocks : request.peer_blocks).data(),
-                                                  static_cast<uint32_t>(count), &shared_.runs, text);
-  if (lowered != Status::kOk) return lowered;
-  return serving.hold.serve(*serving.pool, serving.direction, request.peer_blocks, request.generations, text);
-}
-
-Status TcpService::transform_of(Session& session, const Serving& serving, std::shared_ptr<const Transform>* out, std::string* text) {
-  const TcpRequest& request = serving.request;
-  for (const Session::Known& known : session.transforms) {
-    if (known.own_pool != request.peer_pool || known.peer_pool != request.own_pool || known.direction != serving.direction ||
-        !same(known.part, request.part))
-      continue;
-    *out = known.transform;
-    return Status::kOk;
-  }
-  const auto layout = session.layouts.find(request.own_pool);
-  if (layout == session.layouts.end()) {
-    *text = "the layout of the initiator's pool " + std::to_string(request.own_pool) + " was not told";
-    return Status::kNotFound;
-  }
-  const bool reads = serving.direction == Direction::kRead;
-  const Layout& own = serving.pool->layout();
-  const Status status = Transform::make(reads ? own : layout->second, reads ? layout->second : own, request.part, out, text);
-  if (status != Status::kOk) return status;
-  if (session.transforms.size() == kTransformsMax) session.transforms.erase(session.transforms.begin());
-  session.transforms.push_back({request.peer_pool, request.own_pool, serving.direction, request.part, *out});
-  return Status::kOk;
+  return session.layouts.accept(*serving.pool, serving.direction, request, &shared_.runs, &serving.transform, &serving.hold, text);
 }
 
 void TcpService::cancel(Served& served, const TcpHeader& header) {

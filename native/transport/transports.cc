@@ -2,9 +2,11 @@
 #include "transports.h"
 
 #include "cma_transport.h"
+#include "cuda_transport.h"
 #include "memory_transport.h"
 #include "shm_transport.h"
 #include "tcp_transport.h"
+#include "ucx_transport.h"
 
 namespace millrace::kv {
 namespace {
@@ -25,9 +27,11 @@ TransportMaker shm_transport() { return host_transport<ShmTransport>(); }
 
 TransportMaker cma_transport() { return host_transport<CmaTransport>(); }
 
+TransportMaker cuda_transport() { return host_transport<CudaTransport>(); }
+
 const std::vector<TransportMaker>& built_in_transports() {
   static const std::vector<TransportMaker> makers = {memory_transport({}), shm_transport(), cma_transport(),
-                                                     tcp_transport({})};
+                                                     tcp_transport({}), ucx_transport(), cuda_transport()};
   return makers;
 }
 

@@ -9,6 +9,7 @@ namespace millrace::kv {
 
 TransportMaker shm_transport();
 TransportMaker cma_transport();
+TransportMaker cuda_transport();
 
 const std::vector<TransportMaker>& built_in_transports();
 

@@ -10,6 +10,7 @@ const COMMANDS: Readonly<Record<string, () => Promise<{ command: Command }>>> = 
   worker: () => import('./worker.js'),
   mock: () => import('./mock.js'),
   replay: () => import('./replay.js'),
+  kv: () => import('./kv.js'),
   doctor: () => import('./doctor.js'),
 };
 

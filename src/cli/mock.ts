@@ -9,6 +9,7 @@ import {
   KV_CONNECTORS,
   LOAD_FAILURE_POLICIES,
 } from '../simulate/disagg/disagg-settings.js';
+import type { KvConnector } from '../simulate/disagg/kv-connector.js';
 import type { TransferOptions } from '../simulate/disagg/kv-memory.js';
 import type { DisaggOptions } from '../simulate/disagg/open-connector.js';
 import { ENGINE_SETTING_RANGES, type EngineSettings } from '../simulate/engine-settings.js';
@@ -162,8 +163,9 @@ answer is a function of all tokens before it, so an answer that moves to another
   --kv-pull-deadline-ms N how long a pull may take (${DISAGG_RANGES.pullDeadlineMs.default})
   --kv-bytes-per-token N  modelled size of KV (${DISAGG_RANGES.kvBytesPerToken.default})
   --kv-bytes-per-second N modelled bandwidth of a pull (${DISAGG_RANGES.kvBytesPerSecond.default})
-  --kv-transfer NAME      what moves the blocks: ${KV_TRANSFERS.join(', ')} (${KV_TRANSFERS[0]}). millrace: the transfer engine of the addon; needs
-                          --tiny, whose pages are then a pool of it, and the times of the last two flags still come on top
+  --kv-transfer NAME      what moves the blocks: ${KV_TRANSFERS.join(', ')} (${KV_TRANSFERS[0]}). millrace: the transfer engine, which needs the addon
+                          and --tiny: its pages are a pool of the engine, all of whose memory is taken at the start (blocks ×
+                          block size × 256 bytes); the modelled time of a pull comes on top
   --kv-transport LIST     millrace: transports that may be used, of ${TRANSPORTS.join(', ')} (all that are available, the
                           cheapest that reaches the other engine first)
   --kv-layout ORDER       millrace: order in a block: ${KV_ORDERS.join(', ')} (${KV_ORDERS[0]}); each is turned into the other
@@ -176,7 +178,6 @@ Examples:
   millrace mock --speed unlimited --faults error500=0.05,dieAfter=0.01 --seed 7
   millrace mock --engine sglang --incremental-streams --block-size 16
   millrace mock --count 2 --events --events-port 5557 --events-replay-port 6557 --event-loss 0.01
-
 
 Prefill and decode in two processes, the KV through shared memory, behind one endpoint:
   millrace mock --tiny --disagg --kv-transfer millrace --kv-transport shm --port 9001
@@ -329,17 +330,22 @@ async function startAll(given: MockCommand, engines: MockEngine[]): Promise<void
 
 function jsonLine({ url, model, events, connector }: MockEngine): string {
   const endpoints = { kvEvents: events?.publish ?? null, kvEventsReplay: events?.replay ?? null };
-  const side = connector?.options.carrier;
-  const handover = side && {
-    kvSideChannel: `http://${side.host}:${side.port}`,
-    engineId: connector!.engineId,
+  const handover = connector && {
+    kvSideChannel: sideChannelOf(connector),
+    engineId: connector.engineId,
   };
   return JSON.stringify({ event: 'listening', url, model, ...endpoints, ...handover });
 }
 
-function textLine({ url, model, events }: MockEngine): string {
+function textLine({ url, model, events, connector, memory }: MockEngine): string {
   const kvEvents = events === null ? '' : `, KV events on ${events.publish}, replay on ${events.replay}`;
-  return `mock engine ${model} on ${url}${kvEvents}`;
+  const side = connector && sideChannelOf(connector);
+  const handover = side === null ? '' : `, KV side channel on ${side}`;
+  return `mock engine ${model} on ${url}${kvEvents}${handover}${memory === null ? '' : `, its transfers at ${side}/transfer`}`;
+}
+
+function sideChannelOf({ options: { carrier } }: KvConnector): string {
+  return `http://${carrier.host}:${carrier.port}`;
 }
 
 async function run(argv: readonly string[]): Promise<number> {

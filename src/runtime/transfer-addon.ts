@@ -47,6 +47,18 @@ export interface TransferAddon {
     model: string,
     hasTable: number,
   ): number;
+  /** A pool in the memory of a device: at the address, which stays the caller's, or new where that is 0. Returns its id. */
+  transferPoolDevice(
+    handle: number,
+    device: number,
+    addressLow: number,
+    addressHigh: number,
+    bytesLow: number,
+    bytesHigh: number,
+    layout: Uint32Array,
+    model: string,
+    hasTable: number,
+  ): number;
   /** The memory of a pool, the same object each time; closing the pool detaches it. */
   transferPoolBuffer(handle: number, pool: number): ArrayBuffer | number;
   /** The size of its pages: what huge pages became. */

@@ -14,6 +14,7 @@ import type { Tokenizer } from '../preprocess/tokenizers/tokenizer.js';
 import { type Clock, systemClock } from '../runtime/clock.js';
 import { seededRandom } from '../runtime/random.js';
 import { createAnswerVocabulary } from './answer-vocabulary.js';
+import type { BlockEvents } from './block-pool.js';
 import type { KvConnector } from './disagg/kv-connector.js';
 import { KvMemory } from './disagg/kv-memory.js';
 import { type ConnectorContext, type DisaggOptions, openConnector } from './disagg/open-connector.js';
@@ -126,9 +127,7 @@ export function loadMockTokenizer(): Promise<Tokenizer> {
 /** Starts a mock engine. Rejects with a ConfigError for a wrong setting, or with the reason why it cannot listen. */
 export async function startMockEngine(options: MockEngineOptions = {}): Promise<MockEngine> {
   const settings = resolveEngineSettings(options);
-  const model = options.model ?? MOCK_MODEL;
-  const host = options.host ?? '127.0.0.1';
-  const clock = options.clock ?? systemClock;
+  const { model = MOCK_MODEL, host = '127.0.0.1', clock = systemClock } = options;
   const tokenizer = options.tokenizer ?? (await loadMockTokenizer());
   const vocabulary = createAnswerVocabulary(tokenizer);
   const faultSeed = options.faultSeed ?? settings.seed;
@@ -151,19 +150,9 @@ export async function startMockEngine(options: MockEngineOptions = {}): Promise<
     random: seededRandom(faultSeed),
   });
   const memory = openMemory(options, settings, host, clock);
-  const { pages, model: tinyModel } = tinyOf(options, settings, vocabulary, memory);
-  const core = new EngineCore<SequenceOwner>(
-    settings,
-    vocabulary,
-    events?.encoder ?? fetched,
-    tinyModel,
-    memory ?? undefined,
-  );
+  const { pages, core } = coreOf(options, settings, vocabulary, events?.encoder ?? fetched, memory);
   const engine = new LiveEngine(core, { clock, defer: setImmediate, onPass: () => events?.flush() });
-  const connector = await openDisagg(options, { host, engine, pages, memory, clock }).catch(async error => {
-    await memory?.close();
-    throw error;
-  });
+  const connector = await openDisagg(options, { host, engine, pages, memory, clock });
   const changes = new EngineChanges(core, options.adapters ?? {});
   let answers = 0;
   let idPrefix = '';
@@ -224,23 +213,48 @@ function openMemory(
   return KvMemory.open({ ...transfer, blocks, blockSize, seed, host, clock });
 }
 
-function tinyOf(
+function coreOf(
   { tiny = false, kvMemory }: MockEngineOptions,
-  { numGpuBlocks, blockSize, eosRate, seed }: EngineSettings,
+  settings: EngineSettings,
   drawable: { readonly ids: Uint32Array; readonly eosId: number },
+  events: BlockEvents | null,
   memory: KvMemory | null,
-): { readonly pages: KvPages | null; readonly model: TinyModel | null } {
-  if (!tiny) return { pages: null, model: null };
+): { readonly pages: KvPages | null; readonly core: EngineCore<SequenceOwner> } {
+  const { numGpuBlocks, blockSize, eosRate, seed } = settings;
+  if (!tiny) return { pages: null, core: new EngineCore(settings, drawable, events) };
   const pages = memory?.pages ?? new KvPages(numGpuBlocks, blockSize, kvMemory);
   const { ids, eosId } = drawable;
-  return { pages, model: new TinyModel({ ids, eosId, eosRate, seed }, pages) };
+  const model = new TinyModel({ ids, eosId, eosRate, seed }, pages);
+  return { pages, core: new EngineCore(settings, drawable, events, model, memory ?? undefined) };
 }
 
+/** Closes the memory when it rejects. */
 async function openDisagg(
   { disagg, engine: kind = 'vllm' }: MockEngineOptions,
   context: Pick<ConnectorContext, 'host' | 'pages' | 'memory' | 'clock'> & { readonly engine: LiveEngine },
 ): Promise<KvConnector | null> {
   if (disagg === undefined) return null;
+  const { host, pages, memory, clock, engine } = context;
+  try {
+    checkEngine(disagg, kind);
+    return await openConnector(disagg, {
+      engineId: webcrypto.randomUUID(),
+      host,
+      engine: engine.core.settings,
+      pool: engine.core.pool,
+      pages,
+      memory,
+      isParallel: kind !== 'vllm' || disagg.connector === 'mooncake',
+      clock,
+      onRoom: () => engine.wake(),
+    });
+  } catch (error) {
+    await memory?.close();
+    throw error;
+  }
+}
+
+function checkEngine(disagg: DisaggOptions, kind: MockEngineKind): void {
   for (const [param, engine] of [
     ['connector', 'vllm'],
     ['role', 'sglang'],
@@ -248,18 +262,6 @@ async function openDisagg(
     if (disagg[param] !== undefined && kind !== engine)
       throw new ConfigError(`disagg.${param} is for ${engine}; got ${kind}`, { param: `disagg.${param}` });
   }
-  const { host, pages, memory, clock, engine } = context;
-  return openConnector(disagg, {
-    engineId: webcrypto.randomUUID(),
-    host,
-    engine: engine.core.settings,
-    pool: engine.core.pool,
-    pages,
-    memory,
-    isParallel: kind !== 'vllm' || disagg.connector === 'mooncake',
-    clock,
-    onRoom: () => engine.wake(),
-  });
 }
 
 function withConnector(

@@ -5,16 +5,22 @@ import t, { type Test } from 'tap';
 import { command } from '#millrace/cli/mock.js';
 import { startMockChildren } from '#millrace/cli/mock-children.js';
 import { systemClock } from '#millrace/runtime/clock.js';
+import { needsAddon } from '../transfer/two-agents.js';
 
 const module = import.meta.resolve('#millrace/cli/mock.js');
 const script = `const { command } = await import(${JSON.stringify(module)});
 process.exitCode = await command.run(process.argv.slice(1));`;
 
-const launch = (t: Test, ...flags: string[]): ChildProcess => {
-  const child = spawn(process.execPath, ['--input-type=module', '-e', script, '--', ...flags]);
+const launchWith = (t: Test, env: NodeJS.ProcessEnv, flags: readonly string[]): ChildProcess => {
+  const child = spawn(process.execPath, ['--input-type=module', '-e', script, '--', ...flags], {
+    env: { ...process.env, ...env },
+  });
   t.teardown(() => child.kill('SIGKILL'));
   return child;
 };
+const launch = (t: Test, ...flags: string[]): ChildProcess => launchWith(t, {}, flags);
+
+const BY_MILLRACE = ['--tiny', '--disagg', '--kv-transfer', 'millrace'];
 
 /** The first `count` lines of a child's stdout. */
 async function lines(child: ChildProcess, count: number): Promise<string[]> {
@@ -82,6 +88,25 @@ for (const signal of ['SIGTERM', 'SIGINT'] as const)
     await t.rejects(answer.text());
   });
 
+t.test('KV by the transfer engine is shown, and without the addon it is said what to do', async t => {
+  const refused = launchWith(t, { MILLRACE_NO_ADDON: '1' }, BY_MILLRACE);
+  let said = '';
+  refused.stderr!.on('data', bytes => {
+    said += bytes;
+  });
+  t.same(await once(refused, 'close'), [2, null]);
+  t.match(said, /addon, which is not loaded: disabled by MILLRACE_NO_ADDON=1\. Build it with npm rebuild/);
+  if (needsAddon.skip !== undefined) return;
+  const [line] = await lines(launch(t, ...BY_MILLRACE, '--blocks', '32'), 1);
+  const shown = await fetch(/its transfers at (http:\S+\/transfer)$/.exec(line!)![1]!);
+  t.match(await shown.json(), {
+    leases: 0,
+    inFlight: 0,
+    blocks: { free: 32 },
+    agent: { pools: 1, peers: 0 },
+  });
+});
+
 t.test('wrong flags are explained', async t => {
   const cases: [string[], RegExp][] = [
     [['--sped', '2'], /there is no flag --sped; did you mean --speed\?/],
@@ -106,6 +131,14 @@ t.test('wrong flags are explained', async t => {
       /disagg.connector is for vllm; got trtllm/,
     ],
     [['--tiny', '--blocks', '4194304'], /tiny: numGpuBlocks . blockSize/],
+    [['--kv-transfer', 'millrace'], /--kv-transfer needs --disagg/],
+    [['--disagg', '--kv-transfer', 'nixl'], /--kv-transfer must be one of http, millrace; got 'nixl'/],
+    [['--disagg', '--kv-transfer', 'millrace'], /--kv-transfer millrace needs --tiny/],
+    [['--disagg', '--kv-transport', 'shm'], /--kv-transport needs --kv-transfer millrace/],
+    [['--disagg', '--kv-layout', 'hnd'], /--kv-layout needs --kv-transfer millrace/],
+    [[...BY_MILLRACE, '--kv-transport', 'shm,udp'], /--kv-transport must be one of .*shm.*tcp.*; got 'udp'/],
+    [[...BY_MILLRACE, '--kv-layout', 'hdn'], /--kv-layout must be one of nhd, hnd; got 'hdn'/],
+    [[...BY_MILLRACE, '--blocks', '4194304'], /tiny: numGpuBlocks . blockSize/],
     [['extra'], /extra/],
     [['--model'], /--model/],
   ];

@@ -21,11 +21,13 @@ function start(file: string, ...args: string[]) {
 
 /** Run by extensions.serve.test.ts and the contract suite. */
 const EXTENSION = 'lmdeploy-adapter.js';
+/** Run by kv-transfer.processes.test.ts, on other ports. */
+const KV_TRANSFER = 'kv-transfer.yaml';
 
 t.test('all of them are run', async t => {
   t.same(
     readdirSync(FOLDER).sort(),
-    [...SERVERS, 'no-http.js', 'transfer.js', 'disagg.yaml', EXTENSION].sort(),
+    [...SERVERS, 'no-http.js', 'transfer.js', 'disagg.yaml', KV_TRANSFER, EXTENSION].sort(),
   );
 });
 

@@ -56,7 +56,7 @@ for (const carrier of ['local', 'http', 'shm', 'tcp'] as const)
     t.equal(p.core.pool.pinned, 4, 'done, and still being read');
     controller.abort();
     await answer;
-    await until(() => p.connector!.desk.open === 0);
+    await until(() => p.connector!.desk.open + d.connector!.pulls.pulling === 0);
     t.same([d.connector!.pulls.cancelled, leakOf(p), leakOf(d)], [1, null, null]);
   });
 

@@ -1,10 +1,8 @@
 // Promise: KV goes from process to process, and a holder that is killed before, during or after the pull harms only what it must.
-import { type ChildProcess, spawn } from 'node:child_process';
-import { once } from 'node:events';
-import { createInterface } from 'node:readline';
-import t, { type Test } from 'tap';
+import t from 'tap';
 import { randomInteger, seededRandom } from '#millrace/runtime/random.js';
 import { idsOf, leakOf, prefill, startTiny, until } from './disagg-probe.js';
+import { kill, startProcess } from './engine-process.js';
 import { post, postJson } from './http-probe.js';
 
 const seed = Number(process.env.SEED ?? 20_261_123);
@@ -13,31 +11,8 @@ const random = seededRandom(seed);
 const promptOf = (length: number): number[] => Array.from({ length }, () => randomInteger(random, 50_000));
 const completions = '/v1/completions';
 
-const module = import.meta.resolve('#millrace/cli/mock.js');
-const script = `const { command } = await import(${JSON.stringify(module)});
-process.exitCode = await command.run(process.argv.slice(1));`;
-const FLAGS = ['--tiny', '--disagg', '--json', '--exit-with-stdin', '--speed', 'unlimited'];
-const SHAPE = ['--block-size', '16', '--blocks', '64'];
-
-/** A holder in a process of its own. */
-async function startHolder(t: Test, ...flags: string[]): Promise<{ child: ChildProcess; url: string }> {
-  const argv = ['--input-type=module', '-e', script, '--', ...FLAGS, ...SHAPE, ...flags];
-  const child = spawn(process.execPath, argv, { stdio: ['pipe', 'pipe', 'inherit'] });
-  t.teardown(() => child.kill('SIGKILL'));
-  const [line] = (await once(createInterface(child.stdout!), 'line')) as [string];
-  const said = JSON.parse(line) as { url: string; kvSideChannel: string; engineId: string };
-  t.match(said, { kvSideChannel: /^http:\/\/127\.0\.0\.1:\d+$/, engineId: /^[0-9a-f-]{36}$/ });
-  return { child, url: said.url };
-}
-
-async function kill(child: ChildProcess): Promise<void> {
-  const gone = once(child, 'exit');
-  child.kill('SIGKILL');
-  await gone;
-}
-
 t.test('prefill in one process, decode in another, and the text of one alone', async t => {
-  const holder = await startHolder(t);
+  const holder = await startProcess(t);
   const d = await startTiny(t, { disagg: {} });
   const alone = await startTiny(t);
   for (let round = 0; round < 12; round++) {
@@ -59,7 +34,7 @@ t.test('prefill in one process, decode in another, and the text of one alone', a
 t.test('killed during the pull: the request fails or is computed here, and the blocks are free', async t => {
   const alone = await startTiny(t);
   for (const loadFailure of ['fail', 'recompute'] as const) {
-    const holder = await startHolder(t, '--faults', 'handoverStall=1');
+    const holder = await startProcess(t, '--faults', 'handoverStall=1');
     const d = await startTiny(t, { disagg: { loadFailure } });
     const prompt = promptOf(160);
     const params = await prefill(holder.url, prompt);
@@ -86,7 +61,7 @@ t.test('killed during the pull: the request fails or is computed here, and the b
 });
 
 t.test('killed after the pull: decode goes on', async t => {
-  const holder = await startHolder(t);
+  const holder = await startProcess(t);
   const alone = await startTiny(t);
   const d = await startTiny(t, { disagg: {}, speed: 20 });
   const prompt = promptOf(100);

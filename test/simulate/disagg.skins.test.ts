@@ -2,9 +2,8 @@
 import t, { type Test } from 'tap';
 import { ManualClock } from '#millrace/runtime/clock.js';
 import { randomInteger, seededRandom } from '#millrace/runtime/random.js';
-import { LocalEngines } from '#millrace/simulate/disagg/local-carrier.js';
 import type { MockEngine, MockEngineOptions } from '#millrace/simulate/mock-engine.js';
-import { leakOf, startTiny, until } from './disagg-probe.js';
+import { type CarrierName, disaggOf, leakOf, needsOf, startTiny, until } from './disagg-probe.js';
 import { type Json, post, postJson, postSse } from './http-probe.js';
 
 const seed = Number(process.env.SEED ?? 20_261_124);
@@ -16,10 +15,10 @@ const sglang = { engine: 'sglang', incrementalStreams: true } as const;
 
 async function sglangPair(
   t: Test,
-  isLocal: boolean,
+  carrier: CarrierName,
   more: Partial<MockEngineOptions> = {},
 ): Promise<[MockEngine, MockEngine]> {
-  const shared = isLocal ? { engines: new LocalEngines() } : {};
+  const shared = disaggOf(carrier);
   const start = (role: 'prefill' | 'decode'): Promise<MockEngine> =>
     startTiny(t, { ...sglang, ...more, disagg: { ...shared, ...more.disagg, role } });
   return [await start('prefill'), await start('decode')];
@@ -30,10 +29,10 @@ const roomOf = (p: MockEngine, room: number): object => {
   return { bootstrap_host: host, bootstrap_port: port, bootstrap_room: room };
 };
 
-t.test('SGLang: both sides at once, whoever comes first', async t => {
-  const alone = await startTiny(t, sglang);
-  for (const isLocal of [true, false]) {
-    const [p, d] = await sglangPair(t, isLocal);
+for (const carrier of ['local', 'http', 'tcp'] as const)
+  t.test(`SGLang: both sides at once, whoever comes first, ${carrier}`, needsOf(carrier), async t => {
+    const alone = await startTiny(t, sglang);
+    const [p, d] = await sglangPair(t, carrier);
     for (let round = 0; round < 8; round++) {
       const body = {
         input_ids: promptOf(1 + randomInteger(random, 90)),
@@ -52,12 +51,12 @@ t.test('SGLang: both sides at once, whoever comes first', async t => {
       t.same(ids, (await postJson(alone.url, '/generate', body)).json.output_ids);
       t.equal(ids[0], fromP.json.output_ids[0]);
     }
+    await until(() => p.connector!.desk.open === 0);
     t.same([p.connector!.desk.counters.released, leakOf(p), leakOf(d)], [8, null, null]);
-  }
-});
+  });
 
 t.test('SGLang: no room, a fake host, and abort_request on either side', async t => {
-  const [p, d] = await sglangPair(t, true);
+  const [p, d] = await sglangPair(t, 'local');
   const input = { input_ids: promptOf(40), sampling_params: { max_new_tokens: 4 } };
   for (const engine of [p, d]) {
     const { status, json } = await postJson(engine.url, '/generate', input);
@@ -83,7 +82,7 @@ t.test('SGLang: no room, a fake host, and abort_request on either side', async t
 
 t.test('SGLang: a prefill that nobody comes for ends with an error and frees its blocks', async t => {
   const clock = new ManualClock();
-  const [p, d] = await sglangPair(t, true, { clock, disagg: { leaseMs: 5000 } });
+  const [p, d] = await sglangPair(t, 'local', { clock, disagg: { leaseMs: 5000 } });
   const body = { input_ids: promptOf(40), ...roomOf(p, 5) };
   const held = postJson(p.url, '/generate', body);
   await until(() => p.connector!.desk.open === 1);
@@ -97,46 +96,50 @@ t.test('SGLang: a prefill that nobody comes for ends with an error and frees its
 
 const trtllm = { engine: 'trtllm' } as const;
 
-t.test('TensorRT-LLM: context, then generation from its opaque state', async t => {
-  const alone = await startTiny(t, trtllm);
-  for (const disagg of [{ engines: new LocalEngines() }, {}]) {
-    const p = await startTiny(t, { ...trtllm, disagg });
-    const d = await startTiny(t, { ...trtllm, disagg });
-    for (let round = 0; round < 8; round++) {
-      const body = { prompt: promptOf(1 + randomInteger(random, 90)), max_tokens: 12, detokenize: false };
-      const asked = {
-        request_type: 'context_only',
-        ...(round % 2 === 0 ? {} : { disagg_request_id: 70 + round }),
-      };
-      const context = await postJson(p.url, '/v1/completions', { ...body, disaggregated_params: asked });
-      const params = context.json.choices[0].disaggregated_params;
-      t.same(context.json.prompt_token_ids, body.prompt);
-      t.equal(context.json.choices[0].finish_reason, 'length');
-      const generation = { ...params, request_type: 'generation_only' };
-      const { json } = await postJson(d.url, '/v1/completions', {
-        ...body,
-        disaggregated_params: generation,
-      });
+for (const carrier of ['local', 'http', 'shm'] as const)
+  t.test(
+    `TensorRT-LLM: context, then generation from its opaque state, ${carrier}`,
+    needsOf(carrier),
+    async t => {
+      const alone = await startTiny(t, trtllm);
+      const disagg = disaggOf(carrier);
+      const p = await startTiny(t, { ...trtllm, disagg });
+      const d = await startTiny(t, { ...trtllm, disagg });
+      for (let round = 0; round < 8; round++) {
+        const body = { prompt: promptOf(1 + randomInteger(random, 90)), max_tokens: 12, detokenize: false };
+        const asked = {
+          request_type: 'context_only',
+          ...(round % 2 === 0 ? {} : { disagg_request_id: 70 + round }),
+        };
+        const context = await postJson(p.url, '/v1/completions', { ...body, disaggregated_params: asked });
+        const params = context.json.choices[0].disaggregated_params;
+        t.same(context.json.prompt_token_ids, body.prompt);
+        t.equal(context.json.choices[0].finish_reason, 'length');
+        const generation = { ...params, request_type: 'generation_only' };
+        const { json } = await postJson(d.url, '/v1/completions', {
+          ...body,
+          disaggregated_params: generation,
+        });
+        const plain = (await postJson(alone.url, '/v1/completions', body)).json;
+        t.same(json.choices[0].token_ids, plain.choices[0].token_ids);
+        await until(() => p.connector!.desk.open === 0);
+      }
+      const body = { prompt: promptOf(20), max_tokens: 6, detokenize: false };
+      const start = { request_type: 'context_only' };
+      const context = await postJson(p.url, '/v1/completions', { ...body, disaggregated_params: start });
+      const params = { ...context.json.choices[0].disaggregated_params, request_type: 'generation_only' };
+      const wrong = { ...params, first_gen_tokens: [params.first_gen_tokens[0] + 1] };
+      const { json } = await postJson(d.url, '/v1/completions', { ...body, disaggregated_params: wrong });
       const plain = (await postJson(alone.url, '/v1/completions', body)).json;
-      t.same(json.choices[0].token_ids, plain.choices[0].token_ids);
+      t.notSame(
+        json.choices[0].token_ids.slice(1),
+        plain.choices[0].token_ids.slice(1),
+        'a wrong first token shows',
+      );
       await until(() => p.connector!.desk.open === 0);
-    }
-    const body = { prompt: promptOf(20), max_tokens: 6, detokenize: false };
-    const start = { request_type: 'context_only' };
-    const context = await postJson(p.url, '/v1/completions', { ...body, disaggregated_params: start });
-    const params = { ...context.json.choices[0].disaggregated_params, request_type: 'generation_only' };
-    const wrong = { ...params, first_gen_tokens: [params.first_gen_tokens[0] + 1] };
-    const { json } = await postJson(d.url, '/v1/completions', { ...body, disaggregated_params: wrong });
-    const plain = (await postJson(alone.url, '/v1/completions', body)).json;
-    t.notSame(
-      json.choices[0].token_ids.slice(1),
-      plain.choices[0].token_ids.slice(1),
-      'a wrong first token shows',
-    );
-    await until(() => p.connector!.desk.open === 0);
-    t.same([leakOf(p), leakOf(d)], [null, null]);
-  }
-});
+      t.same([leakOf(p), leakOf(d)], [null, null]);
+    },
+  );
 
 t.test('TensorRT-LLM: generation first, and what is refused', async t => {
   const p = await startTiny(t, { ...trtllm, disagg: {} });

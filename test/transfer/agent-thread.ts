@@ -1,12 +1,12 @@
 // One of many threads that have an agent: makes transfers, says so, and ends by itself, at work or with transfers in
 // flight, as its index says.
 import { parentPort, workerData } from 'node:worker_threads';
-import { createAgent } from '#millrace/transfer/index.js';
+import { createAgent, type TransportName } from '#millrace/transfer/index.js';
 
-const { index } = workerData as { index: number };
+const { index, transports } = workerData as { index: number; transports: TransportName[] };
 const layout = { kind: 'opaque', blockBytes: 256 * 1024 } as const;
-const agent = createAgent({ transports: ['memory'] });
-const other = createAgent({ transports: ['memory'] });
+const agent = createAgent({ transports });
+const other = createAgent({ transports });
 const pool = agent.createPool({ layout, blocks: 4 });
 const target = other.createPool({ layout, blocks: 4, blockTable: true });
 const set = target.table!.reserve(4);
@@ -18,5 +18,6 @@ const plan = agent.connect(other.metadata()).plan({
 });
 await plan.post();
 parentPort!.postMessage('at work');
-if (index % 3 === 1) for (;;) await plan.post();
-else if (index % 3 === 2) await Promise.all(Array.from({ length: 200 }, () => plan.post()));
+const kind = Math.floor(index / 3) % 3;
+if (kind === 1) for (;;) await plan.post();
+else if (kind === 2) await Promise.all(Array.from({ length: 200 }, () => plan.post()));

@@ -1,15 +1,17 @@
 // Promise: a transfer settles once, however it ends, and only when its bytes are quiet: by a signal, a deadline, the loss of
-// its peer, or the end of its agent or thread. An idle agent holds no process, and 20 threads may load and leave at once.
+// its peer, or the end of its agent or thread. An idle agent holds no process, and 200 threads may load and leave, 20 at once.
 import { once } from 'node:events';
+import { readdirSync } from 'node:fs';
 import { Worker } from 'node:worker_threads';
 import t from 'tap';
 import { createAgent, type Layout, type Plan, type TransferError } from '#millrace/transfer/index.js';
-import { codeOf, needsAddon, type TwoAgents, twoAgents } from './two-agents.js';
+import { codeOf, needs, needsAddon, type TwoAgents, twoAgents } from './two-agents.js';
 
 const BLOCK_BYTES = 4 * 1024 * 1024;
 const LARGE: Layout = { kind: 'opaque', blockBytes: BLOCK_BYTES };
 const QUEUE = 64;
-const THREADS = 20;
+const THREADS = 200;
+const THREADS_AT_ONCE = 20;
 
 /** A plan that moves 4 MiB, so that many of them keep the agent at work while a test ends the last. */
 const largePlan = (agents: TwoAgents): Plan =>
@@ -118,17 +120,33 @@ t.test('a listener that throws takes no event from the others', needsAddon, asyn
   t.equal((await next)[0].bytes.length, 2);
 });
 
-t.test('threads come and go', needsAddon, async t => {
+/** What the process has open that a thread could leave behind. */
+const open = (): number[] => ['fd', 'task'].map(kind => readdirSync(`/proc/self/${kind}`).length);
+
+t.test('threads come and go', { ...needsAddon, timeout: 120_000 }, async t => {
   const url = new URL('./agent-thread.js', import.meta.url);
-  const ends = Array.from({ length: THREADS }, async (_, index) => {
-    const thread = new Worker(url, { workerData: { index } });
+  const transports = (['memory', 'shm', 'tcp'] as const).filter(name => needs(name).skip === undefined);
+  const run = async (index: number): Promise<string> => {
+    const thread = new Worker(url, {
+      workerData: { index, transports: [transports[index % transports.length]] },
+    });
     const failed = new Promise<never>((_, reject) => thread.once('error', reject));
     const exited = once(thread, 'exit');
     const said = await Promise.race([failed, once(thread, 'message')]);
     // A third ends by itself, a third is terminated at work, a third while its transfers are in flight.
-    if (index % 3 !== 0) await thread.terminate();
+    if (Math.floor(index / 3) % 3 !== 0) await thread.terminate();
     await exited;
     return said[0];
-  });
-  t.same(await Promise.all(ends), Array(THREADS).fill('at work'));
+  };
+  let next = 0;
+  const answers: string[] = [];
+  const line = async (): Promise<void> => {
+    while (next < THREADS) answers.push(await run(next++));
+  };
+  // What the runtime itself opens for threads stays.
+  await run(0);
+  const before = open();
+  await Promise.all(Array.from({ length: THREADS_AT_ONCE }, line));
+  t.same(answers, Array(THREADS).fill('at work'));
+  t.same(open(), before, 'descriptors and threads');
 });

@@ -158,6 +158,31 @@ t.test('memory of the caller', needsAddon, async t => {
   });
 });
 
+const bothOfHost = { skip: needs('shm').skip ?? needs('cma').skip ?? false };
+t.test('each pool of one peer goes the way that reaches it', bothOfHost, async t => {
+  const near = createAgent({ transports: ['shm', 'cma'] });
+  const far = createAgent({ transports: ['shm', 'cma'] });
+  t.teardown(() => Promise.all([near.close(), far.close()]));
+  const pool = near.createPool({ layout: OPAQUE, blocks: 1 });
+  const made = far.createPool({ layout: OPAQUE, blocks: 1 });
+  const memory = new Uint8Array(BLOCK_BYTES);
+  const registered = far.registerPool({ buffer: memory, layout: OPAQUE, blocks: 1 });
+  const peer = near.connect(far.metadata());
+  for (const [remote, expected] of [
+    [made, 'shm'],
+    [registered, 'cma'],
+  ] as const) {
+    const plan = { local: { pool, blocks: [0] }, remote: { pool: remote.id, blocks: [0] } };
+    const { transport } = await peer.plan({ direction: 'write', ...plan }).post();
+    t.equal(transport, expected);
+  }
+  new Uint8Array(pool.buffer).fill(7);
+  const again = { local: { pool, blocks: [0] }, remote: { pool: registered.id, blocks: [0] } };
+  await peer.plan({ direction: 'write', ...again }).post();
+  t.ok(memory.every(byte => byte === 7));
+  t.equal(await codeOf(peer.plan({ direction: 'write', ...again, transport: 'shm' }).post()), 'UNSUPPORTED');
+});
+
 t.test('wrong inputs', needsAddon, async t => {
   const agents = twoAgents('memory', OPAQUE, 4);
   t.teardown(() => agents.close());

@@ -15,6 +15,7 @@ const ready = set.blocks.slice(0, BLOCKS / 2);
 pool.table!.fill(ready);
 pool.table!.commit([...ready].map(block => ({ block, hashLow: block + 1, hashHigh: 1 })));
 let survivor: Peer | undefined;
+let isClosing = false;
 setInterval(() => undefined, 60_000);
 
 /** Moves blocks to and from the survivor, over and over. */
@@ -51,8 +52,14 @@ process.on('message', ({ metadata, offer, lease, closes }: Blow) => {
     });
   }
   if (lease !== undefined) survivor!.holdLease(lease);
-  if (offer !== undefined) void work(offer, survivor!);
-  if (closes) void agent.close();
+  if (offer !== undefined)
+    work(offer, survivor!).catch((error: unknown) => {
+      if (!isClosing) throw error;
+    });
+  if (closes) {
+    isClosing = true;
+    void agent.close();
+  }
 });
 await once(process, 'disconnect');
 process.exit(0);

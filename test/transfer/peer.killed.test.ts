@@ -1,12 +1,11 @@
 // Promise: a peer that is killed, whatever it was doing, is told as lost; every promise settles, every block, lease and
 // descriptor comes back, and a block that is used anew never shows another's bytes. `npm run test:long` kills 1,000 peers on
 // shm and on tcp and keeps the times in test/results/transfer-kills.json.
-import { execFileSync } from 'node:child_process';
 import { readdirSync, writeFileSync } from 'node:fs';
-import os from 'node:os';
 import t from 'tap';
 import { randomInteger, seededRandom } from '#millrace/runtime/random.js';
 import type { TransportName } from '#millrace/transfer/index.js';
+import { machineFacts } from './machine-facts.js';
 import { type Death, PHASES, ROLES, Survivor } from './survivor.js';
 import { needs } from './two-agents.js';
 
@@ -17,7 +16,7 @@ const KILLS: [TransportName, number][] = isLong
   ? [
       ['shm', 1000],
       ['tcp', 1000],
-      ['cma', 200],
+      ['cma', 100],
     ]
   : [
       ['shm', 8],
@@ -97,13 +96,7 @@ for (const [transport, kills] of KILLS) {
 t.test('the result', { skip: isLong ? false : 'of the long run' }, async () => {
   const result = {
     test: 'transfer-kills',
-    machine: {
-      cpu: os.cpus()[0]?.model,
-      cores: os.cpus().length,
-      kernel: os.release(),
-      node: process.version,
-    },
-    commit: execFileSync('git', ['rev-parse', 'HEAD'], { encoding: 'utf8' }).trim(),
+    ...machineFacts(),
     seed,
     peerLossMs: PEER_LOSS_MS,
     transports: results,

@@ -1,6 +1,6 @@
 // Random aborts and deaths, as proof of the quarantine: agents move blocks between each other while operations are cancelled,
 // run out of time, break off and are corrupted, links are cut, agents die and come back, and owners release blocks under
-// operations and fill them anew. Every block has contents that nobody else's has, so a byte that was written or read too
+// operations and fill them anew, take leases back, and are named leases that have ended. Every block has contents that nobody else's has, so a byte that was written or read too
 // late is seen. One owner thread (this one), a progress thread for each agent.
 #include <algorithm>
 #include <map>
@@ -27,12 +27,22 @@ struct Flight {
   Integrity integrity;
   std::vector<Held> sources, targets;
   bool sources_released = false, targets_released = false;
+  // On the targets, by their owner; 0: none, or taken back.
+  int64_t lease = 0;
+  // The lease had ended before.
+  bool is_spent = false;
+};
+
+// A lease of `owner` that `user` has used to its end.
+struct Spent {
+  uint32_t owner, user;
+  int64_t lease;
 };
 
 class Fuzz {
  public:
   Fuzz(std::mt19937& random, uint32_t operations) : random_(random), operations_(operations) {
-    faults_ = {.seed = random(), .delay = 1500, .drop = 300, .partial = 300, .reorder = 1500, .corrupt = 300, .linger = 3000, .cut = 30};
+    faults_ = {.seed = random(), .delay = 1500, .drop = 300, .partial = 300, .reorder = 1500, .corrupt = 300, .linger = 3000, .cut = 30, .late = 3000};
     counts_ = std::make_shared<MemoryFaultCounts>();
     for (uint32_t i = 0; i < kNodes; i++) make_node(i);
     for (uint32_t i = 0; i < kNodes; i++) meet_all(i);
@@ -140,6 +150,8 @@ class Fuzz {
     if (random_() % 4 == 0) request.deadline_ns = nodes_[flight.from].agent->now_ns() + pick(random_, 1, 2000) * 1000;
     if (random_() % 4 == 0) request.notification = {1};
     std::string error;
+    if (!flight.reads && !flight.targets.empty() && random_() % 4 == 0) name_lease(flight, request.remote_blocks);
+    request.lease = static_cast<uint64_t>(flight.lease);
     const int64_t id = flight.targets.empty() ? static_cast<int64_t>(Status::kInvalid)
                                               : nodes_[flight.from].agent->submit(std::move(request), &error);
     if (id <= 0) {
@@ -148,6 +160,22 @@ class Fuzz {
     }
     submitted_++;
     flights_.emplace(Key{flight.from, id}, std::move(flight));
+  }
+
+  // A new one, or one that should not be good any more.
+  void name_lease(Flight& flight, std::span<const uint32_t> blocks) {
+    const Spent spent = spent_.empty() ? Spent{} : spent_[random_() % spent_.size()];
+    flight.is_spent = spent.lease != 0 && spent.owner == flight.to && spent.user == flight.from;
+    std::string error;
+    if (flight.is_spent) flight.lease = spent.lease;
+    else flight.lease = nodes_[flight.to].agent->lease(nodes_[flight.to].pool_id, blocks, 60'000, peers_[flight.to][flight.from], &error);
+    check(flight.lease > 0, error);
+  }
+
+  void take_lease_back(Flight& flight) {
+    if (flight.lease == 0 || flight.is_spent) return;
+    check(nodes_[flight.to].agent->release_lease(static_cast<uint64_t>(flight.lease)) == Status::kOk, "a lease is released once");
+    flight.lease = 0;
   }
 
   uint32_t source_node(const Flight& flight) const { return flight.reads ? flight.to : flight.from; }
@@ -164,6 +192,7 @@ class Fuzz {
   }
 
   void forget(Flight& flight) {
+    take_lease_back(flight);
     if (!flight.sources_released) release_sources(flight);
     if (!flight.targets_released) release_targets(flight);
   }
@@ -192,7 +221,8 @@ class Fuzz {
   void release_one() {
     if (flights_.empty()) return;
     Flight& flight = any_flight()->second;
-    if (random_() % 2 == 0 && !flight.sources_released) release_sources(flight);
+    if (random_() % 4 == 0) take_lease_back(flight);
+    else if (random_() % 2 == 0 && !flight.sources_released) release_sources(flight);
     else if (!flight.targets_released) release_targets(flight);
   }
 
@@ -227,6 +257,12 @@ class Fuzz {
     Flight flight = std::move(found->second);
     flights_.erase(found);
     ended_[event.status]++;
+    check(!flight.is_spent || event.status != Status::kOk, "a lease that has ended lets nothing pass");
+    if (flight.lease != 0 && !flight.is_spent && event.status == Status::kOk) {
+      spent_.push_back({flight.to, flight.from, flight.lease});
+      if (spent_.size() > kFlightsMax) spent_.erase(spent_.begin());
+    }
+    take_lease_back(flight);
     const bool is_whole = event.status == Status::kOk && !flight.targets_released;
     if (is_whole) check_bytes(flight);
     if (!flight.sources_released) release_sources(flight);
@@ -277,9 +313,11 @@ class Fuzz {
     // What others still do there fails; its blocks are gone with it.
     for (auto& [key, flight] : flights_) {
       if (flight.to != i) continue;
+      flight.lease = 0;
       if (flight.reads) flight.sources_released = true;
       else flight.targets_released = true;
     }
+    std::erase_if(spent_, [&](const Spent& spent) { return spent.owner == i; });
     nodes_[i].agent.reset();
     make_node(i);
     meet_all(i);
@@ -291,8 +329,11 @@ class Fuzz {
   void report() {
     for (uint32_t i = 0; i < kNodes; i++) {
       for (const Held& held : idle_[i]) check(holds(*nodes_[i].pool, held.block, held.tag), "no foreign byte at the end");
-      nodes_[i].pool->table()->settle();
-      check(nodes_[i].pool->table()->stats().quarantine == 0 && nodes_[i].pool->table()->consistent(), "all came out");
+      // Leases are let go when the word of their user has come.
+      const auto until = std::chrono::steady_clock::now() + kWaitMax;
+      while (nodes_[i].pool->table()->settle(), nodes_[i].pool->table()->stats().quarantine != 0)
+        check(std::chrono::steady_clock::now() < until, "blocks under leases come back");
+      check(nodes_[i].pool->table()->consistent(), "all came out");
     }
     const struct {
       const char* name;
@@ -305,6 +346,7 @@ class Fuzz {
                     {"broken off", ended_[Status::kSystem]},
                     {"stale", ended_[Status::kStale]},
                     {"closed", ended_[Status::kClosed]},
+                    {"without a lease", ended_[Status::kNotAllowed]},
                     {"notified", notified_},
                     {"links lost", lost_},
                     {"deaths", deaths_},
@@ -316,7 +358,8 @@ class Fuzz {
                     {"reordered", counts_->reordered},
                     {"corrupted", counts_->corrupted},
                     {"lingered", counts_->lingered},
-                    {"cut", counts_->cut}};
+                    {"cut", counts_->cut},
+                    {"late", counts_->late}};
     std::printf("abort fuzz: %llu operations;", static_cast<unsigned long long>(submitted_));
     for (const auto& it : happened) std::printf(" %s %llu,", it.name, static_cast<unsigned long long>(it.count));
     std::printf(" every one completed\n");
@@ -334,6 +377,7 @@ class Fuzz {
   // Blocks that nobody works on; blocks that arrived and can be read.
   std::vector<Held> idle_[kNodes], ready_[kNodes];
   std::map<Status, uint64_t> ended_, refused_;
+  std::vector<Spent> spent_;
   uint64_t tags_ = 0, submitted_ = 0, quarantined_ = 0, looked_ = 0, notified_ = 0, lost_ = 0, deaths_ = 0;
   uint64_t next_death_ = 200;
 };

@@ -156,7 +156,25 @@ void metadata_random(std::mt19937& random, uint32_t cases) {
   check(cases < 1000 || (accepted > 0 && mismatched > 0 && invalid > 0), "each answer was given");
 }
 
+// One peer after another, more of them than are remembered.
+void many_lives() {
+  Node node = Node::make(memory_transport({}), 1, 4096);
+  Node other = Node::make(memory_transport({}), 1, 4096);
+  Metadata metadata;
+  std::string error;
+  check(Metadata::decode(other.agent->metadata(), &metadata, &error) == Status::kOk, error);
+  for (uint32_t life = 1; life < 4 * kPeersMax + 10; life++) {
+    std::memcpy(metadata.uuid.data(), &life, sizeof(life));
+    uint32_t peer;
+    check(node.agent->add_peer(metadata.encode(), &peer, &error) == Status::kOk, error);
+    check(node.agent->remove_peer(peer) == Status::kOk, "removed");
+    node.heard.clear();
+    node.agent->poll(64, &node.heard);
+  }
+}
+
 void transport_contracts() {
+  many_lives();
   many_submitters(300);
   MemoryOptions stuck;
   stuck.faults.drop = 10'000;

@@ -58,4 +58,8 @@ void host_forged();
 void tcp_checks(std::mt19937& random, uint32_t rounds);
 void tcp_hostile(std::mt19937& random, uint32_t cases);
 
+// The ucx transport, where UCX is installed.
+void ucx_checks(std::mt19937& random, uint32_t rounds);
+void ucx_hostile(std::mt19937& random, uint32_t cases);
+
 }  // namespace millrace::kv::test

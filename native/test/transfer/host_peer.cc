@@ -59,7 +59,9 @@ std::unique_ptr<Pool> make_pool(const PeerSetup& setup, uint32_t id, std::vector
   std::string error;
   const uint64_t bytes = setup.layout.pool_bytes();
   const uint32_t blocks = setup.layout.blocks();
-  if (setup.is_wrapped) {
+  if (setup.memory != nullptr) {
+    pool = setup.memory(bytes);
+  } else if (setup.is_wrapped) {
     // Lives as long as the process.
     static std::vector<std::unique_ptr<uint8_t[]>> registered;
     registered.push_back(std::make_unique<uint8_t[]>(bytes));

@@ -38,6 +38,8 @@ struct PeerSetup {
   Layout layout;
   bool is_wrapped = false;
   TableKind table = TableKind::kNone;
+  // Where it is neither of our own making nor registered: makes it.
+  std::unique_ptr<Pool> (*memory)(uint64_t bytes) = nullptr;
 };
 
 uint8_t pattern_byte(uint64_t at);

@@ -1,24 +1,42 @@
-// Random tests of the transfer core: `main SEED CASES`. Built by run.mjs, with sanitizers.
+// Random tests of the transfer core: `main SEED CASES [GROUP]`, all of them or one group. Built by run.mjs, with sanitizers.
+#include <cstring>
+#include <functional>
+
 #include "check.h"
 
-int main(int, char** argv) {
+using namespace millrace::kv::test;
+
+int main(int count, char** argv) {
   const auto seed = static_cast<uint32_t>(std::strtoul(argv[1], nullptr, 10));
   const auto cases = static_cast<uint32_t>(std::strtoul(argv[2], nullptr, 10));
   std::mt19937 random(seed);
-  millrace::kv::test::plan_random(random, cases);
-  millrace::kv::test::table_random(random, cases * 10);
-  millrace::kv::test::copy_random(random, cases / 10 + 1);
-  millrace::kv::test::pool_checks();
-  millrace::kv::test::host_transports();
-  millrace::kv::test::crc_random(random, cases / 10 + 1);
-  millrace::kv::test::metadata_random(random, cases);
-  millrace::kv::test::transport_contracts();
-  millrace::kv::test::cost_checks(random, cases / 10 + 1);
-  millrace::kv::test::lease_checks();
-  millrace::kv::test::port_checks(random, cases);
-  millrace::kv::test::abort_random(random, cases * 5);
-  millrace::kv::test::host_forged();
-  millrace::kv::test::tcp_checks(random, cases / 10 + 20);
-  millrace::kv::test::tcp_hostile(random, cases * 10);
+  const struct {
+    const char* name;
+    std::function<void()> run;
+  } groups[] = {
+      {"plans", [&] { plan_random(random, cases); }},
+      {"tables", [&] { table_random(random, cases * 10); }},
+      {"copies", [&] { copy_random(random, cases / 10 + 1); }},
+      {"pools", pool_checks},
+      {"hosts", host_transports},
+      {"checksums", [&] { crc_random(random, cases / 10 + 1); }},
+      {"metadata", [&] { metadata_random(random, cases); }},
+      {"contracts", transport_contracts},
+      {"costs", [&] { cost_checks(random, cases / 10 + 1); }},
+      {"leases", lease_checks},
+      {"ports", [&] { port_checks(random, cases); }},
+      {"aborts", [&] { abort_random(random, cases * 5); }},
+      {"forged", host_forged},
+      {"tcp", [&] { tcp_checks(random, cases / 10 + 20); }},
+      {"hostile", [&] { tcp_hostile(random, cases * 10); }},
+      {"ucx", [&] { ucx_checks(random, cases / 10 + 20); }},
+  };
+  bool has_run = false;
+  for (const auto& group : groups) {
+    if (count > 3 && std::strcmp(argv[3], group.name) != 0) continue;
+    group.run();
+    has_run = true;
+  }
+  check(has_run, "a group of that name");
   std::printf("%u cases without a finding\n", cases);
 }

@@ -4,7 +4,6 @@
 
 #include <chrono>
 #include <cstring>
-#include <functional>
 #include <memory>
 #include <thread>
 #include <vector>
@@ -28,6 +27,11 @@ inline std::unique_ptr<Pool> make_pool(uint32_t blocks, uint32_t block_bytes, bo
   return pool;
 }
 
+using PoolMaker = std::unique_ptr<Pool> (*)(uint32_t blocks, uint32_t block_bytes);
+// Where pools in host memory come from.
+inline PoolMaker pool_source = [](uint32_t blocks, uint32_t block_bytes) { return make_pool(blocks, block_bytes); };
+inline std::unique_ptr<Pool> make_host_pool(uint32_t blocks, uint32_t block_bytes) { return pool_source(blocks, block_bytes); }
+
 inline uint64_t* words_of(const Pool& pool, uint32_t block) {
   return reinterpret_cast<uint64_t*>(pool.address() + block * pool.layout().block_bytes());
 }
@@ -44,7 +48,6 @@ inline bool holds(const Pool& pool, uint32_t block, uint64_t tag) {
   return true;
 }
 
-
 // An agent with one pool, and what it has heard.
 struct Node {
   std::unique_ptr<Agent> agent;
@@ -53,7 +56,7 @@ struct Node {
   std::vector<Event> heard;
 
   static Node make(const TransportMaker& transport, uint32_t blocks, uint32_t block_bytes, const Uuid& uuid = {},
-                   uint32_t operations_max = 1024) {
+                   uint32_t operations_max = 1024, PoolMaker pool_maker = make_host_pool) {
     Node node;
     AgentOptions options;
     options.name = "node";
@@ -63,7 +66,7 @@ struct Node {
     options.transports = {transport.probe().name};
     std::string error;
     check(Agent::create(options, &node.agent, &error) == Status::kOk, error);
-    std::unique_ptr<Pool> pool = make_pool(blocks, block_bytes);
+    std::unique_ptr<Pool> pool = pool_maker(blocks, block_bytes);
     node.pool = pool.get();
     check(node.agent->add_pool(std::move(pool), &node.pool_id, &error) == Status::kOk, error);
     return node;

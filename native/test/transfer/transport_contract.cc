@@ -7,12 +7,12 @@
 namespace millrace::kv::test {
 namespace {
 
-constexpr uint32_t kBlocks = 64;
-constexpr uint32_t kBlockBytes = 16 * 1024;
+constexpr uint32_t kBlocks = kContractBlocks;
+constexpr uint32_t kBlockBytes = kContractBlockBytes;
 
 struct Pair {
   explicit Pair(const ContractTransport& transport)
-      : a(Node::make(transport.plain(), kBlocks, kBlockBytes)), b(Node::make(transport.plain(), kBlocks, kBlockBytes)) {
+      : a(transport.here(transport.plain())), b(transport.there(transport.plain())) {
     to_b = a.meet(b);
     to_a = b.meet(a);
   }
@@ -138,8 +138,8 @@ void ends_early(const ContractTransport& transport) {
   if (!transport.stuck) return;
   std::string error;
   for (int how = 0; how < 5; how++) {
-    Node a = Node::make(transport.stuck(), kBlocks, kBlockBytes);
-    Node b = Node::make(transport.plain(), kBlocks, kBlockBytes);
+    Node a = transport.here(transport.stuck());
+    Node b = transport.there(transport.plain());
     const uint32_t to_b = a.meet(b);
     b.meet(a);
     uint32_t local_generation, remote_generation;
@@ -181,13 +181,13 @@ void ends_early(const ContractTransport& transport) {
 // A peer that begins another life: the old one's number is stale, the new one works.
 void fences_epochs(const ContractTransport& transport) {
   const Uuid uuid = {1, 2, 3};
-  Node a = Node::make(transport.plain(), kBlocks, kBlockBytes);
-  Node b = Node::make(transport.plain(), kBlocks, kBlockBytes, uuid);
+  Node a = transport.here(transport.plain());
+  Node b = transport.there(transport.plain(), uuid);
   std::string error;
   const uint32_t old_peer = a.meet(b);
   check(a.meet(b) == old_peer, "the same life is the same peer");
   const std::vector<uint8_t> old_metadata = b.agent->metadata();
-  b = Node::make(transport.plain(), kBlocks, kBlockBytes, uuid);
+  b = transport.there(transport.plain(), uuid);
   const uint32_t new_peer = a.meet(b);
   check(new_peer != old_peer, "another life is another peer");
   uint32_t ignored;

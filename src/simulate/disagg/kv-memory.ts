@@ -61,7 +61,7 @@ function refusal(error: unknown): Error {
   const { loaded, reason } = addonStatus();
   const why = loaded
     ? error.message
-    : `the transfer engine is part of the addon, which is not loaded: ${reason}. Build it with \`node install.cjs --force\` (needs CMake and a C++20 compiler), or hand KV over by http`;
+    : `the transfer engine is part of the addon, which is not loaded: ${reason}. Build it with npm rebuild millrace --ignore-scripts=false (in a checkout: npm run build:addon), or hand KV over by http`;
   return new ConfigError(`disagg.transfer: ${why}`, { param: 'disagg.transfer', cause: error });
 }
 

@@ -89,20 +89,36 @@ export class SideChannel {
     });
   }
 
+  /** As `post`, with a deadline in the place of a signal, that `take` has to keep too. */
+  async postWithin<Value>(
+    deadlineMs: number,
+    peer: KvPeer,
+    path: string,
+    body: object,
+    take: (answer: IncomingMessage) => Promise<Value>,
+  ): Promise<Value> {
+    const late = new AbortController();
+    const timer = this.#clock.after(deadlineMs, () =>
+      late.abort(new HandoverError(`${path} was not answered in ${deadlineMs} ms`)),
+    );
+    const signal = AbortSignal.any([late.signal, this.closed]);
+    try {
+      return await take(await this.post(peer, path, body, signal));
+    } catch (error) {
+      signal.throwIfAborted();
+      throw error;
+    } finally {
+      timer.cancel();
+    }
+  }
+
   /** As KvCarrier.notify. */
   notify(peer: KvPeer, key: string, notice: KvNotice): void {
-    const late = new AbortController();
-    const timer = this.#clock.after(NOTIFY_DEADLINE_MS, () => late.abort());
-    const signal = AbortSignal.any([late.signal, this.closed]);
     const said: Notice = { engineId: peer.engineId, key, notice };
     // A peer that is gone needs no notice; one that missed it has its lease.
-    void this.post(peer, '/notify', said, signal).then(
-      answer => {
-        timer.cancel();
-        answer.on('error', () => {}).resume();
-      },
-      () => timer.cancel(),
-    );
+    this.postWithin(NOTIFY_DEADLINE_MS, peer, '/notify', said, async answer => {
+      answer.on('error', () => {}).resume();
+    }).catch(() => {});
   }
 
   /** Ends all that is under way. */

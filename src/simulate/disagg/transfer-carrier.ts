@@ -30,8 +30,10 @@ import {
   whenGone,
 } from './side-channel.js';
 
+/** Of a read: heartbeats are native and come every 250 ms, so who is silent for longer is dead, or never heard of its grant. */
 const LEASE_MS_MIN = 1000;
-const LEASE_MS_MAX = 3_600_000;
+const LEASE_MS_MAX = 5000;
+const MEET_DEADLINE_MS = 5000;
 
 /** What both sides must have alike; the order of the numbers in a block may differ. */
 const SHAPE = ['model', 'layers', 'blockTokens', 'heads', 'headDim', 'elementBytes'] as const;
@@ -43,7 +45,7 @@ const LOST = new Set(['NOT_FOUND', 'STALE', 'PEER_LOST']);
 export interface TransferCarrierOptions extends SideChannelOptions {
   /** Closed with the carrier; who opens one closes the memory itself where that fails. */
   readonly memory: KvMemory;
-  /** How long a read is kept without a word from its reader; heartbeats are native, so at least 1 s of real time. */
+  /** How long offers are kept without a word; reads as long, and from 1 to 5 s. */
   readonly leaseMs: number;
 }
 
@@ -65,7 +67,6 @@ interface Grant {
 
 /** A holder that was met. */
 interface Holder {
-  readonly engineId: string;
   readonly pool: number;
   readonly peer: Peer;
 }
@@ -126,37 +127,46 @@ export class TransferCarrier implements KvCarrier {
     signal: AbortSignal,
   ): Promise<{ readonly holder: Holder; readonly answer: IncomingMessage }> {
     for (let isAgain = false; ; isAgain = true) {
-      const holder = await this.#holderAt(peer, signal);
+      const met = this.#holderAt(peer);
+      const holder = await unlessAborted(met, signal);
       const puller = this.#source.engineId;
       const answer = await this.#channel.post(peer, '/grant', { ...ask, puller }, signal);
       if (answer.statusCode === 200) return { holder, answer };
       const refusal = await refusalOf(answer);
       if (answer.statusCode !== 412 || isAgain) throw refusal;
-      this.#holders.delete(addressOf(peer));
+      this.#forget(peer, met);
     }
   }
 
-  #holderAt(peer: KvPeer, signal: AbortSignal): Promise<Holder> {
+  /** The same meeting for all pulls, until it is forgotten. */
+  #holderAt(peer: KvPeer): Promise<Holder> {
     const address = addressOf(peer);
     let holder = this.#holders.get(address);
     if (holder === undefined) {
       holder = this.#meet(peer);
       this.#holders.set(address, holder);
-      holder.catch(() => this.#holders.delete(address));
+      holder.catch(() => this.#forget(peer, holder!));
     }
-    return unlessAborted(holder, signal);
+    return holder;
+  }
+
+  /** Unless another pull has met it again. */
+  #forget(peer: KvPeer, met: Promise<Holder>): void {
+    const address = addressOf(peer);
+    if (this.#holders.get(address) === met) this.#holders.delete(address);
   }
 
   async #meet(peer: KvPeer): Promise<Holder> {
     const own = introductionOf(this.#source, this.#memory);
-    const answer = await this.#channel.post(peer, '/meet', own, this.#channel.closed);
-    if (answer.statusCode === 404)
+    const said = await this.#channel.postWithin(MEET_DEADLINE_MS, peer, '/meet', own, async answer => {
+      if (answer.statusCode === 200) return readJson<Introduction>(answer);
+      if (answer.statusCode !== 404) throw await refusalOf(answer);
       throw new HandoverError(
         `the holder at ${peer.host}:${peer.port} does not hand KV over by the transfer engine`,
       );
-    if (answer.statusCode !== 200) throw await refusalOf(answer);
-    const { engineId, pool, metadata } = await readJson<Introduction>(answer);
-    return { engineId, pool, peer: this.#memory.agent.connect(Buffer.from(metadata, 'base64')) };
+    });
+    const met = this.#memory.agent.connect(Buffer.from(said.metadata, 'base64'));
+    return { pool: said.pool, peer: met };
   }
 
   /** Reads what is granted, as it is granted, under the holder's lease. */

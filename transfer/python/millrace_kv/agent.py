@@ -36,23 +36,47 @@ def _u32_list(field: str, numbers: Sequence[int]):
     return (c.c_uint32 * len(numbers))(*numbers)
 
 
+def _device_array(array: dict):
+    """Address and bytes of a C-contiguous, writable array on a GPU."""
+    address, is_read_only = array["data"]
+    item = int(array["typestr"][2:])
+    size, expected = item, []
+    for length in reversed(array["shape"]):
+        expected.insert(0, size)
+        size *= length
+    if is_read_only or array.get("strides") not in (None, tuple(expected)):
+        raise TransferError("INVALID", "memory must be writable and contiguous")
+    return address, size
+
+
 class Pool:
     """Memory whose blocks can be moved; made by Agent.create_pool or Agent.register_pool."""
 
-    def __init__(self, agent: "Agent", number: int, size: int, memory):
+    def __init__(self, agent: "Agent", number: int, size: int, memory, device: Optional[int] = None):
         self.id = number
         self.bytes = size
+        self.device = device  # of a GPU; None: host memory
         self._agent = agent
         self._memory = memory  # held until the pool is closed
 
     @property
     def address(self) -> int:
-        """Of the pool's first byte."""
+        """Of the pool's first byte; on the GPU, where it is there."""
         return self._agent._library.mkv_pool_address(self._agent._open(), self.id)
 
     def view(self) -> memoryview:
-        """The pool's bytes. Not to be used after the pool or the agent is closed."""
+        """The pool's bytes. Not to be used after the pool or the agent is closed. UNSUPPORTED for a pool on a GPU:
+        torch.as_tensor(pool) has a view of that one."""
+        if self.device is not None:
+            raise TransferError("UNSUPPORTED", f"pool {self.id} is in the memory of GPU {self.device}")
         return memoryview((c.c_uint8 * self.bytes).from_address(self.address)).cast("B")
+
+    @property
+    def __cuda_array_interface__(self) -> dict:
+        """Its bytes for torch, cupy and others, without a copy. Not to be used after the pool or the agent is closed."""
+        if self.device is None:
+            raise AttributeError("__cuda_array_interface__")
+        return {"shape": (self.bytes,), "typestr": "|u1", "data": (self.address, False), "version": 3, "strides": None}
 
     def lease(self, blocks: Sequence[int], ttl_ms: int, peer: Optional["Peer"] = None) -> "Lease":
         """Leases blocks to a peer, or to whoever renews it."""
@@ -192,20 +216,33 @@ class Agent:
             raise TransferError("CLOSED", "the agent is closed")
         return self._handle
 
-    def create_pool(self, layout: lib.Layout, size: int, name: str = "millrace-kv") -> Pool:
-        """Zeroed memory of `size` bytes that other processes can map."""
-        return self._pool(layout, size, None, 0, 0, name, None)
+    def create_pool(self, layout: lib.Layout, size: int, name: str = "millrace-kv", device: Optional[int] = None) -> Pool:
+        """Zeroed memory of `size` bytes that other processes can map; on the GPU of that number where one is given."""
+        if device is None:
+            return self._pool(layout, size, None, 0, 0, name, None)
+        return self._pool(layout, size, None, 1, device, name, None)
 
-    def register_pool(self, layout: lib.Layout, memory) -> Pool:
-        """Memory of the caller, who leaves it where it is: a numpy array, a torch tensor (also on a GPU), or anything
-        with a writable buffer (bytearray, mmap, array). The pool holds it until it is closed."""
+    def register_pool(self, layout: lib.Layout, memory, device: Optional[int] = None) -> Pool:
+        """Memory of the caller, who leaves it where it is: a numpy array, a torch tensor (also on a GPU), anything with
+        __cuda_array_interface__ (`device` is then its GPU), or with a writable buffer (bytearray, mmap, array). The pool
+        holds it until it is closed.
+
+        What a GPU block holds must be there before a peer or a write reads it: synchronize the stream that made it. Other
+        processes reach memory that cudaMalloc made, as torch's does unless its segments are expandable."""
         if hasattr(memory, "data_ptr"):
             if not memory.is_contiguous():
                 raise TransferError("INVALID", "memory must be a contiguous tensor")
-            is_device = memory.device.type != "cpu"
-            index = memory.device.index or 0 if is_device else 0
+            kind = memory.device.type
+            if kind not in ("cpu", "cuda"):
+                raise TransferError("INVALID", f"memory must be of the device type cpu or cuda; got {kind}")
             size = memory.numel() * memory.element_size()
-            return self._pool(layout, size, memory.data_ptr(), 1 if is_device else 0, index, "", memory)
+            index = (memory.device.index or 0) if kind == "cuda" else 0
+            return self._pool(layout, size, memory.data_ptr(), int(kind == "cuda"), index, "", memory)
+        if hasattr(memory, "__cuda_array_interface__"):
+            address, size = _device_array(memory.__cuda_array_interface__)
+            if device is None:
+                raise TransferError("INVALID", "device must be given for memory with __cuda_array_interface__")
+            return self._pool(layout, size, address, 1, device, "", memory)
         view = memoryview(memory)
         if view.readonly or not view.c_contiguous:
             raise TransferError("INVALID", "memory must be writable and contiguous")
@@ -218,7 +255,7 @@ class Agent:
         params = lib.filled(lib.PoolParams, layout=c.pointer(layout), bytes=size, address=address, memory_kind=kind,
                             device=device, name=name.encode())
         lib.check("pool", self._library.mkv_pool_open(self._open(), c.byref(params), c.byref(number)))
-        return Pool(self, number.value, size, memory)
+        return Pool(self, number.value, size, memory, device if kind == 1 else None)
 
     def metadata(self) -> bytes:
         """What a peer gives to connect; any channel carries it."""
