@@ -35,11 +35,12 @@ PoolFacts facts_of(std::span<const uint8_t> extra) {
 }  // namespace
 
 struct CudaTransport::OwnPool {
-  explicit OwnPool(const Pool& pool) : local(std::make_shared<LocalPool>(reinterpret_cast<uintptr_t>(pool.address()))) {}
+  explicit OwnPool(const Pool& pool) : id(pool.id), local(std::make_shared<LocalPool>(reinterpret_cast<uintptr_t>(pool.address()))) {}
   ~OwnPool() {
     if (descriptor >= 0) ::close(descriptor);
   }
   OwnPool(const OwnPool&) = delete;
+  uint32_t id;
   PoolFacts facts{};
   // Of the driver's, for device memory; ours.
   int descriptor = -1;
@@ -114,7 +115,8 @@ CudaTransport::~CudaTransport() {
   // Agents of this process have been told by the socket that we are gone, and end what they have queued for our pools.
   const uint64_t until = now_ns() + kLeaveNs;
   for (const auto& [pool, own] : own_) {
-    drop_local_pool(uuid(), pool->id);
+    // Not by the pool, which may have gone before us.
+    drop_local_pool(uuid(), own->id);
     while (!own->local->close() && now_ns() < until) sched_yield();
   }
 }
