@@ -25,9 +25,9 @@ function configOf(t: Test, prefill: EngineProcess, decode: EngineProcess): strin
   const folder = mkdtempSync(join(tmpdir(), 'kv-transfer-'));
   t.teardown(() => rmSync(folder, { recursive: true }));
   const text = readFileSync(EXAMPLE, 'utf8')
-    .replace(/^( +- \{url: )http:\/\/127\.0\.0\.1:9001/m, `$1${prefill.url}`)
-    .replace(/^( +- \{url: )http:\/\/127\.0\.0\.1:9002/m, `$1${decode.url}`);
-  t.ok(text.includes(`{url: ${prefill.url}, role: prefill}`) && text.includes(`{url: ${decode.url}, `));
+    .replace(/^( +- \{ url: )http:\/\/127\.0\.0\.1:9001/m, `$1${prefill.url}`)
+    .replace(/^( +- \{ url: )http:\/\/127\.0\.0\.1:9002/m, `$1${decode.url}`);
+  t.ok(text.includes(`{ url: ${prefill.url}, role: prefill }`) && text.includes(`{ url: ${decode.url}, `));
   const path = join(folder, 'kv-transfer.yaml');
   writeFileSync(path, text);
   return path;
