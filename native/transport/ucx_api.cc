@@ -3,9 +3,11 @@
 
 #include <dirent.h>
 #include <dlfcn.h>
+#include <unistd.h>
 
 #include <cstdarg>
 #include <cstdlib>
+#include <vector>
 
 namespace millrace::kv {
 namespace {
@@ -76,9 +78,28 @@ void find_all(void* ucp, void* ucs, Loaded* loaded) {
   find(ucs, "ucs_status_string", &api.status_string, loaded);
 }
 
+// While it loads, libucs writes jumps of its own into the memory functions of libc (mmap, madvise, …), for the whole process
+// and for ever, unless UCX_MEM_EVENTS=n. We register memory by hand and need none of it. setenv could move the environment
+// under another thread that reads it: this shows another list of the same words and frees nothing.
+void* open_without_hooks(const char* library) {
+  static std::vector<char*>* shown = nullptr;
+  char** const before = environ;
+  if (std::getenv("UCX_MEM_EVENTS") == nullptr) {
+    static char no_hooks[] = "UCX_MEM_EVENTS=n";
+    shown = new std::vector<char*>{no_hooks};
+    for (char** word = before; word != nullptr && *word != nullptr; word++) shown->push_back(*word);
+    shown->push_back(nullptr);
+    environ = shown->data();
+  }
+  void* const opened = dlopen(library, RTLD_NOW | RTLD_LOCAL);
+  // Not where somebody has changed it meanwhile, who copied what was there.
+  if (shown != nullptr && environ == shown->data()) environ = before;
+  return opened;
+}
+
 Loaded load() {
   Loaded loaded;
-  void* const ucp = dlopen("libucp.so.0", RTLD_NOW | RTLD_LOCAL);
+  void* const ucp = open_without_hooks("libucp.so.0");
   void* const ucs = ucp == nullptr ? nullptr : dlopen("libucs.so.0", RTLD_NOW | RTLD_LOCAL);
   if (ucs == nullptr) {
     const char* const why = dlerror();

@@ -42,9 +42,20 @@ const FEATURES_RMA_AM = (1n << 1n) | (1n << 6n);
 const PRINT_CONFIG = 1;
 const TEXT_BYTES_MAX = 4_194_304;
 
+/** UCX writes jumps into the memory functions of the process while it loads, unless its environment says not to. */
+function loadWithoutHooks(koffi: Koffi, library: string) {
+  const isSaid = process.env.UCX_MEM_EVENTS !== undefined;
+  if (!isSaid) process.env.UCX_MEM_EVENTS = 'n';
+  try {
+    return koffi.load(library);
+  } finally {
+    if (!isSaid) delete process.env.UCX_MEM_EVENTS;
+  }
+}
+
 /** Calls of libucp, libucs and libc that are used. Statuses are one signed byte. */
 function bind(koffi: Koffi) {
-  const ucp = koffi.load('libucp.so.0');
+  const ucp = loadWithoutHooks(koffi, 'libucp.so.0');
   const ucs = koffi.load('libucs.so.0');
   const libc = koffi.load('libc.so.6');
   return {

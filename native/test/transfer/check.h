@@ -59,6 +59,7 @@ void tcp_checks(std::mt19937& random, uint32_t rounds);
 void tcp_hostile(std::mt19937& random, uint32_t cases);
 
 // The ucx transport, where UCX is installed.
+void ucx_loads_quietly();
 void ucx_checks(std::mt19937& random, uint32_t rounds);
 void ucx_hostile(std::mt19937& random, uint32_t cases);
 

@@ -14,6 +14,7 @@ int main(int count, char** argv) {
     const char* name;
     std::function<void()> run;
   } groups[] = {
+      {"loading", ucx_loads_quietly},
       {"plans", [&] { plan_random(random, cases); }},
       {"tables", [&] { table_random(random, cases * 10); }},
       {"copies", [&] { copy_random(random, cases / 10 + 1); }},

@@ -1,10 +1,13 @@
 // The ucx transport over the lanes of one host, each set of them in a process of its own, as UCX reads its settings once:
 // the contract, faults, bytes that are moved without messages, and messages of nobody.
+#include <dlfcn.h>
 #include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <array>
 #include <cstdlib>
+#include <cstring>
 
 #include "check.h"
 #include "node.h"
@@ -70,6 +73,26 @@ void with_lanes(const char* lanes, Run run) {
 }
 
 }  // namespace
+
+// Nothing may have loaded UCX before.
+void ucx_loads_quietly() {
+  if (std::getenv("UCX_MEM_EVENTS") != nullptr) return;
+  check(dlopen("libucp.so.0", RTLD_NOW | RTLD_NOLOAD) == nullptr, "UCX is not loaded yet");
+  using Code = std::array<uint8_t, 16>;
+  const auto code = [] {
+    std::vector<Code> functions;
+    for (const char* name : {"mmap", "munmap", "mremap", "madvise", "brk", "shmat", "shmdt"}) {
+      const void* const function = dlsym(RTLD_DEFAULT, name);
+      check(function != nullptr, std::string("libc has ") + name);
+      std::memcpy(functions.emplace_back().data(), function, sizeof(Code));
+    }
+    return functions;
+  };
+  const std::vector<Code> before = code();
+  UcxTransport::probe();
+  check(code() == before, "memory functions of libc are as they were");
+  check(std::getenv("UCX_MEM_EVENTS") == nullptr, "and so is the environment");
+}
 
 void ucx_checks(std::mt19937& random, uint32_t rounds) {
 #if defined(__SANITIZE_THREAD__)
