@@ -64,24 +64,27 @@ t.test('too many at once is an answer', needsAddon, async t => {
   t.equal(await codeOf(plan.post()), 'OK', 'there is room again');
 });
 
-t.test('the end of an agent with transfers in flight', needsAddon, async t => {
-  const agents = twoAgents('memory', LARGE, 1);
-  const plan = largePlan(agents);
-  const settled: string[] = [];
-  const posts = Array.from({ length: QUEUE }, () => codeOf(plan.post()).then(code => settled.push(code)));
-  await agents.near.close();
-  t.equal(settled.length, QUEUE, 'all have settled when close is done');
-  await Promise.all(posts);
-  t.ok(settled.every(code => code === 'OK' || code === 'CANCELLED'));
-  t.ok(settled.includes('CANCELLED'));
-  t.equal(agents.nearBytes.length, 0, 'no view over its memory is left');
-  t.equal(await codeOf(plan.post()), 'CLOSED');
-  t.throws(() => agents.near.metadata(), { code: 'CLOSED' });
-  await agents.close();
-});
-
 // The engine may be done with a queue before the other side ends, where this process waits for its processor.
 const ROUNDS = 20;
+
+t.test('the end of an agent with transfers in flight', needsAddon, async t => {
+  const settled: string[] = [];
+  for (let round = 0; round < ROUNDS && !settled.includes('CANCELLED'); round++) {
+    settled.length = 0;
+    const agents = twoAgents('memory', LARGE, 1);
+    const plan = largePlan(agents);
+    const posts = Array.from({ length: QUEUE }, () => codeOf(plan.post()).then(code => settled.push(code)));
+    await agents.near.close();
+    t.equal(settled.length, QUEUE, 'all have settled when close is done');
+    await Promise.all(posts);
+    t.ok(settled.every(code => code === 'OK' || code === 'CANCELLED'));
+    t.equal(agents.nearBytes.length, 0, 'no view over its memory is left');
+    t.equal(await codeOf(plan.post()), 'CLOSED');
+    t.throws(() => agents.near.metadata(), { code: 'CLOSED' });
+    await agents.close();
+  }
+  t.ok(settled.includes('CANCELLED'), 'one was in flight');
+});
 
 t.test('the end of the peer', needsAddon, async t => {
   for (let round = 0; round < ROUNDS; round++) {

@@ -32,7 +32,9 @@ function percentile(sorted: readonly number[], p: number): number {
   return sorted[Math.max(0, Math.ceil((p / 100) * sorted.length) - 1)]!;
 }
 
-function times(deaths: readonly Death[]): object {
+/** Null where none was: in a short run chance may leave a role out. */
+function times(deaths: readonly Death[]): object | null {
+  if (deaths.length === 0) return null;
   const sorted = deaths.map(({ ms }) => ms).sort((a, b) => a - b);
   const rounded = (ms: number): number => Number(ms.toFixed(2));
   return {

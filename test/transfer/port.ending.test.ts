@@ -2,7 +2,7 @@
 // written into its memory harms nobody but who wrote it; a port is opened once and by nothing but its description.
 import { once } from 'node:events';
 import { Worker } from 'node:worker_threads';
-import t from 'tap';
+import t, { type Test } from 'tap';
 import { randomInteger, seededRandom } from '#millrace/runtime/random.js';
 import {
   type AgentPort,
@@ -153,8 +153,11 @@ const ENDS: Record<string, (opened: Opened) => unknown> = {
   'by the thread of the agent': ({ agentPort }) => agentPort.close(),
   'with the agent': ({ near }) => near.close(),
 };
+/** The engine may be done with all of them before the end, where this process waits for its processor. */
+const ROUNDS = 20;
 for (const [name, end] of Object.entries(ENDS)) {
-  t.test(`the end of a port with transfers in flight, ${name}`, needsAddon, async t => {
+  /** True when a transfer was in flight. */
+  const endOnce = async (t: Test): Promise<boolean> => {
     const it = opened(t, LARGE, 1);
     const ended = once(it.near, 'portEnded');
     const submitted = it.port.submit(it.plan);
@@ -166,7 +169,6 @@ for (const [name, end] of Object.entries(ENDS)) {
       settled.every(code => ['OK', 'CANCELLED', 'CLOSED'].includes(code)),
       String(settled),
     );
-    t.ok(settled.includes('CANCELLED') || settled.includes('CLOSED'));
     t.equal(it.port.poll()?.id, submitted, 'the one that nobody awaited is told too');
     t.equal((await ended)[0], it.agentPort);
     t.ok(it.agentPort.hasEnded);
@@ -176,6 +178,12 @@ for (const [name, end] of Object.entries(ENDS)) {
     t.throws(() => it.port.submit(it.plan), { code: 'CLOSED' });
     it.agentPort.close();
     await it.port.close();
+    return settled.some(code => code !== 'OK');
+  };
+  t.test(`the end of a port with transfers in flight, ${name}`, needsAddon, async t => {
+    let rounds = 1;
+    while (!(await endOnce(t)) && rounds < ROUNDS) rounds++;
+    t.ok(rounds < ROUNDS, `in flight in round ${rounds}`);
   });
 }
 
