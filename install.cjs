@@ -23,6 +23,7 @@ const STATUS = path.join(BUILD, 'addon-status.json');
 const SOURCES = [
   'CMakeLists.txt',
   'native/core',
+  'native/cuda',
   'native/transfer',
   'native/transport',
   'native/binding',

@@ -32,6 +32,7 @@ const WANTED = [
   /^dist\/.+\.(js|d\.ts)$/,
   /^native\/(binding|capi|core|include|third_party|transfer|transport)\/.+\.(cc|h)$/,
   /^native\/capi\/exports\.map$/,
+  /^native\/cuda\/\w+\.(cu|h|inc)$/,
   /^transfer\/python\/millrace_kv\/\w+\.py$/,
   /^(package\.json|README\.md|LICENSE|CMakeLists\.txt|binding\.gyp|install\.cjs)$/,
 ];
@@ -41,14 +42,15 @@ const NEEDED = [
   'dist/index.d.ts',
   'dist/plane/pool-thread.js',
   'dist/transfer/index.js',
+  'native/cuda/kernels.inc',
   'native/third_party/xxhash.h',
   'native/transfer/agent.cc',
   'native/transport/transports.cc',
   'CMakeLists.txt',
   'install.cjs',
   'LICENSE',
-  // Every source that the build names.
-  ...readFileSync(join(ROOT, 'CMakeLists.txt'), 'utf8').matchAll(/native\/[\w/]+\.cc/g),
+  // Every source that the build names, but those of the program that checks a GPU.
+  ...readFileSync(join(ROOT, 'CMakeLists.txt'), 'utf8').matchAll(/native\/(?!test\/)[\w/]+\.cc/g),
 ].map(String);
 
 const children = new Set();
