@@ -3,13 +3,13 @@
 // methods take turns and medians are compared, so that what else runs on the machine meets all of them. Prints one JSON
 // object per row. Built with -O3 from native/transfer and native/transport.
 #include <algorithm>
+#include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <ctime>
 #include <numeric>
 #include <random>
-#include <thread>
 #include <vector>
 
 #include "agent.h"
@@ -37,6 +37,8 @@ void require(bool holds, const std::string& what) {
 }
 
 struct Side {
+  // Raised by the agent when it has events. Whoever waits must sleep: two processors are for two progress threads.
+  std::atomic<uint32_t> woken{0};
   std::unique_ptr<UcxMemory> memory;
   std::unique_ptr<Agent> agent;
   uint8_t* address = nullptr;
@@ -47,6 +49,10 @@ struct Side {
     AgentOptions options;
     options.name = "bench";
     options.transports = {"ucx"};
+    options.wake = [this] {
+      woken.store(1, std::memory_order_release);
+      woken.notify_one();
+    };
     require(Agent::create(options, &agent, &error) == Status::kOk, error);
     std::unique_ptr<Pool> made;
     if (is_mapped) {
@@ -85,8 +91,9 @@ uint64_t transfer(Side& here, const std::vector<TransferRequest>& requests) {
   for (const TransferRequest& request : requests) require(here.agent->submit(request, &error) > 0, error);
   for (size_t done = 0; done < requests.size();) {
     events.clear();
-    // The two progress threads need the processors more than who waits.
-    if (here.agent->poll(16, &events) == 0) std::this_thread::yield();
+    here.woken.wait(0, std::memory_order_acquire);
+    here.woken.store(0, std::memory_order_relaxed);
+    while (here.agent->poll(16, &events) > 0) continue;
     for (const Event& event : events) {
       if (event.kind != EventKind::kCompletion) continue;
       require(event.status == Status::kOk, status_name(event.status));
