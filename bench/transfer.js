@@ -260,12 +260,13 @@ async function measureTimes() {
   return figures;
 }
 
-/** Reserves large pages; returns what gives them back. */
+/** Reserves large pages, which are given back at the end of the process, however it ends. */
 function reserveHugePages() {
-  if (flags.hugePages === 0) return () => {};
+  if (flags.hugePages === 0) return;
   const before = readFileSync(HUGE_PAGES, 'utf8');
   writeFileSync(HUGE_PAGES, String(Number(before) + flags.hugePages));
-  return () => writeFileSync(HUGE_PAGES, before);
+  process.once('exit', () => writeFileSync(HUGE_PAGES, before));
+  for (const signal of ['SIGINT', 'SIGTERM']) process.once(signal, () => process.exit(1));
 }
 
 async function skipReason(of) {
@@ -286,7 +287,7 @@ const cases = (flags.nixl === undefined ? CASES : NIXL_CASES)
   .filter(({ transport }) => flags.transport.includes(transport))
   .map(of => (flags.quick ? quickCase(of) : of));
 await buildYardsticks();
-const giveBack = reserveHugePages();
+reserveHugePages();
 const native = openYardsticks();
 const nixl = flags.nixl === undefined ? null : new Nixl(flags.nixl);
 const nixlVersion = await nixl?.about();
@@ -306,7 +307,6 @@ try {
 } finally {
   await native.close();
   await nixl?.close();
-  giveBack();
 }
 bar.done();
 const figures = [
