@@ -86,6 +86,8 @@ Status create_device_pool(int32_t device, uint64_t bytes, std::unique_ptr<Pool>*
                           attribute(api, device, cuda::kHandleTypePosixFd) != 0;
   Result result = can_export ? map_exportable(memory.get(), device, bytes) : api.cuMemAlloc(&memory->address, bytes);
   if (result == cuda::kSuccess) result = api.cuMemsetD8(memory->address, 0, bytes);
+  // It only begins then, in the default stream, for which the streams of transfers do not wait.
+  if (result == cuda::kSuccess) result = api.cuStreamSynchronize(nullptr);
   if (result != cuda::kSuccess) {
     *error = "memory for a pool of " + std::to_string(bytes) + " bytes on device " + std::to_string(device) + ": " +
              cuda::error_words(api, can_export ? "cuMemCreate" : "cuMemAlloc", result);
